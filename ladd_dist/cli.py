@@ -1,0 +1,58 @@
+"""What every launcher shares: ``--config FILE key.sub=value ...``, clean errors, the process group's life."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ladd_dist import distributed, log
+from ladd_dist.config import Config, load
+from ladd_dist.distributed import World
+from ladd_dist.errors import LaddError
+
+EXIT_BAD_INPUT = 2
+
+_EPILOG = """\
+Overrides are YAML values: train.iterations=5  engine=fsdp2  discriminator.blocks=[1,3]
+All keys, their types and defaults stand in ladd_dist/config.py; configs/ holds whole examples.
+"""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A started launcher: the parsed command line, the validated configuration and this process's place."""
+
+    args: argparse.Namespace
+    config: Config
+    world: World
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A launcher's command line, to which it adds flags of its own."""
+    result = argparse.ArgumentParser(
+        description=description, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, such as configs/tiny_cpu.yaml")
+    result.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single configuration keys")
+    # The deepspeed launcher passes it; the environment says the same.
+    result.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return result
+
+
+def run(command: argparse.ArgumentParser, main: Callable[[Launch], None]) -> None:
+    """Parse, validate, start the process group, run ``main`` and leave in order.
+
+    Bad input ends with one line on stderr and exit code 2.
+    """
+    args = command.parse_intermixed_args()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        config = load(args.config, args.overrides)
+        world = distributed.start(config.device)
+        log.setup(world)
+        main(Launch(args, config, world))
+    except LaddError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    distributed.stop()

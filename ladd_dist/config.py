@@ -1,0 +1,293 @@
+"""The run's configuration: one strict schema for every launcher, YAML files and dotted overrides.
+
+``load(path, ["train.iterations=5", "engine=fsdp2"])`` reads a file, applies overrides in order and validates.
+A key that the schema does not know, a value of the wrong type and a combination that cannot run are
+`LaddError`s that name the key; nothing is guessed or ignored.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from ladd_dist.errors import LaddError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+BucketName = Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]
+StepCount = Annotated[int, Field(ge=1, le=1000)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys and silent type coercions are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TeacherConfig(Section):
+    """The frozen network: teacher of the data and backbone of the discriminator."""
+
+    path: str
+    """A diffusers folder with ``transformer/``, ``vae/``, ``scheduler/``, text encoders and tokenizers."""
+    placement: Literal["replicate", "shard"] = "replicate"
+    """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
+    activation_checkpointing: bool = False
+    max_t5_tokens: PositiveInt = 256
+    """T5 tokens appended to the 77 of CLIP, where the teacher has a T5 encoder."""
+
+
+class StudentConfig(Section):
+    """The network that is trained."""
+
+    path: str | None = None
+    """A diffusers folder to start from; null starts from a full-size copy of the teacher."""
+    activation_checkpointing: bool = False
+
+
+class DiscriminatorConfig(Section):
+    """Conv heads on the frozen teacher's blocks (design: 1x1 to ``width``, 3x3, 3x3 to ``out_width``, logit)."""
+
+    blocks: list[NonNegativeInt] | None = None
+    """Transformer blocks that carry a head; null means every block."""
+    width: PositiveInt = 256
+    out_width: PositiveInt = 128
+    groups: PositiveInt = 32
+    """GroupNorm groups; divides both widths."""
+    cond_width: PositiveInt = 256
+    """Width of the shared embedding of noise level and pooled text."""
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> "DiscriminatorConfig":
+        if self.width % self.groups or self.out_width % self.groups:
+            raise ValueError(f"groups={self.groups} must divide width={self.width} and out_width={self.out_width}")
+        return self
+
+
+class MethodConfig(Section):
+    """LADD itself (arXiv 2403.12015)."""
+
+    student_times: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.5, 0.25]
+    warmup_probabilities: list[Probability] = [0.0, 0.0, 0.5, 0.5]
+    probabilities: list[Probability] = [0.7, 0.1, 0.1, 0.1]
+    warmup_iterations: NonNegativeInt = 500
+    renoise_location: float = 1.0
+    """Logit-normal location at 4,096 image tokens; shifted to each bucket's own token count."""
+    renoise_scale: PositiveFloat = 1.0
+    renoise: Literal["independent", "same"] = "independent"
+    """Whether real and fake of a pair are judged at noise levels of their own or at the same one."""
+    r1_weight: NonNegativeFloat = 0.0
+    fake_pass: Literal["shared", "two_pass"] = "shared"
+    """One student forward and one teacher pass over the fake for both updates, or the plain order with two."""
+
+    @model_validator(mode="after")
+    def _distributions(self) -> "MethodConfig":
+        for key in ("warmup_probabilities", "probabilities"):
+            values = getattr(self, key)
+            if len(values) != len(self.student_times):
+                raise ValueError(f"{key} needs one entry for each of the {len(self.student_times)} student_times")
+            if abs(sum(values) - 1) > 1e-6:
+                raise ValueError(f"{key} must sum to 1, not {sum(values):g}")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up, then constant or cosine decay to ``final_lr_ratio * lr``."""
+
+    lr: PositiveFloat
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.0, 0.99]
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_iterations: NonNegativeInt = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    final_lr_ratio: Probability = 0.0
+    clip_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this global norm."""
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    iterations: PositiveInt
+    global_batch: PositiveInt
+    """Samples per iteration over all ranks and micro-batches."""
+    micro_batch: PositiveInt
+    """Samples per rank and forward pass."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Compute precision; trainable parameters and optimizer state are fp32 always."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    preview_every: NonNegativeInt = 0
+    """Iterations between picture sheets of the student; 0 draws none."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TrainConfig":
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"micro_batch={self.micro_batch} must divide global_batch={self.global_batch}")
+        return self
+
+
+class DataConfig(Section):
+    """Where the synthetic latents are written and read."""
+
+    path: str
+    shuffle_seed: int = 0
+    workers: NonNegativeInt = 0
+    """Loader processes per rank."""
+
+
+class SynthesisConfig(Section):
+    """Offline generation of the training latents with the guided teacher."""
+
+    prompts: str
+    """``.jsonl`` with ``prompt`` and optional ``bucket``, or ``.txt`` with one prompt per line."""
+    buckets: Annotated[list[BucketName], Field(min_length=1)]
+    """Aspect-ratio buckets, ``HEIGHTxWIDTH`` in pixels; prompts without one are dealt to them in turn."""
+    images_per_prompt: PositiveInt = 1
+    steps: StepCount = 28
+    guidance: Annotated[float, Field(ge=1)] = 4.5
+    batch: PositiveInt = 8
+    part_samples: PositiveInt = 512
+    """Samples of a part: the unit that a rank claims, writes whole and never repeats."""
+
+
+class SamplingConfig(Section):
+    """Few-step sampling with the student."""
+
+    steps: Literal[1, 2, 4] = 4
+    batch: PositiveInt = 8
+
+
+class EvaluationConfig(Section):
+    """Frechet distances and prompt accuracy of student and teacher, on prompts not used in training."""
+
+    prompts: str
+    judge: str = "digits"
+    """``digits`` (the embedded one) or ``clip:FOLDER`` for a transformers CLIP model folder."""
+    samples: Annotated[int, Field(ge=4)] = 1000
+    batch: PositiveInt = 50
+    pictures: PositiveInt = 8
+    """Pictures per bucket kept for the report."""
+
+
+class TrackingConfig(Section):
+    """``metrics.jsonl`` is the record; W&B mirrors it when asked to."""
+
+    wandb: Literal["off", "offline", "online"] = "off"
+    project: str = "ladd_dist"
+
+
+class Config(Section):
+    """Everything a run needs. One file serves synthesis, training, sampling, evaluation and export."""
+
+    run_dir: str
+    seed: NonNegativeInt = 0
+    engine: Literal["local", "fsdp2", "zero3"] = "local"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` uses a GPU when there is one."""
+    teacher: TeacherConfig
+    student: StudentConfig = StudentConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    method: MethodConfig = MethodConfig()
+    student_optimizer: OptimizerConfig
+    head_optimizer: OptimizerConfig
+    train: TrainConfig
+    data: DataConfig
+    synthesis: SynthesisConfig
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig
+    tracking: TrackingConfig = TrackingConfig()
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per rank and iteration.
+
+        Raises:
+            LaddError: if the ranks cannot share the global batch evenly, or if the shared fake pass would
+                have to keep the graphs of several micro-batches alive.
+        """
+        batch, micro = self.train.global_batch, self.train.micro_batch
+        if batch % (micro * world_size):
+            raise LaddError(
+                f"train.global_batch={batch} is not a multiple of train.micro_batch={micro} x {world_size} ranks: "
+                f"set train.micro_batch to a divisor of {batch / world_size:g}, or change the number of ranks"
+            )
+        count = batch // (micro * world_size)
+        if count > 1 and self.method.fake_pass == "shared":
+            raise LaddError(
+                f"method.fake_pass=shared needs the whole batch in one micro-batch, but train.micro_batch={micro} "
+                f"makes {count}: set method.fake_pass=two_pass, or train.micro_batch={batch // world_size}"
+            )
+        return count
+
+    def save(self, path: Path) -> None:
+        """Write the resolved configuration as YAML that `load` reads back to an equal one."""
+        path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False))
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply ``key.sub=value`` overrides (values are YAML) and validate.
+
+    Raises:
+        LaddError: naming the file, key or value at fault and what would be right.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides or []:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise LaddError(f"{path}: {_explain(error)}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise LaddError(f"config file {path} cannot be read ({error.strerror}): pass --config FILE") from None
+    except yaml.YAMLError as error:
+        raise LaddError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise LaddError(f"config file {path} must hold a mapping of sections, see configs/tiny_cpu.yaml")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise LaddError(f"override '{override}' is not of the form key.sub=value")
+    *parents, leaf = key.split(".")
+    node: Any = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise LaddError(f"override '{override}': '{parent}' is a value, not a section")
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise LaddError(f"override '{override}': '{text}' is not a YAML value") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem in one line, with a suggestion where a key is mistyped."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_suggest(first['loc'])}"
+    if first["type"] == "missing":
+        return f"missing key '{key}': add it to the file or pass {key}=VALUE"
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return f"{key or 'config'}: {message[0].lower()}{message[1:]}{got}"
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    section: Any = Config
+    for part in location[:-1]:
+        section = section.model_fields[str(part)].annotation
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f": did you mean '{close[0]}'?" if close else f": known keys here are {', '.join(known)}"

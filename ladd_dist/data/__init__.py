@@ -1,0 +1,1 @@
+"""Synthetic latents: buckets, prompts, MDS shards with their manifest, and the reader."""

@@ -1,0 +1,112 @@
+"""The schema of a latent dataset on disk: MDS streams, one folder per bucket, and a manifest beside them.
+
+    PATH/manifest.json           provenance: teacher, guidance, steps, counts, versions
+    PATH/512x1024/index.json     one stream per bucket, merged from its parts
+    PATH/512x1024/part-00000/    MDS shards written by one rank, whole or not there at all
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladd_dist.batch import Batch
+from ladd_dist.conditioning import Conditioning
+from ladd_dist.errors import LaddError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the samples were made from. Two runs with equal provenance write equal samples."""
+
+    teacher: str
+    """`fingerprint` of the transformer."""
+    prompts: str
+    """SHA-256 prefix of the prompt file."""
+    seed: int
+    guidance: float
+    steps: int
+    scheduler: dict[str, Any]
+    buckets: list[str]
+    images_per_prompt: int
+    part_samples: int
+    latent_channels: int
+    max_t5_tokens: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished dataset: provenance, samples per bucket and the versions that wrote it."""
+
+    provenance: Provenance
+    counts: dict[str, int]
+    versions: dict[str, str]
+
+    def write(self, root: Path) -> None:
+        """Write it in one move, so that a manifest is whole or absent."""
+        temporary = root / f".{MANIFEST}"
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        temporary.replace(root / MANIFEST)
+
+    @staticmethod
+    def read(root: str | Path) -> "Manifest":
+        """Read a dataset's manifest.
+
+        Raises:
+            LaddError: if the dataset or its manifest is missing or damaged.
+        """
+        path = Path(root) / MANIFEST
+        if not path.is_file():
+            raise LaddError(f"no dataset at data.path={root} ({MANIFEST} is missing): run launchers/synthesize.py")
+        try:
+            tree = json.loads(path.read_text())
+            return Manifest(Provenance(**tree["provenance"]), tree["counts"], tree["versions"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise LaddError(f"{path} is damaged ({error}): run launchers/synthesize.py again") from None
+
+
+def columns(latent: tuple[int, ...], context: tuple[int, ...], pooled: tuple[int, ...]) -> dict[str, str]:
+    """MDS columns of a bucket, given the shapes of one sample. bf16 travels as int16 bit patterns."""
+
+    def bits(shape: tuple[int, ...]) -> str:
+        return f"ndarray:int16:{','.join(map(str, shape))}"
+
+    return {
+        "id": "int64",
+        "latent": bits(latent),
+        "context": bits(context),
+        "pooled": bits(pooled),
+        "prompt": "str",
+        "bucket": "str",
+        "seed": "int64",
+        "guidance": "float64",
+        "steps": "int64",
+        "teacher": "str",
+    }
+
+
+def to_bits(tensor: Tensor) -> np.ndarray:
+    """Round to bf16 and view as int16."""
+    return tensor.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy()
+
+
+def from_bits(array: np.ndarray) -> Tensor:
+    """Read bf16 bit patterns back as fp32."""
+    return torch.from_numpy(array.copy()).view(torch.bfloat16).float()
+
+
+def collate(samples: list[dict[str, Any]]) -> Batch:
+    """Samples of one bucket to a batch on the CPU."""
+    stacked = {key: torch.stack([from_bits(s[key]) for s in samples]) for key in ("latent", "context", "pooled")}
+    return Batch(
+        stacked["latent"],
+        Conditioning(stacked["context"], stacked["pooled"]),
+        [int(s["id"]) for s in samples],
+        samples[0]["bucket"],
+    )

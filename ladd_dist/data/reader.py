@@ -1,0 +1,108 @@
+"""Endless batches of synthetic latents, in an order that is a function of seed and position alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from streaming import Stream, StreamingDataset
+from torch.utils.data import DataLoader
+
+from ladd_dist.batch import Batch
+from ladd_dist.config import Config
+from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.data.mds import Manifest, collate
+from ladd_dist.distributed import World
+from ladd_dist.errors import LaddError
+
+# Fixed, so that the sample order does not depend on the number of nodes.
+_CANONICAL_NODES = 1
+
+
+def check_dataset(config: Config, space: LatentSpace, teacher: str) -> Manifest:
+    """Hold a dataset against the run before anything is loaded.
+
+    Args:
+        teacher: fingerprint of the run's teacher.
+
+    Raises:
+        LaddError: if the dataset is missing, was made by another teacher, has latents of other channels, or has
+            a bucket too small for one global batch.
+    """
+    manifest = Manifest.read(config.data.path)
+    made = manifest.provenance
+    where = f"data.path={config.data.path}"
+    if made.latent_channels != space.channels:
+        raise LaddError(
+            f"{where} holds latents of {made.latent_channels} channels, but the teacher {config.teacher.path} has "
+            f"{space.channels}: synthesize with this teacher, or set teacher.path to the one that made them"
+        )
+    if made.teacher != teacher:
+        raise LaddError(
+            f"{where} was made by teacher {made.teacher}, not by {config.teacher.path} ({teacher}): "
+            "synthesize again, or set teacher.path to the one that made it"
+        )
+    for bucket, count in manifest.counts.items():
+        space.shape(Bucket.parse(bucket))
+        if count < config.train.global_batch:
+            raise LaddError(
+                f"bucket {bucket} of {where} holds {count} samples, fewer than train.global_batch="
+                f"{config.train.global_batch}: synthesize more for it, or lower train.global_batch"
+            )
+        if not (Path(config.data.path) / bucket / "index.json").is_file():
+            raise LaddError(f"bucket {bucket} of {where} has no index.json: run launchers/synthesize.py again")
+    return manifest
+
+
+class LatentReader:
+    """Reads this rank's share of each global batch; a global batch holds one bucket, the same on all ranks.
+
+    Args:
+        config: the run's configuration; its dataset must have passed `check_dataset`.
+    """
+
+    def __init__(self, config: Config, manifest: Manifest, world: World) -> None:
+        root = Path(config.data.path)
+        self._micro_batch = config.train.micro_batch
+        self._global_batch = config.train.global_batch
+        self._dataset = StreamingDataset(
+            streams=[Stream(local=str(root / bucket)) for bucket in manifest.counts],
+            batch_size=self._global_batch // world.size,
+            batching_method="per_stream",
+            shuffle=True,
+            shuffle_seed=config.data.shuffle_seed,
+            num_canonical_nodes=_CANONICAL_NODES,
+        )
+        self._workers = config.data.workers
+        self._epoch, self._batches = 0, 0
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of one iteration after the other, epoch after epoch."""
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset,
+            batch_size=self._micro_batch,
+            num_workers=self._workers,
+            collate_fn=collate,
+            persistent_workers=self._workers > 0,
+            drop_last=True,
+        )
+        per_iteration = self._dataset.batch_size // self._micro_batch
+        while True:
+            micro: list[Batch] = []
+            for batch in loader:
+                micro.append(batch)
+                if len(micro) == per_iteration:
+                    self._batches += 1
+                    yield micro
+                    micro = []
+            self._epoch, self._batches = self._epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Position behind the last iteration that was yielded."""
+        return {"epoch": self._epoch, "samples": self._batches * self._global_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at a position. Call before iterating."""
+        self._epoch, self._batches = state["epoch"], state["samples"] // self._global_batch
+        resumed = self._dataset.state_dict(num_samples=0, from_beginning=True)
+        resumed |= {"epoch": self._epoch, "sample_in_epoch": self._batches * self._global_batch}
+        self._dataset.load_state_dict(resumed)

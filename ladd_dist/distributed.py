@@ -1,0 +1,98 @@
+"""The process group as a value: who am I, on which device, and the few collectives the trainer needs."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ladd_dist.errors import LaddError
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective waits for a rank before the job fails."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place among all of them. ``size == 1`` works without a process group."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes logs, reports and manifests."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier()
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its mean over ranks, in one collective."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            t.detach().copy_(part.view_as(t))
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        """Overwrite every rank's tensors with rank 0's."""
+        if self.size > 1:
+            for t in tensors:
+                dist.broadcast(t.detach(), src=0)
+
+    def gather(self, value: object) -> list[Any]:
+        """Every rank's picklable value, in rank order, on all of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on at least one rank."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([flag], dtype=torch.int32, device=self.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+
+def start(device: str = "auto") -> World:
+    """Join the process group that torchrun or deepspeed described in the environment, if there is one.
+
+    Args:
+        device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        LaddError: if ``cuda`` is asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LaddError("device=cuda, but no GPU is visible: set device=auto or device=cpu")
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cpu" or not torch.cuda.is_available():
+        chosen, backend = torch.device("cpu"), "gloo"
+    else:
+        chosen, backend = torch.device("cuda", local_rank), "nccl"
+        torch.cuda.set_device(chosen)
+    # MosaicML Streaming finds the ranks of a node by this variable, which the deepspeed launcher calls LOCAL_SIZE.
+    os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    return World(rank, size, local_rank, chosen)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,71 @@
+"""Randomness as a pure function of (seed, iteration, sample).
+
+A training sample's noise does not depend on which rank holds it, on the world size or on what was drawn
+before: a run needs no RNG state to resume, and one process and five hundred see the same numbers.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepDraws:
+    """The random numbers of one LADD iteration for ``B`` samples, fp32.
+
+    ``*_noise`` are standard normal ``(B, C, H, W)``; ``student_time`` is uniform ``(B,)``; ``*_level`` are
+    standard normal ``(B,)``, to be mapped to a noise level.
+    """
+
+    student_time: Tensor
+    fake_level: Tensor
+    real_level: Tensor
+    student_noise: Tensor
+    fake_noise: Tensor
+    real_noise: Tensor
+
+
+def generator(device: torch.device, *key: int) -> torch.Generator:
+    """A generator whose stream is given by the integers of ``key`` alone."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little", signed=True))
+
+
+def step_draws(seed: int, iteration: int, ids: list[int], shape: torch.Size, device: torch.device) -> StepDraws:
+    """Draw everything one iteration needs, each sample from a stream of its own.
+
+    Args:
+        ids: the samples' dataset-wide ids.
+        shape: ``(C, H, W)`` of one latent.
+    """
+    streams = [generator(device, seed, iteration, sample) for sample in ids]
+
+    def draw(kind: str, *size: int) -> Tensor:
+        function = torch.rand if kind == "uniform" else torch.randn
+        return torch.stack([function(size, generator=stream, device=device) for stream in streams])
+
+    time = draw("uniform")
+    levels = draw("normal", 2)
+    noises = draw("normal", 3, *shape)
+    return StepDraws(time, *levels.unbind(1), *noises.unbind(1))
+
+
+def image_noise(seeds: list[int], shape: tuple[int, int, int], draws: int, device: torch.device) -> Tensor:
+    """Noise for sampling: ``(draws, B, C, H, W)``, image ``i`` from ``torch.Generator().manual_seed(seeds[i])``.
+
+    The first draw is the initial noise and the others renoise between steps, in the order in which diffusers'
+    pipeline with ``stochastic_sampling`` draws them.
+    """
+    streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    return torch.stack(
+        [torch.stack([torch.randn(shape, generator=s, device=device) for s in streams]) for _ in range(draws)]
+    )
+
+
+def image_seed(seed: int, purpose: str, number: int) -> int:
+    """The seed of picture ``number`` for a purpose such as ``"synthesis"``: 63 bits, never shared by two."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,55 @@
+"""Exponential moving average of the student, sharded exactly as the engine shards the student."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ladd_dist.engines.base import Engine, Shard
+
+
+class Ema:
+    """``ema <- decay * ema + (1 - decay) * weights``, fp32, on this rank's shards.
+
+    The decay warms up as ``min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that short runs are not
+    held back by their initial weights.
+    """
+
+    def __init__(self, student: Engine, decay: float) -> None:
+        self._student = student
+        self._decay = decay
+        self._weights = [shard.local for shard in student.shards().values()]
+        self._average = [w.clone() for w in self._weights]
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        """Move towards the current weights, ``updates`` counting the calls before this one."""
+        decay = min(self._decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Let the student run with the averaged weights inside the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for weights, average in zip(self._weights, self._average, strict=True):
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
+        self._student.publish()
+
+    def shards(self) -> dict[str, Shard]:
+        """The average, in the same ranges as the student's weights."""
+        student = self._student.shards()
+        averages: list[Tensor] = self._average
+        return {
+            name: Shard(shard.shape, shard.offset, average)
+            for (name, shard), average in zip(student.items(), averages, strict=True)
+        }

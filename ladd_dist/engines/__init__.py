@@ -1,0 +1,1 @@
+"""Engines: how one trainable network lives on the ranks. They know `nn.Module`, never LADD."""

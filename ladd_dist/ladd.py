@@ -1,0 +1,151 @@
+"""One iteration of Latent Adversarial Diffusion Distillation (Sauer et al. 2024, arXiv 2403.12015).
+
+    x_t    = (1 - t) x0 + t eps                       t in {1, .75, .5, .25}
+    x0_hat = x_t - t student(x_t, t, c)               the one student forward
+    fake   = teacher features of (1 - s) x0_hat + s eps'    s ~ LogitNormal, shifted to the resolution
+    real   = teacher features of (1 - r) x0 + r eps''
+    L_D    = mean relu(1 - D(real)) + mean relu(1 + D(fake))
+    L_G    = -mean D(fake)
+
+The gradient is cut at x0_hat: teacher and heads give dL_G / dx0_hat, and the student's engine backpropagates
+that vector. An engine only ever sees its own network's graph, so sharding stays its private matter.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ladd_dist.batch import Batch
+from ladd_dist.config import Config, MethodConfig
+from ladd_dist.draws import StepDraws, step_draws
+from ladd_dist.engines.base import Engine
+from ladd_dist.flow import add_noise, choose_time, logit_normal, shifted_location, x0_from_velocity
+from ladd_dist.losses import hinge_discriminator, hinge_generator, r1_penalty
+from ladd_dist.schedule import learning_rate
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch with this iteration's randomness. ``t``, ``s``, ``r`` ``(B,)``: levels of input, fake and real."""
+
+    batch: Batch
+    grid: tuple[int, int]
+    t: Tensor
+    s: Tensor
+    r: Tensor
+    draws: StepDraws
+
+
+@dataclass(frozen=True)
+class Fake:
+    """The student's prediction ``x0_hat``, its copy ``cut`` where the gradient is cut, and the latter's features."""
+
+    x0_hat: Tensor
+    cut: Tensor
+    features: list[Tensor]
+
+
+def draw_sample(
+    config: Config, index: int, batch: Batch, grid: tuple[int, int], device: torch.device
+) -> Sample:
+    """Attach iteration ``index``'s noise and noise levels to a batch, a pure function of seed and sample ids."""
+    method: MethodConfig = config.method
+    draws = step_draws(config.seed, index, batch.ids, batch.latents.shape[1:], device)
+    warm = index < method.warmup_iterations
+    probabilities = method.warmup_probabilities if warm else method.probabilities
+    t = choose_time(draws.student_time, method.student_times, probabilities)
+    location = shifted_location(method.renoise_location, grid[0] * grid[1])
+    s = logit_normal(draws.fake_level, location, method.renoise_scale)
+    r = s if method.renoise == "same" else logit_normal(draws.real_level, location, method.renoise_scale)
+    return Sample(batch, grid, t, s, r, draws)
+
+
+class Ladd:
+    """The three networks and the step.
+
+    Args:
+        student: the engine of the trained transformer.
+        teacher: the placed, frozen backbone; called with taps it returns features.
+        heads: the engine of the discriminator heads.
+    """
+
+    def __init__(self, config: Config, student: Engine, teacher: nn.Module, heads: Engine) -> None:
+        self.config = config
+        self.student, self.teacher, self.heads = student, teacher, heads
+        self.taps: tuple[int, ...] = heads.module.taps  # type: ignore[assignment]
+
+    def iteration(self, index: int, samples: list[Sample]) -> Metrics:
+        """Update the heads, then the student, once, on this rank's micro-batches of the global batch.
+
+        With the shared fake pass the updated heads judge the very features that they were trained on, through
+        the graph that made them. In the two-pass order the student and teacher run again for the student's
+        update, which costs a quarter more and keeps no graph between the two.
+
+        Returns:
+            0-d and ``(heads,)`` tensors on the device, averaged over micro-batches but not over ranks.
+        """
+        if self.config.method.fake_pass == "shared":
+            (sample,) = samples
+            fakes = [self.predict(sample)]
+            logs = [self.train_heads(sample, fakes[0].features, share=1.0)]
+        else:
+            fakes = []
+            logs = [self.train_heads(s, self.predict_without_graph(s).features, 1 / len(samples)) for s in samples]
+        iterations = self.config.train.iterations
+        head_norm = self.heads.step(learning_rate(self.config.head_optimizer, index, iterations))
+
+        for number, sample in enumerate(samples):
+            fake = fakes[number] if fakes else self.predict(sample)
+            g_loss = self.train_student(sample, fake, 1 / len(samples), last=number + 1 == len(samples))
+            logs[number]["g_loss"] = g_loss
+        student_norm = self.student.step(learning_rate(self.config.student_optimizer, index, iterations))
+
+        means = {key: torch.stack([log[key] for log in logs]).mean(0) for key in logs[0]}
+        return means | {"student_grad_norm": student_norm, "head_grad_norm": head_norm}
+
+    def predict(self, sample: Sample) -> Fake:
+        """The student's clean prediction and the teacher's view of it, renoised to level ``s``."""
+        batch, draws = sample.batch, sample.draws
+        x_t = add_noise(batch.latents, draws.student_noise, sample.t)
+        x0_hat = x0_from_velocity(x_t, self.student(x_t, sample.t, batch.cond), sample.t)
+        cut = x0_hat.detach().requires_grad_()
+        x_s = add_noise(cut, draws.fake_noise, sample.s)
+        return Fake(x0_hat, cut, self.teacher(x_s, sample.s, batch.cond, self.taps))
+
+    @torch.no_grad()
+    def predict_without_graph(self, sample: Sample) -> Fake:
+        """`predict`, for the heads' update alone."""
+        return self.predict(sample)
+
+    def train_heads(self, sample: Sample, fake: list[Tensor], share: float) -> Metrics:
+        """Accumulate the gradient of ``share * (L_D + R1)`` in the heads."""
+        batch, draws = sample.batch, sample.draws
+        with torch.no_grad():  # not inference_mode: the heads' autograd must accept these features
+            x_r = add_noise(batch.latents, draws.real_noise, sample.r)
+            real = self.teacher(x_r, sample.r, batch.cond, self.taps)
+        weight = self.config.method.r1_weight
+        real = [f.detach().requires_grad_(weight > 0) for f in real]
+        d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled)
+        d_fake = self.heads([f.detach() for f in fake], sample.grid, sample.s, batch.cond.pooled)
+        d_loss = hinge_discriminator(d_real, d_fake)
+        r1 = r1_penalty(d_real, real) if weight > 0 else torch.zeros_like(d_loss)
+        self.heads.backward(share * (d_loss + weight * r1))
+        return {
+            "d_loss": d_loss.detach(),
+            "r1": r1.detach(),
+            "real_logit": d_real.detach().mean((1, 2, 3)),
+            "fake_logit": d_fake.detach().mean((1, 2, 3)),
+            "real_right": (d_real.detach() > 0).float().mean(),
+            "fake_right": (d_fake.detach() < 0).float().mean(),
+        }
+
+    def train_student(self, sample: Sample, fake: Fake, share: float, last: bool) -> Tensor:
+        """Accumulate the gradient of ``share * L_G`` in the student; returns the loss."""
+        d_fake = self.heads(fake.features, sample.grid, sample.s, sample.batch.cond.pooled)
+        loss = hinge_generator(d_fake)
+        (gradient,) = torch.autograd.grad(loss, fake.cut)
+        self.student.backward(share * (fake.x0_hat * gradient).sum(), last)
+        return loss.detach()

@@ -1,0 +1,41 @@
+"""The adversarial losses of LADD. Pure functions of logits and gradients.
+
+Shapes: logits ``(heads, B, H, W)``, one per head and latent position. Every loss is the mean over all of
+them, so heads and positions weigh alike in every aspect ratio (per-position logits, because a pooled
+logit at small batch saturates the hinge to exactly zero).
+"""
+
+import torch
+from torch import Tensor
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """``mean relu(1 - D_real) + mean relu(1 + D_fake)`` (LADD, arXiv 2403.12015, sec. 3; Lim & Ye 2017)."""
+    return torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """``-mean D_fake``. Not hinged: a hinged generator loss has zero gradient wherever it wins."""
+    return -fake.mean()
+
+
+def r1_penalty(logits: Tensor, head_inputs: list[Tensor]) -> Tensor:
+    """Squared gradient of each sample's mean logit by its head inputs, mean over samples and heads.
+
+    R1 (Mescheder et al. 2018, arXiv 1801.04406) with the head inputs in the place of the image: the double
+    backward passes through the small heads only, never through the frozen teacher.
+
+    Args:
+        logits: ``(heads, B, H, W)`` logits of the real features.
+        head_inputs: one ``(B, N, C)`` tensor per head, requiring gradients.
+
+    Returns:
+        Scalar, differentiable by the heads' parameters.
+    """
+    heads, batch = logits.shape[:2]
+    # Heads and samples do not see one another, so one gradient of the sum holds each pair's own. A sample's
+    # logit is its sum over positions divided by sqrt(positions): the penalty then does not depend on the
+    # image's size while positions react to their own neighbourhood.
+    positions = logits[0, 0].numel()
+    grads = torch.autograd.grad(logits.sum() / positions**0.5, head_inputs, create_graph=True)
+    return torch.stack([g.square().sum() for g in grads]).sum() / (heads * batch)

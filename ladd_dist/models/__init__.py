@@ -1,0 +1,1 @@
+"""The networks: transformer with feature taps, discriminator heads, text encoders, VAE."""

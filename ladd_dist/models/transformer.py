@@ -1,0 +1,187 @@
+"""The SD3 transformer as student, teacher and discriminator backbone.
+
+`Backbone` runs the blocks of diffusers' `SD3Transformer2DModel` itself, so that features come back from
+``forward`` instead of being stashed by hooks: activation checkpointing and sharding stay correct, and a pass
+that only feeds the heads stops after the last tapped block.
+
+Shape legend: B batch, C latent channels, H W latent size, N image tokens, D width, L text tokens.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from diffusers import SD3Transformer2DModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ladd_dist.conditioning import Conditioning
+from ladd_dist.errors import LaddError
+from ladd_dist.flow import TIMESTEP_SCALE
+
+_FINGERPRINT_BYTES = 1 << 20
+
+
+class Backbone(nn.Module):
+    """An SD3 transformer that predicts velocity and returns the image tokens behind chosen blocks.
+
+    Args:
+        net: the diffusers model; its parameters are this module's.
+        compute_dtype: dtype of activations. The time embedding is computed from fp32 times in any case:
+            ``1000 t`` in bf16 would lose its last digits.
+        activation_checkpointing: recompute blocks in the backward pass.
+    """
+
+    def __init__(
+        self,
+        net: SD3Transformer2DModel,
+        compute_dtype: torch.dtype = torch.float32,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.compute_dtype = compute_dtype
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, cond: Conditioning, taps: tuple[int, ...] | None = None
+    ) -> Tensor | list[Tensor]:
+        """Velocity, or the features of tapped blocks.
+
+        Args:
+            x_t: noised latents ``(B, C, H, W)``.
+            t: noise levels ``(B,)`` in [0, 1].
+            cond: text conditioning.
+            taps: indices of blocks, ascending. Given, the pass ends behind the last of them and returns
+                features instead of velocity.
+
+        Returns:
+            Velocity ``(B, C, H, W)`` in fp32, or one ``(B, N, D)`` per tap in ``compute_dtype``, with N the
+            row-major grid of ``grid(H, W)``.
+        """
+        net, dtype = self.net, self.compute_dtype
+        size = x_t.shape[-2:]
+        image = net.pos_embed(x_t.to(dtype))
+        temb = net.time_text_embed(t.float() * TIMESTEP_SCALE, cond.pooled.to(dtype))
+        text = net.context_embedder(cond.context.to(dtype))
+
+        features: list[Tensor] = []
+        blocks = list(net.transformer_blocks)
+        for index, block in enumerate(blocks if taps is None else blocks[: taps[-1] + 1]):
+            text, image = self._run(block, image, text, temb)
+            if taps is not None and index in taps:
+                features.append(image)
+        if taps is not None:
+            return features
+        return self._unpatchify(net.proj_out(net.norm_out(image, temb)), *size).float()
+
+    def _run(self, block: nn.Module, image: Tensor, text: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, image, text, temb, use_reentrant=False)
+        return block(image, text, temb)
+
+    def _unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        p, c = self.net.config.patch_size, self.net.out_channels
+        h, w = height // p, width // p
+        return tokens.view(-1, h, w, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(-1, c, height, width)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Token grid of a latent of ``height x width``.
+
+        Raises:
+            LaddError: if the latent does not divide into patches or exceeds the position table.
+        """
+        return token_grid(self.net.config, height, width)
+
+    def wrap_points(self) -> list[nn.Module]:
+        """The submodules that an engine shards and gathers one by one."""
+        return list(self.net.transformer_blocks)
+
+    @property
+    def depth(self) -> int:
+        """Number of joint attention blocks."""
+        return len(self.net.transformer_blocks)
+
+    @property
+    def width(self) -> int:
+        """Channels D of the image tokens."""
+        return self.net.inner_dim
+
+
+def token_grid(config: dict, height: int, width: int) -> tuple[int, int]:
+    """Token grid ``(rows, columns)`` of a latent, given the transformer's config.
+
+    Raises:
+        LaddError: if the latent does not divide into patches or exceeds the position table.
+    """
+    p, limit = config["patch_size"], config["pos_embed_max_size"]
+    if height % p or width % p:
+        raise LaddError(f"a latent of {height}x{width} does not divide into the teacher's {p}x{p} patches")
+    if max(height, width) // p > limit:
+        raise LaddError(f"a latent of {height}x{width} exceeds the teacher's position table of {limit}x{limit}")
+    return height // p, width // p
+
+
+def component(folder: str | Path, name: str) -> Path:
+    """Path of one component of a diffusers folder.
+
+    Raises:
+        LaddError: if the folder or the component is missing.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise LaddError(f"teacher folder {path} does not exist: set teacher.path to a diffusers SD3 folder")
+    if not (path / name / "config.json").is_file() and not (path / name / "scheduler_config.json").is_file():
+        raise LaddError(f"{path} has no {name}/: teacher.path must be a whole diffusers SD3 folder")
+    return path / name
+
+
+def load_config(folder: str | Path) -> dict:
+    """The transformer's config of a diffusers folder, without its weights."""
+    path = component(folder, "transformer")
+    config = json.loads((path / "config.json").read_text())
+    if config.get("_class_name") != "SD3Transformer2DModel":
+        raise LaddError(f"{path} holds a {config.get('_class_name')}: only SD3Transformer2DModel is supported")
+    return SD3Transformer2DModel.load_config(path)
+
+
+def load_transformer(folder: str | Path, dtype: torch.dtype) -> SD3Transformer2DModel:
+    """Load the transformer of a diffusers folder on the CPU.
+
+    Raises:
+        LaddError: if there is none, or its weights are not safetensors or cannot be read.
+    """
+    load_config(folder)
+    path = component(folder, "transformer")
+    try:
+        return SD3Transformer2DModel.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise LaddError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from None
+
+
+def meta_transformer(folder: str | Path) -> SD3Transformer2DModel:
+    """The transformer of a folder without storage: shapes and parameter counts only."""
+    with torch.device("meta"):
+        return SD3Transformer2DModel.from_config(load_config(folder))
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Identify a transformer's weights without reading all of them.
+
+    SHA-256 over its config and, of each safetensors file, header, size and first and last MiB of data:
+    seconds for 16 GB, and different for any two trained networks.
+    """
+    path = component(folder, "transformer")
+    digest = hashlib.sha256((path / "config.json").read_bytes())
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as header:
+            digest.update(repr(sorted(header.keys())).encode())
+        with file.open("rb") as data:
+            size = data.seek(0, 2)
+            digest.update(f"{file.name}:{size}".encode())
+            for offset in (0, max(0, size - _FINGERPRINT_BYTES)):
+                data.seek(offset)
+                digest.update(data.read(_FINGERPRINT_BYTES))
+    return digest.hexdigest()[:16]

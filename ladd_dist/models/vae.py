@@ -1,0 +1,39 @@
+"""Latents to pictures and back, by the teacher's autoencoder."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ladd_dist.errors import LaddError
+from ladd_dist.models.transformer import component
+
+
+class Vae:
+    """The frozen autoencoder of a diffusers folder.
+
+    Raises:
+        LaddError: if the folder has none that can be loaded.
+    """
+
+    def __init__(self, folder: str | Path, device: torch.device) -> None:
+        path = component(folder, "vae")
+        try:
+            self.net = AutoencoderKL.from_pretrained(path, use_safetensors=True).to(device).eval()
+        except (OSError, ValueError) as error:
+            raise LaddError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from None
+        self.net.requires_grad_(False)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents ``(B, C, h, w)`` to pictures ``(B, 3, H, W)`` in [0, 1], fp32."""
+        config = self.net.config
+        pictures = self.net.decode(latents.float() / config.scaling_factor + (config.shift_factor or 0)).sample
+        return (pictures / 2 + 0.5).clamp(0, 1)
+
+
+def latent_factor(folder: str | Path) -> int:
+    """Pixels per latent position along each side, from the VAE's config."""
+    config = AutoencoderKL.load_config(component(folder, "vae"))
+    return 2 ** (len(config["block_out_channels"]) - 1)

@@ -1,0 +1,44 @@
+"""The trained student, put back together from a checkpoint for inference."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ladd_dist.checkpoint import Checkpoint, find
+from ladd_dist.config import Config
+from ladd_dist.distributed import World
+from ladd_dist.errors import LaddError
+from ladd_dist.models.transformer import Backbone, load_transformer
+
+Weights = Literal["ema", "student"]
+
+
+def open_checkpoint(config: Config, world: World, path: str | None = None) -> Checkpoint:
+    """Open the given checkpoint folder, or the newest of ``run_dir``.
+
+    Raises:
+        LaddError: if there is none.
+    """
+    found = Path(path) if path else find(config.run_dir)
+    if found is None or not found.is_dir():
+        raise LaddError(f"no checkpoint at {path or config.run_dir + '/checkpoints'}: run launchers/train.py first")
+    return Checkpoint(found, world)
+
+
+def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> Backbone:
+    """The student on the CPU with the averaged (``ema``) or the last (``student``) weights.
+
+    Raises:
+        LaddError: if the checkpoint is of another network than the configuration's.
+    """
+    student = Backbone(load_transformer(config.student.path or config.teacher.path, dtype), dtype)
+    state = checkpoint.network(weights)
+    for name, parameter in student.named_parameters():
+        if name not in state or state[name].shape != parameter.shape:
+            raise LaddError(
+                f"checkpoint {checkpoint.path} does not fit the student at "
+                f"{config.student.path or config.teacher.path} ({name} differs): pass the run's own config.yaml"
+            )
+        parameter.data.copy_(state[name])
+    return student.requires_grad_(False).eval()

@@ -1,0 +1,163 @@
+"""Offline generation of the training set: the guided teacher's latents, sharded over ranks and resumable.
+
+The list of pictures is cut into parts. A part is claimed by rank ``number % world size``, written to a hidden
+folder and renamed into place: whatever is killed, a part is whole or absent, and no picture is lost or drawn
+twice, also when the next start has another number of ranks.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from streaming import MDSWriter
+from streaming.base.util import merge_index
+
+from ladd_dist.config import Config
+from ladd_dist.data.buckets import LatentSpace
+from ladd_dist.data.mds import Manifest, Provenance, columns, to_bits
+from ladd_dist.data.prompts import Request, read_requests
+from ladd_dist.distributed import World
+from ladd_dist.draws import image_seed
+from ladd_dist.errors import LaddError
+from ladd_dist.log import log, progress
+from ladd_dist.models.transformer import fingerprint
+from ladd_dist.painter import Painter
+
+_PLAN = "plan.json"
+_SHARD_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of pictures of one bucket that is written whole."""
+
+    folder: Path
+    requests: list[Request]
+
+
+def synthesize(config: Config, world: World) -> Manifest:
+    """Draw every picture that is not there yet, then write the streams' indices and the manifest.
+
+    Raises:
+        LaddError: for prompts or buckets that cannot be used, or if the folder holds another plan's samples.
+    """
+    settings, root = config.synthesis, Path(config.data.path)
+    space = LatentSpace.of(config.teacher.path)
+    requests = read_requests(settings.prompts, settings.buckets, settings.images_per_prompt)
+    parts = plan_parts(root, requests, settings.part_samples)
+    for part in parts:
+        space.shape(part.requests[0].bucket)
+    painter = Painter(config, world.device)
+    provenance = _provenance(config, space, dict(painter.scheduler.config))
+    _check_plan(root, provenance, world)
+
+    mine = [part for i, part in enumerate(parts) if i % world.size == world.rank]
+    missing = [part for part in mine if not part.folder.exists()]
+    done = sum(len(part.requests) for part in mine) - sum(len(part.requests) for part in missing)
+    bar = progress("synthesize", sum(len(part.requests) for part in mine), done=done, unit="img", world=world)
+    for part in missing:
+        _write_part(part, painter, config, provenance, bar.update)
+    bar.close()
+
+    world.barrier()
+    if world.is_main:
+        _finish(root, parts, provenance)
+        log(f"dataset: {len(requests)} latents in {root}")
+    world.barrier()
+    return Manifest.read(root)
+
+
+def plan_parts(root: Path, requests: list[Request], part_samples: int) -> list[Part]:
+    """Cut the pictures of every bucket into parts, a function of the prompt list alone."""
+    by_bucket: dict[str, list[Request]] = defaultdict(list)
+    for request in requests:
+        by_bucket[request.bucket.name].append(request)
+    return [
+        Part(root / bucket / f"part-{start // part_samples:05d}", rows[start : start + part_samples])
+        for bucket, rows in sorted(by_bucket.items())
+        for start in range(0, len(rows), part_samples)
+    ]
+
+
+def _provenance(config: Config, space: LatentSpace, scheduler: dict) -> Provenance:
+    settings = config.synthesis
+    return Provenance(
+        teacher=fingerprint(config.teacher.path),
+        prompts=hashlib.sha256(Path(settings.prompts).read_bytes()).hexdigest()[:16],
+        seed=config.seed,
+        guidance=settings.guidance,
+        steps=settings.steps,
+        scheduler=json.loads(json.dumps(scheduler, default=str)),
+        buckets=settings.buckets,
+        images_per_prompt=settings.images_per_prompt,
+        part_samples=settings.part_samples,
+        latent_channels=space.channels,
+        max_t5_tokens=config.teacher.max_t5_tokens,
+    )
+
+
+def _check_plan(root: Path, provenance: Provenance, world: World) -> None:
+    """Record what is being made, or compare with what was: a folder never mixes two plans."""
+    plan = root / _PLAN
+    if plan.exists():
+        before, now = json.loads(plan.read_text()), asdict(provenance)
+        if changed := [key for key in now if before.get(key) != now[key]]:
+            key = changed[0]
+            raise LaddError(
+                f"{root} holds latents made with {key}={before.get(key)}, but this run has {key}={now[key]}: "
+                "set data.path to a new folder, or remove the old one"
+            )
+    world.barrier()
+    if world.is_main and not plan.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        plan.write_text(json.dumps(asdict(provenance), indent=2) + "\n")
+    world.barrier()
+
+
+def _write_part(part: Part, painter: Painter, config: Config, made: Provenance, advance) -> None:  # noqa: ANN001
+    settings = config.synthesis
+    temporary = part.folder.with_name(f".{part.folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shape = painter.space.shape(part.requests[0].bucket)
+    probe = painter.encode([part.requests[0].prompt])
+    schema = columns(shape, tuple(probe.context.shape[1:]), tuple(probe.pooled.shape[1:]))
+    with MDSWriter(out=str(temporary), columns=schema, hashes=["xxh64"], size_limit=_SHARD_BYTES) as writer:
+        for start in range(0, len(part.requests), settings.batch):
+            rows = part.requests[start : start + settings.batch]
+            seeds = [image_seed(config.seed, "synthesis", row.id) for row in rows]
+            cond = painter.encode([row.prompt for row in rows])
+            latents = painter.teacher(cond, seeds, shape, settings.steps, settings.guidance)
+            if not torch.isfinite(latents).all():
+                raise LaddError(f"teacher {config.teacher.path} drew non-finite latents: try train.precision=fp32")
+            for i, row in enumerate(rows):
+                writer.write(
+                    {
+                        "id": row.id,
+                        "latent": to_bits(latents[i]),
+                        "context": to_bits(cond.context[i]),
+                        "pooled": to_bits(cond.pooled[i]),
+                        "prompt": row.prompt,
+                        "bucket": row.bucket.name,
+                        "seed": seeds[i],
+                        "guidance": settings.guidance,
+                        "steps": settings.steps,
+                        "teacher": made.teacher,
+                    }
+                )
+            advance(len(rows))
+    temporary.rename(part.folder)
+
+
+def _finish(root: Path, parts: list[Part], provenance: Provenance) -> None:
+    counts: dict[str, int] = defaultdict(int)
+    for part in parts:
+        counts[part.folder.parent.name] += len(part.requests)
+    for bucket in counts:
+        merge_index([str(p.folder / "index.json") for p in parts if p.folder.parent.name == bucket], str(root / bucket))
+    packages = ("torch", "diffusers", "transformers", "mosaicml-streaming")
+    Manifest(provenance, dict(counts), {name: version(name) for name in packages}).write(root)

@@ -1,0 +1,39 @@
+"""Turn a checkpoint into a diffusers folder."""
+
+from pathlib import Path
+
+import torch
+
+from ladd_dist.cli import Launch, parser, run
+from ladd_dist.data.prompts import read_requests
+from ladd_dist.export import export
+from ladd_dist.log import log
+from ladd_dist.student import open_checkpoint
+
+_DESCRIPTION = """\
+Write the student as a diffusers folder for StableDiffusion3Pipeline.from_pretrained; its README.md shows how to
+draw with it.
+
+  python launchers/export.py --config configs/tiny_cpu.yaml --out runs/demo/export
+"""
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main(launch: Launch) -> None:
+    """Write the folder."""
+    args, config = launch.args, launch.config
+    checkpoint = open_checkpoint(config, launch.world, args.checkpoint)
+    example = read_requests(config.evaluation.prompts, config.synthesis.buckets)[0]
+    out = Path(args.out or Path(config.run_dir) / "export")
+    export(config, checkpoint, out, args.weights, _DTYPES[args.dtype], example, overwrite=args.overwrite)
+    log(f"exported {checkpoint.path.name} to {out}")
+
+
+if __name__ == "__main__":
+    command = parser(_DESCRIPTION)
+    command.add_argument("--checkpoint", metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)")
+    command.add_argument("--weights", choices=["ema", "student"], default="ema", help="averaged or last weights")
+    command.add_argument("--out", metavar="FOLDER", help="where to (default: RUN_DIR/export)")
+    command.add_argument("--dtype", choices=list(_DTYPES), default="fp32", help="of the saved weights")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    run(command, main)

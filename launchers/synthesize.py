@@ -1,0 +1,21 @@
+"""Draw the training set: the guided teacher's latents in MDS shards."""
+
+from ladd_dist.cli import Launch, parser, run
+from ladd_dist.synthesis import synthesize
+
+_DESCRIPTION = """\
+Draw the training latents with the guided teacher into data.path: one MDS stream per aspect-ratio bucket and a
+manifest. Shards over ranks under torchrun. Start it again to go on: finished parts are kept.
+
+  python launchers/synthesize.py --config configs/tiny_cpu.yaml
+  torchrun --nproc-per-node 8 launchers/synthesize.py --config configs/sd35_large_fsdp2.yaml
+"""
+
+
+def main(launch: Launch) -> None:
+    """Write the dataset."""
+    synthesize(launch.config, launch.world)
+
+
+if __name__ == "__main__":
+    run(parser(_DESCRIPTION), main)

@@ -1,0 +1,21 @@
+"""Distil the teacher: python, torchrun or deepspeed start the same training with the same configuration."""
+
+from ladd_dist.cli import Launch, parser, run
+from ladd_dist.trainer import Trainer
+
+_DESCRIPTION = """\
+Distil a teacher by LADD on synthetic latents. Start it again to go on from the newest checkpoint.
+
+  python launchers/train.py --config configs/tiny_cpu.yaml
+  torchrun --nproc-per-node 8 launchers/train.py --config configs/sd35_large_fsdp2.yaml
+  deepspeed launchers/train.py --config configs/sd35_large_zero3.yaml
+"""
+
+
+def main(launch: Launch) -> None:
+    """Train to the configured iteration."""
+    Trainer(launch.config, launch.world).run()
+
+
+if __name__ == "__main__":
+    run(parser(_DESCRIPTION), main)
