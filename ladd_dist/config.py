@@ -6,6 +6,7 @@ A key that the schema does not know, a value of the wrong type and a combination
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -228,6 +229,15 @@ class Config(Section):
         path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML with 1.2's floats: PyYAML reads ``1e-6`` as text, which nobody who writes a learning rate expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply ``key.sub=value`` overrides (values are YAML) and validate.
 
@@ -245,7 +255,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise LaddError(f"config file {path} cannot be read ({error.strerror}): pass --config FILE") from None
     except yaml.YAMLError as error:
@@ -266,7 +276,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise LaddError(f"override '{override}': '{parent}' is a value, not a section")
     try:
-        node[leaf] = yaml.safe_load(text)
+        node[leaf] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError:
         raise LaddError(f"override '{override}': '{text}' is not a YAML value") from None
 

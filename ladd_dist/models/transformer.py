@@ -85,7 +85,7 @@ class Backbone(nn.Module):
     def _unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
         p, c = self.net.config.patch_size, self.net.out_channels
         h, w = height // p, width // p
-        return tokens.view(-1, h, w, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(-1, c, height, width)
+        return tokens.view(-1, h, w, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(-1, c, height, width).contiguous()
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token grid of a latent of ``height x width``.

@@ -1,0 +1,111 @@
+import math
+
+import pytest
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import nn
+from torch.nn import functional as F
+
+from ladd_dist.config import DiscriminatorConfig
+from ladd_dist.errors import LaddError
+from ladd_dist.models.discriminator import DiscriminatorHeads
+
+CONFIG = DiscriminatorConfig(width=16, out_width=8, groups=4, cond_width=12)
+
+
+def heads(config=CONFIG, depth=3, width=10, pooled=6):
+    torch.manual_seed(0)
+    module = DiscriminatorHeads(config, depth, width, pooled)
+    with torch.no_grad():  # norms and biases away from their neutral start
+        for p in module.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return module
+
+
+def features(batch=2, grid=(3, 5), count=3, width=10, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, grid[0] * grid[1], width, generator=g) for _ in range(count)]
+
+
+T, POOLED = torch.tensor([0.2, 0.9]), torch.randn(2, 6, generator=torch.Generator().manual_seed(5))
+
+
+def one_head(module: DiscriminatorHeads, index: int, tokens, grid, t, pooled):
+    """A head as the design states it, from plain layers and one sample at a time."""
+    k, o = CONFIG.width, CONFIG.out_width
+    logits = []
+    for row in range(len(tokens)):
+        image = tokens[row].T.reshape(-1, *grid)[None]
+        x = F.conv2d(image, module.project[index].T[:, :, None, None], module.project_bias[index, 0])
+        for conv, norm, n in ((module.conv1, module.norm1, k), (module.conv2, module.norm2, o)):
+            part = slice(index * n, (index + 1) * n)
+            x = F.conv2d(x, conv.weight[part], conv.bias[part], padding=1)
+            x = F.group_norm(x, CONFIG.groups, norm.weight[part], norm.bias[part])
+            x = F.leaky_relu(x, 0.2)
+        waves = get_timestep_embedding(1000 * t[row : row + 1], 256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        c = F.silu(module.embed_time(waves) + module.embed_pooled(pooled[row]))
+        v = module.embed(c)[0].view(-1, o)[index] / math.sqrt(o)
+        logits.append(torch.einsum("khw,k->hw", x[0], module.logit[index] + v) + module.logit_bias[index])
+    return torch.stack(logits)
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (5, 3), (1, 7), (4, 4)])
+def test_grouped_heads_equal_heads_run_one_by_one(grid):
+    module, inputs = heads(), features(grid=grid)
+    got = module(inputs, grid, T, POOLED)
+    assert got.shape == (3, 2, *grid)
+    for index in range(3):
+        torch.testing.assert_close(got[index], one_head(module, index, inputs[index], grid, T, POOLED), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_grouped_heads_equal_those_one_by_one():
+    module, inputs = heads(), [f.requires_grad_() for f in features()]
+    parameters = list(module.parameters())
+    got = torch.autograd.grad(module(inputs, (3, 5), T, POOLED).square().mean(), [*inputs, *parameters])
+    single = torch.stack([one_head(module, i, inputs[i], (3, 5), T, POOLED) for i in range(3)])
+    expected = torch.autograd.grad(single.square().mean(), [*inputs, *parameters])
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_heads_and_samples_do_not_see_one_another():
+    module, inputs = heads(), features()
+    before = module(inputs, (3, 5), T, POOLED)
+    inputs[1][0] += 1.0
+    changed = (module(inputs, (3, 5), T, POOLED) != before).flatten(2).any(2)
+    assert changed.tolist() == [[False, False], [True, False], [False, False]]
+
+
+def test_convolutions_see_true_neighbours_not_row_ends():
+    module, inputs = heads(), features(grid=(6, 6))
+    norm_free = nn.Identity()
+    module.norm1, module.norm2 = norm_free, norm_free
+    before = module(inputs, (6, 6), T, POOLED)
+    inputs[0][:, 2 * 6 + 5] += 1.0  # row 2, last column
+    changed = (module(inputs, (6, 6), T, POOLED) != before)[0, 0]
+    expected = torch.zeros(6, 6, dtype=torch.bool)
+    expected[0:5, 3:6] = True  # two 3x3 convolutions reach two positions
+    assert torch.equal(changed, expected)
+
+
+def test_the_verdict_depends_on_noise_level_and_text():
+    module, inputs = heads(), features()
+    base = module(inputs, (3, 5), T, POOLED)
+    assert (module(inputs, (3, 5), T + 0.05, POOLED) - base).abs().amax((2, 3)).min() > 1e-4
+    assert (module(inputs, (3, 5), T, POOLED + 0.5) - base).abs().amax((2, 3)).min() > 1e-4
+
+
+def test_only_chosen_blocks_carry_heads():
+    assert heads(CONFIG.model_copy(update={"blocks": [2, 0, 2]})).taps == (0, 2)
+    with pytest.raises(LaddError, match="blocks 0 to 2"):
+        heads(CONFIG.model_copy(update={"blocks": [3]}))
+
+
+def test_heads_of_the_8b_teacher_are_about_57m_parameters():
+    with torch.device("meta"):
+        module = DiscriminatorHeads(DiscriminatorConfig(), 38, 2432, 2048)
+    assert sum(p.numel() for p in module.parameters()) == pytest.approx(57e6, rel=0.05)
+
+
+def test_a_grid_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="do not fill"):
+        heads()(features(), (4, 4), T, POOLED)
