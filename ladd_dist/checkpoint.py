@@ -57,7 +57,13 @@ def network_shards(name: str, engine: Engine) -> dict[str, Shard]:
 
 
 def save(
-    config: Config, world: World, shards: Shards, replicated: Shards, iteration: int, data: dict[str, int], teacher: str
+    config: Config,
+    world: World,
+    shards: Shards,
+    replicated: Shards,
+    iteration: int,
+    data: dict[str, int],
+    teacher: str,
 ) -> Path:
     """Write a checkpoint whole, move it into place, then the pointer, then drop the oldest.
 
@@ -144,7 +150,8 @@ class Checkpoint:
         pieces = self._pieces[key]
         position, end = offset, offset + length
         while position < end:
-            start, size, file = pieces[bisect_right([p[0] for p in pieces], position) - 1]
+            before = bisect_right([p[0] for p in pieces], position)
+            start, size, file = pieces[before - 1] if before else (position, 0, self.path)
             until = min(end, start + size)
             if until <= position:
                 raise LaddError(f"checkpoint {self.path} lacks part of {key}: {self._remedy()}")
@@ -213,5 +220,3 @@ def _point(root: Path, name: str) -> None:
 def _prune(root: Path, keep: int) -> None:
     for old in sorted(root.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
-
-

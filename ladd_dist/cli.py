@@ -33,7 +33,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description=description, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, such as configs/tiny_cpu.yaml")
+    result.add_argument(
+        "--config", required=True, metavar="FILE", help="YAML configuration, such as configs/tiny_cpu.yaml"
+    )
     result.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single configuration keys")
     # The deepspeed launcher passes it; the environment says the same.
     result.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

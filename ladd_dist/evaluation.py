@@ -4,8 +4,8 @@ FD is the Frechet distance to the teacher's own guided pictures. A second set of
 gives the FD that even a perfect student would show at this number of pictures; *excess* is what lies above it.
 """
 
-import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,17 +18,15 @@ from ladd_dist.data.prompts import Request, read_requests
 from ladd_dist.distributed import World
 from ladd_dist.draws import image_noise, image_seed
 from ladd_dist.engines.build import compute_dtype
+from ladd_dist.gallery import Gallery
 from ladd_dist.judges import Judge, load_judge
 from ladd_dist.log import log, progress
 from ladd_dist.metrics import frechet_distance
 from ladd_dist.models.transformer import Backbone
 from ladd_dist.painter import Painter, load_backbone
-from ladd_dist.pictures import save_png
+from ladd_dist.results import RESULTS, Results, SetResult
 from ladd_dist.sampling import STUDENT_TIMES, sample_ode
 from ladd_dist.student import Weights, load_student, open_checkpoint
-
-RESULTS = "evaluation/results.json"
-PICTURES = "evaluation/pictures"
 
 
 @dataclass(frozen=True)
@@ -40,23 +38,6 @@ class Entrant:
     role: Literal["teacher", "student"]
     steps: int
     guidance: float
-
-
-@dataclass(frozen=True)
-class Score:
-    """An entrant's results. ``excess_ratio`` is to the undistilled teacher at the same number of steps."""
-
-    name: str
-    label: str
-    role: str
-    steps: int
-    guidance: float
-    fd: float
-    excess: float
-    excess_ratio: float | None
-    accuracy: float | None
-    accuracy_by_bucket: dict[str, float] | None
-    seconds_per_image: float
 
 
 @dataclass
@@ -71,13 +52,15 @@ class _Drawn:
 def entrants(config: Config) -> list[Entrant]:
     """The guided teacher, the undistilled teacher at few steps, and the student."""
     s = config.synthesis
-    guided = Entrant("teacher_guided", f"teacher, {s.steps} steps, guidance {s.guidance:g}", "teacher", s.steps, s.guidance)
+    guided = Entrant(
+        "teacher_guided", f"teacher, {s.steps} steps, guidance {s.guidance:g}", "teacher", s.steps, s.guidance
+    )
     teachers = [Entrant(f"teacher_{n}", f"teacher, {_steps(n)}", "teacher", n, 1.0) for n in (4, 1)]
     students = [Entrant(f"student_{n}", f"student, {_steps(n)}", "student", n, 1.0) for n in (4, 2, 1)]
     return [guided, *teachers, *students]
 
 
-def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weights) -> dict:
+def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weights) -> Results:
     """Draw every set, judge it, write results and pictures under ``run_dir``.
 
     Returns:
@@ -93,7 +76,7 @@ def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weig
     student = load_student(config, opened, weights, dtype).to(world.device)
     teacher = load_backbone(config.teacher.path, dtype, world.device)
     painter = Painter(config, world.device, teacher)
-    gallery = _Gallery(config, requests)
+    gallery = Gallery(config, requests)
 
     competition = entrants(config)
     bar = progress("evaluate", (len(competition) + 1) * len(requests), unit="img", world=world)
@@ -105,18 +88,18 @@ def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weig
     reference = drawn["teacher_guided"].features
     floor = frechet_distance(other_half.features, reference)
     scores = _scores(competition, drawn, reference, floor)
-    results = {
-        "seed": config.seed,
-        "samples": len(requests),
-        "judge": judge.name,
-        "checkpoint": opened.path.name,
-        "weights": weights,
-        "split_half_fd": floor,
-        "sets": [asdict(score) for score in scores],
-    }
+    results = Results(
+        seed=config.seed,
+        samples=len(requests),
+        judge=judge.name,
+        checkpoint=opened.path.name,
+        weights=weights,
+        split_half_fd=floor,
+        sets=scores,
+    )
     if world.is_main:
         path = Path(config.run_dir) / RESULTS
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        path.write_text(results.model_dump_json(indent=2) + "\n")
         gallery.write_index([entrant.name for entrant in competition])
         for line in table(scores):
             log(line)
@@ -124,7 +107,7 @@ def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weig
     return results
 
 
-def table(scores: list[Score]) -> list[str]:
+def table(scores: list[SetResult]) -> list[str]:
     """The results as lines of text."""
     lines = [f"{'':34}{'FD':>9}{'excess':>9}{'ratio':>8}{'read':>8}"]
     for s in scores:
@@ -146,10 +129,8 @@ def _requests(config: Config) -> list[Request]:
     ]
 
 
-def _scores(
-    competition: list[Entrant], drawn: dict[str, _Drawn], reference: Tensor, floor: float
-) -> list[Score]:
-    scores: list[Score] = []
+def _scores(competition: list[Entrant], drawn: dict[str, _Drawn], reference: Tensor, floor: float) -> list[SetResult]:
+    scores: list[SetResult] = []
     undistilled: dict[int, float] = {}
     for entrant in competition:
         result = drawn[entrant.name]
@@ -160,7 +141,7 @@ def _scores(
         base = undistilled.get(entrant.steps) if entrant.role == "student" else None
         right = [value for values in result.right.values() for value in values]
         scores.append(
-            Score(
+            SetResult(
                 **asdict(entrant),
                 fd=fd,
                 excess=fd - floor,
@@ -183,8 +164,8 @@ class _Draw:
         painter: Painter,
         networks: dict[str, Backbone],
         judge: Judge,
-        gallery: "_Gallery",
-        advance,  # noqa: ANN001 - tqdm's update
+        gallery: Gallery,
+        advance: Callable[[int], object],
     ) -> None:
         self.config, self.world, self.painter = config, world, painter
         self.networks, self.judge, self.gallery, self.advance = networks, judge, gallery, advance
@@ -227,31 +208,6 @@ class _Draw:
             for bucket, values in by_bucket.items():
                 merged.setdefault(bucket, []).extend(values)
         return _Drawn(torch.cat([p[0] for p in parts if p[0] is not None]), merged, sum(p[2] for p in parts))
-
-
-class _Gallery:
-    """Keeps the first pictures of every bucket, the same prompts and noise for all entrants."""
-
-    def __init__(self, config: Config, requests: list[Request]) -> None:
-        self._root = Path(config.run_dir) / PICTURES
-        self._root.mkdir(parents=True, exist_ok=True)
-        self._places: dict[int, tuple[str, int]] = {}
-        self._prompts: dict[str, list[str]] = {}
-        for request in requests:
-            prompts = self._prompts.setdefault(request.bucket.name, [])
-            if len(prompts) < config.evaluation.pictures and request.prompt not in prompts:
-                self._places[request.id] = (request.bucket.name, len(prompts))
-                prompts.append(request.prompt)
-
-    def keep(self, name: str, rows: list[Request], images: Tensor) -> None:
-        for row, image in zip(rows, images, strict=True):
-            if row.id in self._places:
-                bucket, number = self._places[row.id]
-                save_png(image, self._root / name / bucket / f"{number:02d}.png")
-
-    def write_index(self, names: list[str]) -> None:
-        index = {"sets": names, "buckets": self._prompts}
-        (self._root / "index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _batches(requests: list[Request], size: int) -> list[list[Request]]:

@@ -42,7 +42,9 @@ class ClipJudge:
             self._net = CLIPVisionModelWithProjection.from_pretrained(folder, use_safetensors=True).to(device).eval()
             self._processor = CLIPImageProcessor.from_pretrained(folder)
         except (OSError, ValueError) as error:
-            raise LaddError(f"evaluation.judge=clip:{folder} cannot be loaded: {' '.join(str(error).split())}") from None
+            raise LaddError(
+                f"evaluation.judge=clip:{folder} cannot be loaded: {' '.join(str(error).split())}"
+            ) from None
         self._device = device
         self.name = f"clip:{Path(folder).name}"
 

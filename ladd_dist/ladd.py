@@ -48,9 +48,7 @@ class Fake:
     features: list[Tensor]
 
 
-def draw_sample(
-    config: Config, index: int, batch: Batch, grid: tuple[int, int], device: torch.device
-) -> Sample:
+def draw_sample(config: Config, index: int, batch: Batch, grid: tuple[int, int], device: torch.device) -> Sample:
     """Attach iteration ``index``'s noise and noise levels to a batch, a pure function of seed and sample ids."""
     method: MethodConfig = config.method
     draws = step_draws(config.seed, index, batch.ids, batch.latents.shape[1:], device)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.data.prompts import first_of_each_bucket, read_requests

@@ -1,5 +1,6 @@
 """Sampling: the guided teacher in many steps, and the distilled student in 1 to 4."""
 
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -52,7 +53,7 @@ def sample_ode(
         if negative is None:
             raise ValueError("guidance above 1 needs the empty prompt's conditioning")
         both = Conditioning.cat([negative.expand(batch), cond])
-    for now, after in zip(times, times[1:], strict=False):
+    for now, after in pairwise(times):
         t = torch.full((batch,), now, device=x.device)
         if guidance > 1:
             without, given = network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
@@ -81,5 +82,3 @@ def sample_student(network: VelocityNetwork, noises: Tensor, cond: Conditioning)
         if step + 1 < len(times):
             x = add_noise(x, noises[step + 1], torch.full_like(t, times[step + 1]))
     return x
-
-

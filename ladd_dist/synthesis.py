@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -119,7 +120,9 @@ def _check_plan(root: Path, provenance: Provenance, world: World) -> None:
     world.barrier()
 
 
-def _write_part(part: Part, painter: Painter, config: Config, made: Provenance, advance) -> None:  # noqa: ANN001
+def _write_part(
+    part: Part, painter: Painter, config: Config, made: Provenance, advance: Callable[[int], object]
+) -> None:
     settings = config.synthesis
     temporary = part.folder.with_name(f".{part.folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -158,6 +161,9 @@ def _finish(root: Path, parts: list[Part], provenance: Provenance) -> None:
     for part in parts:
         counts[part.folder.parent.name] += len(part.requests)
     for bucket in counts:
-        merge_index([str(p.folder / "index.json") for p in parts if p.folder.parent.name == bucket], str(root / bucket))
+        (root / bucket / "index.json").unlink(missing_ok=True)  # merge_index refuses to replace it
+        merge_index(
+            [str(p.folder / "index.json") for p in parts if p.folder.parent.name == bucket], str(root / bucket)
+        )
     packages = ("torch", "diffusers", "transformers", "mosaicml-streaming")
     Manifest(provenance, dict(counts), {name: version(name) for name in packages}).write(root)

@@ -1,6 +1,7 @@
 """Where numbers go: ``metrics.jsonl`` is the record, the console shows it, W&B mirrors it."""
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,7 @@ class Tracker:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._wandb is not None:
-            flat = {k: v for k, v in row.items() if not isinstance(v, list)}
-            for key, values in row.items():
-                if isinstance(values, list):
-                    flat |= {f"{key}/head_{i:02d}": value for i, value in enumerate(values)}
-            self._wandb.log(flat, step=int(row["iteration"]))  # type: ignore[call-overload]
+            self._wandb.log(_flat(row), step=row["iteration"])
 
     def picture(self, iteration: int, path: Path) -> None:
         """Mirror a picture sheet."""
@@ -63,6 +60,17 @@ class Tracker:
             self._file.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _flat(row: Row) -> dict[str, float | int]:
+    """Per-head lists as one number per name, which is what W&B can draw."""
+    flat: dict[str, float | int] = {}
+    for key, value in row.items():
+        if isinstance(value, list):
+            flat |= {f"{key}/head_{i:02d}": v for i, v in enumerate(value)}
+        else:
+            flat[key] = value
+    return flat
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -83,7 +91,7 @@ def _start_wandb(config: Config, folder: Path) -> Any:
     # One W&B run per run_dir, however often the job is restarted.
     record = folder / _RUN_ID
     if not record.is_file():
-        record.write_text(wandb.util.generate_id())
+        record.write_text(secrets.token_hex(4))
     return wandb.init(
         project=config.tracking.project,
         mode=config.tracking.wandb,  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ class Trainer:
         if saved.state.teacher != self.teacher_id:
             raise LaddError(
                 f"checkpoint {path} was trained with teacher {saved.state.teacher}, but teacher.path="
-                f"{self.config.teacher.path} is {self.teacher_id}: restore that teacher, or set run_dir to a new folder"
+                f"{self.config.teacher.path} is {self.teacher_id}: restore that teacher, or set a new run_dir"
             )
         saved.load(self._sharded() | checkpoint.network_shards("heads", self.ladd.heads))
         for engine in (self.ladd.student, self.ladd.heads):

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from torch import Tensor
+
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import first_of_each_bucket, read_requests
@@ -35,7 +37,7 @@ def main(launch: Launch) -> None:
     sheets = []
     for bucket, rows in groups:
         shape = painter.space.shape(bucket)
-        pictures = []
+        pictures: list[Tensor] = []
         for start in range(0, len(rows), config.sampling.batch):
             part = rows[start : start + config.sampling.batch]
             cond = painter.encode([prompt for prompt, _ in part])

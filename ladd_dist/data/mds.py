@@ -1,8 +1,8 @@
 """The schema of a latent dataset on disk: MDS streams, one folder per bucket, and a manifest beside them.
 
-    PATH/manifest.json           provenance: teacher, guidance, steps, counts, versions
-    PATH/512x1024/index.json     one stream per bucket, merged from its parts
-    PATH/512x1024/part-00000/    MDS shards written by one rank, whole or not there at all
+PATH/manifest.json           provenance: teacher, guidance, steps, counts, versions
+PATH/512x1024/index.json     one stream per bucket, merged from its parts
+PATH/512x1024/part-00000/    MDS shards written by one rank, whole or not there at all
 """
 
 import json

@@ -1,6 +1,7 @@
 """Endless batches of synthetic latents, in an order that is a function of seed and position alone."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +80,17 @@ class LatentReader:
         """Yield the micro-batches of one iteration after the other, epoch after epoch."""
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
-            batch_size=self._micro_batch,
+            # The whole share at once: loader processes take turns, each with global batches of its own.
+            batch_size=self._dataset.batch_size,
             num_workers=self._workers,
-            collate_fn=collate,
+            collate_fn=partial(_micro_batches, size=self._micro_batch),
             persistent_workers=self._workers > 0,
             drop_last=True,
         )
-        per_iteration = self._dataset.batch_size // self._micro_batch
         while True:
-            micro: list[Batch] = []
-            for batch in loader:
-                micro.append(batch)
-                if len(micro) == per_iteration:
-                    self._batches += 1
-                    yield micro
-                    micro = []
+            for micro in loader:
+                self._batches += 1
+                yield micro
             self._epoch, self._batches = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
@@ -106,3 +103,7 @@ class LatentReader:
         resumed = self._dataset.state_dict(num_samples=0, from_beginning=True)
         resumed |= {"epoch": self._epoch, "sample_in_epoch": self._batches * self._global_batch}
         self._dataset.load_state_dict(resumed)
+
+
+def _micro_batches(samples: list[dict[str, Any]], size: int) -> list[Batch]:
+    return [collate(samples[start : start + size]) for start in range(0, len(samples), size)]

@@ -1,5 +1,7 @@
 """PyTorch FSDP2: parameters, gradients and optimizer state sharded over all ranks, gathered block by block."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,7 +21,8 @@ def shard_module(module: nn.Module, wrap_points: list[nn.Module], dtype: torch.d
     module.to(world.device)
     for block in wrap_points:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    return fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    return module
 
 
 class Fsdp2Engine(Engine):
@@ -52,7 +55,7 @@ class Fsdp2Engine(Engine):
     def shards(self, kind: StateKind = "param") -> dict[str, Shard]:
         result = {}
         for name, p in self.module.named_parameters():
-            tensor = p.data if kind == "param" else self.optimizer.state[p][kind]
+            tensor: Any = p.data if kind == "param" else self.optimizer.state[p][kind]  # a DTensor
             # Shard(0) gives rank r the rows [r, r + 1) * ceil(rows / size): a contiguous flat range.
             rows = -(-p.shape[0] // self.size)
             offset = min(self.rank * rows, p.shape[0]) * (p.numel() // p.shape[0])

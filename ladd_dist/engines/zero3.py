@@ -95,7 +95,7 @@ class Zero3Engine(Engine):
             local = safe_get_local_fp32_param(p) if kind == "param" else safe_get_local_optimizer_state(p, kind)
             shape = self._shapes[name]
             # Partitions are ceil(numel / size) long; what lies past the end of the tensor is padding.
-            offset = min(self.rank * p.ds_tensor.numel(), shape.numel())
+            offset = min(self.rank * _partition(p).numel(), shape.numel())
             result[name] = Shard(shape, offset, local[: max(0, shape.numel() - offset)])
         return result
 
@@ -103,7 +103,12 @@ class Zero3Engine(Engine):
         masters = self.shards()
         for name, p in self.module.named_parameters():
             local = masters[name].local
-            p.ds_tensor.data[: local.numel()].copy_(local)
+            _partition(p)[: local.numel()].copy_(local)
 
     def set_updates(self, count: int) -> None:
         set_state_step(self.optimizer, count)
+
+
+def _partition(parameter: Any) -> Tensor:
+    """This rank's partition of a parameter in compute precision, padding included."""
+    return parameter.ds_tensor.data

@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo` distils the embedded teacher, `make test` runs every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/tiny_cpu.yaml
+OVERRIDES ?=
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test fast lint teacher clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Every step goes on where it was stopped; a finished run is only evaluated and reported again.
+demo: $(INSTALLED)
+	$(BIN)/python launchers/synthesize.py --config $(CONFIG) $(OVERRIDES)
+	$(BIN)/python launchers/train.py --config $(CONFIG) $(OVERRIDES)
+	$(BIN)/python launchers/sample.py --config $(CONFIG) $(OVERRIDES)
+	$(BIN)/python launchers/evaluate.py --config $(CONFIG) $(OVERRIDES)
+	$(BIN)/python launchers/export.py --config $(CONFIG) --overwrite $(OVERRIDES)
+	$(BIN)/python launchers/report.py --config $(CONFIG) $(OVERRIDES)
+
+# Everything, the whole demo held against its targets included.
+test: $(INSTALLED)
+	tests/browser.sh
+	$(BIN)/pytest -m "slow or not slow" --durations=15
+
+# The tests of seconds.
+fast: $(INSTALLED)
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Rebuild the embedded teacher, its prompts and its judge from scikit-learn's digit scans (about half an hour).
+teacher: $(INSTALLED)
+	$(BIN)/python -m ladd_dist.digits.build
+
+clean:
+	rm -rf $(VENV) runs *.egg-info

@@ -1,0 +1,284 @@
+"""The report's figures: curves of a run by matplotlib, and the side-by-side picture by Pillow.
+
+Teacher and real pictures are slate, student and fakes are orange, in every figure and on the page.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from ladd_dist.config import Config
+
+SLATE, ORANGE, GREY = "#4a6785", "#c2410c", "#7b8691"
+_DEPTHS = LinearSegmentedColormap.from_list("depths", matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 64)))
+_STYLE: Any = {"font.size": 9.5, "axes.edgecolor": GREY, "axes.titlesize": 10.5, "axes.titleweight": "bold"}
+
+Rows = list[dict[str, Any]]
+
+
+def draw_charts(rows: Rows, config: Config, folder: Path) -> list[Path]:
+    """Write ``losses.png``, ``logits.png``, ``gradients.png`` and ``speed.png``, two panels each.
+
+    Args:
+        rows: of ``metrics.jsonl``, at least one.
+    """
+    figures = {"losses": _losses, "logits": _logits, "gradients": _gradients, "speed": _speed}
+    paths = []
+    with matplotlib.rc_context(_STYLE):
+        for name, draw in figures.items():
+            figure = Figure(figsize=(6.4, 5), dpi=170, layout="constrained", facecolor="white")
+            top, bottom = figure.subplots(2, 1, sharex=True)
+            draw(rows, config, top, bottom)
+            _finish(top, bottom, rows, config)
+            paths.append(folder / f"{name}.png")
+            figure.savefig(paths[-1])
+    return paths
+
+
+def _losses(rows: Rows, config: Config, top: Axes, bottom: Axes) -> None:
+    top.set_title("Discriminator loss", loc="left")
+    _curve(top, rows, "d_loss", SLATE)
+    top.axhline(2, color=GREY, lw=1, ls="--", label="2: heads cannot tell real from fake")
+    _legend(top)
+    bottom.set_title("Student loss (minus mean logit of its pictures)", loc="left")
+    _curve(bottom, rows, "g_loss", ORANGE)
+
+
+def _logits(rows: Rows, config: Config, top: Axes, bottom: Axes) -> None:
+    heads = len(rows[-1]["real_logit"])
+    top.set_title("Mean logit per head", loc="left")
+    for key, style in (("real_logit", "-"), ("fake_logit", "--")):
+        for head in range(heads):
+            x, y = _series(rows, key, head)
+            color, width = _DEPTHS(head / max(1, heads - 1)), 1.6 if heads <= 8 else 0.8
+            top.plot(x, _running_mean(y), style, color=color, lw=width, marker=_dot(x))
+        top.plot([], [], style, color=GREY, label=key.removesuffix("_logit"))
+    _legend(top)
+    _depth_bar(config.discriminator.blocks or list(range(heads)), top, bottom)
+    bottom.set_title("Positions judged rightly, all heads (%)", loc="left")
+    _curve(bottom, rows, "real_right", SLATE, "real", scale=100)
+    _curve(bottom, rows, "fake_right", ORANGE, "fake", scale=100)
+    bottom.set_ylim(0, 102)
+    _legend(bottom)
+
+
+def _depth_bar(blocks: list[int], top: Axes, bottom: Axes) -> None:
+    """Which colour is the head of which transformer block, for 4 heads as for 38."""
+    shades = ScalarMappable(Normalize(-0.5, len(blocks) - 0.5), _DEPTHS.resampled(len(blocks)))
+    bar = top.get_figure(root=True).colorbar(shades, ax=[top, bottom], aspect=45, pad=0.02)  # type: ignore[union-attr]
+    named = range(0, len(blocks), math.ceil(len(blocks) / 10))
+    bar.set_ticks(list(named), labels=[str(blocks[i]) for i in named])
+    bar.set_label("transformer block of the head")
+    bar.outline.set_visible(False)
+
+
+def _gradients(rows: Rows, config: Config, top: Axes, bottom: Axes) -> None:
+    top.set_title("Gradient norm", loc="left")
+    _curve(top, rows, "student_grad_norm", ORANGE, "student")
+    _curve(top, rows, "head_grad_norm", SLATE, "heads")
+    _legend(top)
+    top.set_yscale("log")
+    weight = config.method.r1_weight
+    bottom.set_title(f"R1 penalty (weight {weight:g})" if weight else "R1 penalty (off)", loc="left")
+    _curve(bottom, rows, "r1", SLATE)
+    if weight:
+        bottom.set_yscale("log")
+
+
+def _speed(rows: Rows, config: Config, top: Axes, bottom: Axes) -> None:
+    top.set_title("Training speed (samples per second, all ranks)", loc="left")
+    _curve(top, rows, "samples_per_second", SLATE)
+    top.set_ylim(bottom=0)
+    bottom.set_title("Learning rate", loc="left")
+    for key, color, label in (("student_lr", ORANGE, "student"), ("head_lr", SLATE, "heads")):
+        x, y = _series(rows, key)
+        bottom.plot(x, y, color=color, lw=1.8, label=label, marker=_dot(x))
+    bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    _legend(bottom)
+
+
+def _curve(axes: Axes, rows: Rows, key: str, color: str, label: str | None = None, scale: float = 1) -> None:
+    """The recorded values faintly and their running mean on top."""
+    x, y = _series(rows, key)
+    axes.plot(x, y * scale, color=color, alpha=0.25, lw=1)
+    axes.plot(x, _running_mean(y) * scale, color=color, lw=1.8, label=label, marker=_dot(x))
+
+
+def _legend(axes: Axes) -> None:
+    """Beside the title, where it hides no curve."""
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=4, borderaxespad=0)
+
+
+def _series(rows: Rows, key: str, head: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    kept = [row for row in rows if key in row]
+    values = [row[key] if head is None else row[key][head] for row in kept]
+    return np.array([row["iteration"] for row in kept]), np.array(values, dtype=float)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Centred, over 3% of the rows; the window is cut at both ends."""
+    window = np.ones(1 + 2 * (len(values) * 3 // 200))
+    if len(values) == 0:
+        return values
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+
+
+def _dot(x: np.ndarray) -> str:
+    """A marker where a line of one point would not show."""
+    return "o" if len(x) == 1 else ""
+
+
+def _finish(top: Axes, bottom: Axes, rows: Rows, config: Config) -> None:
+    bottom.set_xlabel("iteration")
+    warmup = config.method.warmup_iterations
+    for axes in (top, bottom):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e6e9ec", lw=0.8)
+        axes.set_axisbelow(True)
+        if 0 < warmup < rows[-1]["iteration"]:
+            axes.axvline(warmup, color=GREY, lw=1, ls=":")
+    if 0 < warmup < rows[-1]["iteration"]:
+        place: dict[str, Any] = {
+            "xytext": (3, 3),
+            "textcoords": "offset points",
+            "fontsize": 8.5,
+            "color": GREY,
+        }
+        bottom.annotate("warm-up ends", (warmup, 0), xycoords=("data", "axes fraction"), **place)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The pictures of one aspect ratio: ``pictures[i][j]`` is set i's file for prompt j."""
+
+    bucket: str
+    prompts: list[str]
+    pictures: list[list[Path]]
+
+    @property
+    def aspect(self) -> float:
+        """Width over height."""
+        height, width = map(int, self.bucket.split("x"))
+        return width / height
+
+
+_ROW, _GAP, _BLOCK_GAP, _MARGIN, _LABELS, _LINE = 128, 8, 28, 24, 150, 19
+_NARROWEST = 116
+"""Columns are no narrower than this, for their prompts."""
+_PICTURES_WIDTH = 1280
+"""Roughly, over all blocks."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One prompt of the side-by-side picture; ``title`` stands above the first of a block."""
+
+    left: int
+    width: int
+    title: str
+    prompt: str
+    files: list[Path]
+
+
+def draw_comparison(labels: list[tuple[str, str]], blocks: list[Block], path: Path) -> Path:
+    """Write the side-by-side picture: a row per set, up to three aspect ratios beside each other.
+
+    Args:
+        labels: name and colour of each set.
+    """
+    columns = _lay_out(_squarest_widest_tallest(blocks))
+    top = _MARGIN + _LINE * (3 + max(column.prompt.count("\n") for column in columns))
+    right, bottom = columns[-1].left + columns[-1].width, top + len(labels) * (_ROW + _GAP) - _GAP
+    canvas = Image.new("RGB", (right + _MARGIN, bottom + _MARGIN), "white")
+    for row, (label, color) in enumerate(labels):
+        _draw_label(canvas, top + row * (_ROW + _GAP), label, color)
+    for column in columns:
+        _draw_column(canvas, top, column)
+    canvas.save(path, optimize=True)
+    return path
+
+
+def _lay_out(blocks: list[Block]) -> list[_Column]:
+    """Give every block about the same width."""
+    left, columns = _MARGIN + _LABELS, []
+    for block in blocks:
+        width = max(_NARROWEST, round(_ROW * block.aspect))
+        fitting = max(1, round(_PICTURES_WIDTH / len(blocks) / (width + _GAP)))
+        for j, prompt in enumerate(block.prompts[:fitting]):
+            title = "" if j else f"{block.bucket.replace('x', ' x ')} px"
+            files = [of_set[j] for of_set in block.pictures]
+            columns.append(_Column(left, width, title, _wrap(prompt, _font(15), width, lines=3), files))
+            left += width + _GAP
+        left += _BLOCK_GAP
+    return columns
+
+
+def fit(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Scale into a box. Enlarged pixels keep their edges, so that a small picture can be judged."""
+    scale = min(width / picture.width, height / picture.height)
+    if scale > 1:
+        whole = math.ceil(scale)
+        picture = picture.resize((picture.width * whole, picture.height * whole), Image.Resampling.NEAREST)
+        scale /= whole
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _squarest_widest_tallest(blocks: list[Block]) -> list[Block]:
+    squarest = min(blocks, key=lambda block: abs(math.log(block.aspect)))
+    by_aspect = sorted(blocks, key=lambda block: block.aspect)
+    chosen = [squarest, by_aspect[-1], by_aspect[0]]
+    return [block for i, block in enumerate(chosen) if block not in chosen[:i]]
+
+
+def _draw_label(canvas: Image.Image, top: int, label: str, color: str) -> None:
+    draw, font = ImageDraw.Draw(canvas), _font(18)
+    draw.rectangle((_MARGIN, top, _MARGIN + 3, top + _ROW - 1), fill=color)
+    text = "\n".join(_wrap(part, font, _LABELS - 28, lines=2) for part in label.split(", "))
+    draw.multiline_text((_MARGIN + 16, top + _ROW / 2), text, color, font, anchor="lm", spacing=6)
+
+
+def _draw_column(canvas: Image.Image, top: int, column: _Column) -> None:
+    draw, middle = ImageDraw.Draw(canvas), column.left + column.width / 2
+    draw.text((column.left, _MARGIN), column.title, GREY, _font(15, bold=True))
+    draw.multiline_text((middle, top - 9), column.prompt, "#1c2126", _font(15), anchor="md", align="center")
+    for row, file in enumerate(column.files):
+        with Image.open(file) as opened:
+            picture = fit(opened.convert("RGB"), column.width, _ROW)
+        y = top + row * (_ROW + _GAP) + (_ROW - picture.height) // 2
+        canvas.paste(picture, (round(middle - picture.width / 2), y))
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font that matplotlib ships: the same on every machine."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> str:
+    """Break between words; what does not fit ends in an ellipsis."""
+    result = [""]
+    for word in text.split():
+        longer = f"{result[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not result[-1]:
+            result[-1] = longer
+        else:
+            result.append(word)
+    if len(result) > lines:
+        result = [*result[: lines - 1], f"{result[lines - 1]} …"]
+    return "\n".join(_cut(line, font, width) for line in result)
+
+
+def _cut(line: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    while font.getlength(line) > width:
+        line = line.rstrip(" …")[:-1] + "…"
+    return line

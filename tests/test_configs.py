@@ -1,0 +1,166 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ladd_dist.config import Config, Section, load
+from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.errors import LaddError
+from ladd_dist.models.discriminator import DiscriminatorHeads
+from ladd_dist.models.transformer import meta_transformer
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+SD35_LARGE = {
+    "_class_name": "SD3Transformer2DModel", "sample_size": 128, "patch_size": 2, "in_channels": 16, "num_layers": 38,
+    "attention_head_dim": 64, "num_attention_heads": 38, "joint_attention_dim": 4096, "caption_projection_dim": 2432,
+    "pooled_projection_dim": 2048, "out_channels": 16, "pos_embed_max_size": 192, "qk_norm": "rms_norm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_configs_parse_and_survive_a_round_trip(path, tmp_path):
+    config = load(path)
+    config.save(tmp_path / "resolved.yaml")
+    assert load(tmp_path / "resolved.yaml") == config
+
+
+@pytest.fixture
+def large_folder(tmp_path):
+    """SD3.5 Large as its configs alone."""
+    for name, content in {
+        "transformer": SD35_LARGE,
+        "vae": {"block_out_channels": [128, 256, 512, 512]},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_the_8b_configs_build_8b_networks_on_the_meta_device(engine, large_folder):
+    config = load(ROOT / f"configs/sd35_large_{engine}.yaml", [f"teacher.path={large_folder}"])
+    assert config.engine == engine
+    net = meta_transformer(config.student.path or config.teacher.path)
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(8.06e9, rel=1e-3)
+    assert all(p.is_meta for p in net.parameters())
+    with torch.device("meta"):
+        heads = DiscriminatorHeads(config.discriminator, 38, net.inner_dim, net.config.pooled_projection_dim)
+    assert len(heads.taps) == 38
+    space = LatentSpace.of(large_folder)
+    for name in config.synthesis.buckets:
+        _, height, width = space.shape(Bucket.parse(name))
+        rows, columns = space.grid(height, width)
+        assert 0.95 < rows * columns / 4096 <= 1.0
+    assert config.accumulation(128) == 1
+
+
+def test_overrides_reach_nested_keys_with_yaml_values():
+    config = load(
+        "configs/tiny_cpu.yaml",
+        ["train.iterations=7", "engine=zero3", "discriminator.blocks=[1,3]", "student.path=null"],
+    )
+    assert (config.train.iterations, config.engine, config.discriminator.blocks) == (7, "zero3", [1, 3])
+
+
+@given(st.floats(1e-12, 1.0))
+def test_learning_rates_may_be_written_as_people_write_them(value):
+    for text in (f"{value:e}", f"{value:.0e}", repr(value)):
+        assert load("configs/tiny_cpu.yaml", [f"student_optimizer.lr={text}"]).student_optimizer.lr == float(
+            text
+        )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.iteratons=5", "unknown key 'train.iteratons': did you mean 'iterations'"),
+        ("nonsense=1", "unknown key 'nonsense': known keys"),
+        ("train.iterations=many", "train.iterations: input should be a valid integer"),
+        ("train.iterations=0", "train.iterations: input should be greater than 0"),
+        ("train.iterations=1.5", "train.iterations"),
+        ("engine=fsdp", "engine: input should be 'local', 'fsdp2' or 'zero3'"),
+        ("method.probabilities=[1,0,0]", "probabilities needs one entry"),
+        ("method.probabilities=[1,1,0,0]", "probabilities must sum to 1"),
+        ("discriminator.groups=7", "groups=7 must divide"),
+        ("train.micro_batch=5", "micro_batch=5 must divide global_batch"),
+        ("synthesis.buckets=[]", "synthesis.buckets"),
+        ("synthesis.buckets=[big]", "synthesis.buckets.0"),
+        ("seed.sub=1", "'seed' is a value, not a section"),
+        ("seed", "not of the form key.sub=value"),
+        ("seed=[", "not a YAML value"),
+        ("teacher=5", "teacher"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_key(override, words):
+    with pytest.raises(LaddError) as error:
+        load("configs/tiny_cpu.yaml", [override])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "a: [", ""])
+def test_files_that_are_no_mapping_are_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(LaddError, match=re.escape(str(tmp_path / "c.yaml"))):
+        load(tmp_path / "c.yaml")
+
+
+def test_a_missing_key_is_named(tmp_path):
+    tree = yaml.safe_load((ROOT / "configs/tiny_cpu.yaml").read_text())
+    del tree["student_optimizer"]["lr"]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(LaddError, match="missing key 'student_optimizer.lr'"):
+        load(tmp_path / "c.yaml")
+
+
+def keys(section: type[Section]) -> set[str]:
+    found = set()
+    for name, field in section.model_fields.items():
+        found.add(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= keys(field.annotation)
+    return found
+
+
+def test_every_key_is_read_by_the_program():
+    source = "\n".join(
+        p.read_text()
+        for p in (*ROOT.glob("ladd_dist/**/*.py"), *ROOT.glob("launchers/*.py"))
+        if p.name != "config.py"
+    )
+    own = (ROOT / "ladd_dist/config.py").read_text()
+    unread = [
+        k
+        for k in keys(Config)
+        if not re.search(rf"\.{k}\b", source) and not re.search(rf"(train|self|method)\.{k}\b", own)
+    ]
+    assert not unread
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "words"),
+    [
+        (
+            ["train.micro_batch=24"],
+            3,
+            "train.global_batch=48 is not a multiple of train.micro_batch=24 x 3 ranks",
+        ),
+        (["train.micro_batch=24"], 1, "set method.fake_pass=two_pass, or train.micro_batch=48"),
+    ],
+)
+def test_world_sizes_that_do_not_fit_are_refused(overrides, world, words):
+    with pytest.raises(LaddError, match=re.escape(words)):
+        load("configs/tiny_cpu.yaml", overrides).accumulation(world)
+
+
+def test_accumulation_counts_micro_batches_per_rank():
+    assert load("configs/tiny_cpu.yaml", ["train.micro_batch=24"]).accumulation(2) == 1
+    assert (
+        load("configs/tiny_cpu.yaml", ["train.micro_batch=8", "method.fake_pass=two_pass"]).accumulation(2) == 3
+    )

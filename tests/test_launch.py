@@ -1,0 +1,102 @@
+"""One trainer, three launches: python, torchrun with FSDP2 and deepspeed with ZeRO-3, by their real commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ALONE, TINY, tiny_overrides
+from launch import environment
+
+from ladd_dist.checkpoint import Checkpoint, find
+from ladd_dist.tracking import read_metrics
+
+BIN = Path(sys.executable).parent
+STARTERS = {
+    "local": [sys.executable],
+    "fsdp2": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2"],
+    "zero3": [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", "29611"],
+}
+# Adam divides each gradient by its own size: where a true gradient is zero, rounding alone would decide the
+# sign of a full step. A larger epsilon makes parameters comparable to rounding; gradients are near 1e-3.
+EXACT = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4"]
+PLACEMENTS = [("fsdp2", "replicate", []), ("zero3", "replicate", [])]
+PLACEMENTS += [
+    ("fsdp2", "shard", ["student.activation_checkpointing=true", "teacher.activation_checkpointing=true"])
+]
+PLACEMENTS += [("zero3", "shard", ["student.activation_checkpointing=true", "method.fake_pass=two_pass"])]
+
+
+def train(engine: str, run_dir: Path, dataset: Path, *overrides: str) -> Checkpoint:
+    """Five fp32 iterations at a global batch of 8; the last checkpoint."""
+    settings = [*tiny_overrides(run_dir, dataset), f"engine={engine}", "train.iterations=5", *EXACT, *overrides]
+    if engine != "local":
+        settings.append("train.micro_batch=4")
+    command = [*STARTERS[engine], "launchers/train.py", "--config", TINY, *settings]
+    # deepspeed's launcher takes its environment from the caller's PATH and needs no compiler's leftovers.
+    env = environment({"DS_ACCELERATOR": "cpu", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"})
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    path = find(run_dir)
+    assert path is not None
+    return Checkpoint(path, ALONE)
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory, dataset):
+    """The local engine's run."""
+    return train("local", tmp_path_factory.mktemp("local"), dataset)
+
+
+def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    difference = sum((a[k] - b[k]).double().square().sum() for k in a)
+    return float((difference / sum(b[k].double().square().sum() for k in b)).sqrt())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("engine", "placement", "overrides"), PLACEMENTS, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_sharded_engines_make_the_local_engines_parameters(
+    tmp_path, dataset, oracle, engine, placement, overrides
+):
+    run = train(engine, tmp_path, dataset, f"teacher.placement={placement}", *overrides)
+    for network in ("student", "ema", "heads"):
+        assert relative(run.network(network), oracle.network(network)) < 1e-5
+    losses = [(row["d_loss"], row["g_loss"]) for row in read_metrics(tmp_path)]
+    expected = [(row["d_loss"], row["g_loss"]) for row in read_metrics(oracle.path.parent.parent)]
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_five_iterations_move_the_student_far_beyond_the_tolerance(oracle, teacher_folder):
+    from ladd_dist.models.transformer import Backbone, load_transformer
+
+    start = Backbone(load_transformer(teacher_folder, torch.float32))
+    before = {n: p.data for n, p in start.named_parameters()}
+    assert relative(oracle.network("student"), before) > 1e-3
+
+
+def test_wandb_offline_mirrors_the_record(tmp_path, dataset):
+    env = {"WANDB_MODE": "offline"}
+    settings = [*tiny_overrides(tmp_path, dataset), "train.iterations=2", "tracking.wandb=offline"]
+    command = [sys.executable, "launchers/train.py", "--config", TINY, *settings]
+    done = subprocess.run(command, env=environment(env), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = log.read_bytes()
+    assert b"samples_per_second" in content and b"real_logit/head_00" in content
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert {
+        "d_loss",
+        "g_loss",
+        "real_logit",
+        "fake_logit",
+        "student_grad_norm",
+        "samples_per_second",
+    } <= row.keys()
+    assert len(row["real_logit"]) == 4

@@ -1,0 +1,284 @@
+"""The run report: its inputs, its figures, and the page in a real browser."""
+
+import base64
+import json
+import math
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver import ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.chrome.webdriver import WebDriver
+
+from ladd_dist.config import load
+from ladd_dist.errors import LaddError
+from ladd_dist.report import verdict, write_report
+from ladd_dist.results import Results
+
+SETS = ["teacher_guided", "teacher_4", "teacher_1", "student_4", "student_2", "student_1"]
+BUCKETS = {"32x32": 8, "32x64": 3, "64x32": 2}
+NASTY = "<script>console.error('ran')</script> & a \"three\" <b>bold</b>"
+FLAGS = ["headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"]
+FLAGS += ["disable-component-update", "disable-sync"]
+FIGURES = ["comparison.png", "losses.png", "logits.png", "gradients.png", "speed.png"]
+
+
+def metrics_row(iteration: int, heads: int = 4) -> dict:
+    noise, fall = random.Random(iteration).gauss(0, 0.1), math.exp(-iteration / 300)
+    return {
+        "iteration": iteration,
+        "d_loss": 1.4 + 0.6 * fall + noise,
+        "g_loss": 0.2 + noise,
+        "r1": 0.05 * fall + 0.01,
+        "real_logit": [0.5 + 0.1 * h + noise for h in range(heads)],
+        "fake_logit": [-0.4 - 0.1 * h + noise for h in range(heads)],
+        "real_right": 0.7,
+        "fake_right": 0.65,
+        "student_grad_norm": 0.01 * (1 + fall),
+        "head_grad_norm": 0.5 + abs(noise),
+        "samples_per_second": 190 + 20 * noise,
+        "student_lr": 5e-4 * fall,
+        "head_lr": 1e-3 * fall,
+    }
+
+
+def score(name: str, fd: float, ratio: float | None, accuracy: float | None) -> dict:
+    role, kind = name.split("_")
+    steps = 20 if kind == "guided" else int(kind)
+    label = (
+        "teacher, 20 steps, guidance 2.5" if kind == "guided" else f"{role}, {steps} step" + "s" * (steps > 1)
+    )
+    return {
+        "name": name,
+        "label": label,
+        "role": role,
+        "steps": steps,
+        "guidance": 2.5 if kind == "guided" else 1.0,
+        "fd": fd,
+        "excess": fd - 0.4125,
+        "excess_ratio": ratio,
+        "accuracy": accuracy,
+        "accuracy_by_bucket": accuracy and {bucket: accuracy - 0.001 for bucket in BUCKETS},
+        "seconds_per_image": 0.0025 * steps,
+    }
+
+
+def results(accuracy: bool = True) -> dict:
+    rows = zip(
+        SETS,
+        [0.4125, 2.3125, 9.8125, 0.8115, 1.1025, 1.7625],
+        [None, None, None, 0.21, None, 0.144],
+        [0.987, 0.913, 0.334, 0.991, 0.982, 0.956],
+        strict=True,
+    )
+    return {
+        "seed": 0,
+        "samples": 1000,
+        "judge": "digits",
+        "checkpoint": "step-00001000",
+        "weights": "ema",
+        "split_half_fd": 0.4125,
+        "sets": [score(name, fd, ratio, a if accuracy else None) for name, fd, ratio, a in rows],
+    }
+
+
+def write_pictures(root: Path, buckets: dict[str, int]) -> None:
+    random_pixels = np.random.default_rng(0)
+    prompts = {b: [NASTY, *(f"prompt {i} of {b}" for i in range(1, n))] for b, n in buckets.items()}
+    for bucket, count in buckets.items():
+        height, width = map(int, bucket.split("x"))
+        for path in (root / name / bucket / f"{i:02d}.png" for name in SETS for i in range(count)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coarse = random_pixels.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((width, height)).save(path)
+    (root / "index.json").write_text(json.dumps({"sets": SETS, "buckets": prompts}))
+
+
+def write_metrics(run: Path, rows: list[dict]) -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_run(folder: Path) -> Path:
+    folder.mkdir()
+    load("configs/tiny_cpu.yaml", [f"run_dir={folder}"]).save(folder / "config.yaml")
+    write_metrics(folder, [metrics_row(i) for i in range(10, 1001, 10)])
+    write_pictures(folder / "evaluation" / "pictures", BUCKETS)
+    (folder / "evaluation" / "results.json").write_text(json.dumps(results()))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report written once; tests only read it."""
+    return write_report(make_run(tmp_path_factory.mktemp("report") / "my <run>"))
+
+
+# Inputs
+
+
+@pytest.mark.parametrize(
+    ("file", "launcher"),
+    [
+        ("config.yaml", "train"),
+        ("metrics.jsonl", "train"),
+        ("evaluation/results.json", "evaluate"),
+        ("evaluation/pictures/index.json", "evaluate"),
+        ("evaluation/pictures/student_2/32x64/01.png", "evaluate"),
+    ],
+)
+def test_a_missing_input_is_named_with_its_launcher(run: Path, file: str, launcher: str) -> None:
+    (run / file).unlink()
+    with pytest.raises(LaddError, match=rf"{file} is missing: run launchers/{launcher}\.py"):
+        write_report(run)
+    assert not (run / "report").exists()
+
+
+@pytest.mark.parametrize("text", ['{"seed": 0, "sam', "{}", json.dumps(results() | {"sets": []})])
+def test_damaged_results_are_an_error(run: Path, text: str) -> None:
+    (run / "evaluation" / "results.json").write_text(text)
+    with pytest.raises(LaddError, match=r"results\.json .*run launchers/evaluate\.py again"):
+        write_report(run)
+
+
+def test_metrics_without_rows_are_an_error(run: Path) -> None:
+    write_metrics(run, [])
+    with pytest.raises(LaddError, match=r"metrics\.jsonl has no rows"):
+        write_report(run)
+
+
+# Words and figures
+
+
+def test_verdict_says_who_is_nearer() -> None:
+    good = results()
+    assert "comes nearer to the guided teacher" in verdict(Results.model_validate(good))
+    assert "0.399 against 1.900 (0.21x), and 99.1% of its" in verdict(Results.model_validate(good))
+    bad = results()
+    bad["sets"][3] |= {"excess": 2.1, "excess_ratio": 2.1 / 1.9}
+    assert "comes no nearer to the guided teacher" in verdict(Results.model_validate(bad))
+
+
+def test_verdict_without_accuracy_or_ratio() -> None:
+    plain = results(accuracy=False)
+    plain["sets"][3]["excess_ratio"] = None
+    text = verdict(Results.model_validate(plain))
+    assert text == "In 4 steps the student's excess Fréchet distance is 0.399."
+
+
+def test_figures_beside_the_page(page: Path) -> None:
+    widths = {}
+    for name in FIGURES:
+        with Image.open(page.parent / name) as picture:
+            widths[name] = picture.width
+    assert 1200 <= widths["comparison.png"] <= 1600, widths
+    assert min(widths.values()) >= 1000, widths
+
+
+def test_big_pictures_many_heads_and_no_accuracy(run: Path) -> None:
+    shutil.rmtree(run / "evaluation" / "pictures")
+    write_pictures(run / "evaluation" / "pictures", {"320x320": 2, "192x336": 1})
+    (run / "evaluation" / "results.json").write_text(json.dumps(results(accuracy=False)))
+    write_metrics(run, [metrics_row(10, heads=38)])
+    page = write_report(run)
+    assert page.stat().st_size < 2_000_000
+    assert "read right" not in page.read_text()
+
+
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        if os.environ.get("LADD_REQUIRE_BROWSER") == "1":
+            pytest.fail("LADD_REQUIRE_BROWSER=1, but chromium or chromedriver is not on the PATH")
+        pytest.skip("chromium or chromedriver is not installed")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    session = WebDriver(options, Service(executable_path=driver))
+    yield session
+    session.quit()
+
+
+@pytest.fixture
+def opened(browser: WebDriver, page: Path) -> WebDriver:
+    browser.get("about:blank")
+    for log in ("browser", "performance"):  # of the browser's own start page
+        browser.get_log(log)
+    browser.get(page.as_uri())
+    return browser
+
+
+def requested(browser: WebDriver) -> set[str]:
+    """Addresses the page asked for, data URIs by their scheme alone."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    return {"data:" if url.startswith("data:") else url for url in urls}
+
+
+def overflow(browser: WebDriver, width: int) -> int:
+    """Pixels by which the page is wider than a window of this width."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert browser.execute_script("return innerWidth") == width
+    page = "document.documentElement"
+    return browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth")
+
+
+def test_page_is_self_contained(opened: WebDriver, page: Path) -> None:
+    images = opened.execute_script(
+        "return [...document.images].map(i => [i.src.slice(0, 11), i.naturalWidth, i.alt])"
+    )
+    assert len(images) == 6 * sum(BUCKETS.values()) + 4
+    assert all(source == "data:image/" and width > 0 and alt for source, width, alt in images)
+    assert requested(opened) <= {page.as_uri(), "data:"}
+    assert opened.get_log("browser") == []
+    assert page.stat().st_size < 10_000_000
+
+
+def test_page_shows_the_numbers(opened: WebDriver) -> None:
+    text = opened.execute_script("return document.body.innerText")
+    for shown in ("my <run>", "0.21x", "99.1%", "98.7%", "9.812", "0.399", "1,000 of 1,000", "step-00001000"):
+        assert shown in text, shown
+
+
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_page_shows_every_set_and_prompt(opened: WebDriver, bucket: str) -> None:
+    table = f"document.getElementById('bucket-{bucket}')"
+    cells = opened.execute_script(f"return [...{table}.tBodies[0].rows].map(row => row.cells.length)")
+    assert cells == [1 + BUCKETS[bucket]] * 6
+    assert opened.execute_script(f"return {table}.tHead.rows[0].cells[1].textContent") == NASTY
+
+
+def test_prompts_are_text(opened: WebDriver) -> None:
+    assert opened.execute_script("return document.querySelectorAll('script, b').length") == 0
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+def test_page_fits_its_window(opened: WebDriver, width: int) -> None:
+    assert overflow(opened, width) == 0
+
+
+def test_small_pictures_are_inlined_unchanged(opened: WebDriver, page: Path, tmp_path: Path) -> None:
+    source = opened.execute_script("return document.querySelectorAll('#pictures img')[1].src")
+    inlined = tmp_path / "inlined.png"
+    inlined.write_bytes(base64.b64decode(source.partition(",")[2]))
+    original = page.parents[1] / "evaluation/pictures/teacher_guided/32x32/01.png"
+    with Image.open(inlined) as big, Image.open(original) as small:
+        assert big.size == (128, 128)
+        assert np.array_equal(np.asarray(big)[::4, ::4], np.asarray(small))

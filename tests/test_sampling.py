@@ -1,0 +1,114 @@
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from ladd_dist.checkpoint import Checkpoint, network_shards, save
+from ladd_dist.conditioning import Conditioning
+from ladd_dist.config import load
+from ladd_dist.data.buckets import Bucket
+from ladd_dist.data.prompts import Request
+from ladd_dist.distributed import World
+from ladd_dist.ema import Ema
+from ladd_dist.errors import LaddError
+from ladd_dist.export import export
+from ladd_dist.painter import Painter
+from ladd_dist.sampling import STUDENT_TIMES, sample_ode, sample_student
+from ladd_dist.student import load_student
+from ladd_dist.trainer import build_networks
+
+CPU = World(0, 1, 0, torch.device("cpu"))
+PROMPTS = {"32x32": "a three", "32x64": "a seven next to a two", "64x32": "a five above a nine"}
+
+
+def configured(tmp_path, *overrides):
+    return load("configs/tiny_cpu.yaml", [f"run_dir={tmp_path}/run", *overrides])
+
+
+def exact(x_t, t, _cond):
+    """Velocity of the straight path from x_t to the constant 2: the ideal network for that data."""
+    return (x_t - 2.0) / t.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_student_sampler_reaches_the_data_of_an_exact_network(steps):
+    noises = torch.randn(steps, 3, 4, 2, 2)
+    assert torch.allclose(sample_student(exact, noises, Conditioning(noises, noises)), torch.tensor(2.0))
+
+
+def test_the_student_sampler_visits_its_times_and_renoises_with_fresh_noise():
+    seen = []
+
+    def spy(x_t, t, _cond):
+        seen.append((t[0].item(), x_t.clone()))
+        return torch.zeros_like(x_t)
+
+    noises = torch.randn(4, 1, 1, 2, 2)
+    sample_student(spy, noises, Conditioning(noises, noises))
+    assert [t for t, _ in seen] == STUDENT_TIMES[4]
+    x1 = 0.25 * noises[0] + 0.75 * noises[1]  # x0_hat = noise where the velocity is zero
+    torch.testing.assert_close(seen[1][1], x1)
+
+
+def test_the_ode_sampler_integrates_guidance():
+    cond = Conditioning(torch.ones(2, 1, 1), torch.ones(2, 1))
+    negative = Conditioning(torch.zeros(1, 1, 1), torch.zeros(1, 1))
+    network = lambda x, t, c: c.pooled.view(-1, 1, 1, 1).expand_as(x)  # noqa: E731 - v = 1 with, 0 without
+    out = sample_ode(network, torch.zeros(2, 1, 2, 2), [1.0, 0.5, 0.0], cond, negative, guidance=3.0)
+    assert torch.allclose(out, torch.tensor(-3.0))
+
+
+@pytest.mark.parametrize("bucket", PROMPTS)
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_the_teacher_draws_as_diffusers_pipeline_does(tmp_path, teacher_folder, bucket, guidance):
+    painter = Painter(configured(tmp_path), CPU.device)
+    size = Bucket.parse(bucket)
+    shape = painter.space.shape(size)
+    latents = painter.teacher(painter.encode([PROMPTS[bucket]]), [11], shape, 5, guidance)
+    pipe = StableDiffusion3Pipeline.from_pretrained(teacher_folder)
+    expected = pipe(
+        PROMPTS[bucket], height=size.height, width=size.width, num_inference_steps=5, guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(11), max_sequence_length=10, output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close(painter.decode(latents), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A checkpoint of a student that differs from its teacher, and the configuration."""
+    config = configured(tmp_path)
+    ladd = build_networks(config, CPU)
+    torch.manual_seed(1)
+    for parameter in ladd.student.module.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    ema = {f"ema/param/{n}": s for n, s in Ema(ladd.student, 0.9).shards().items()}
+    path = save(
+        config, CPU, {}, network_shards("student", ladd.student) | ema, 7, {"epoch": 0, "samples": 0}, "x"
+    )
+    return config, Checkpoint(path, CPU)
+
+
+@pytest.mark.parametrize(("steps", "bucket"), [(4, "32x64"), (2, "32x32"), (1, "64x32")])
+def test_the_export_draws_what_the_sampler_draws(tmp_path, trained, steps, bucket):
+    config, checkpoint = trained
+    size = Bucket.parse(bucket)
+    prompt = PROMPTS[bucket]
+    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, Request(0, prompt, size))
+    painter = Painter(config, CPU.device, load_student(config, checkpoint, "ema", torch.float32))
+    ours = painter.decode(painter.student(painter.encode([prompt]), [5], painter.space.shape(size), steps))
+
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder)
+    torch.manual_seed(5)
+    theirs = pipe(
+        prompt, sigmas=STUDENT_TIMES[steps], guidance_scale=1.0, height=size.height, width=size.width,
+        max_sequence_length=10, output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert not list(folder.rglob("*.bin")) + list(folder.rglob("*.pt"))
+    assert prompt in (folder / "README.md").read_text()
+
+
+def test_an_existing_export_is_not_overwritten_unasked(tmp_path, trained):
+    config, checkpoint = trained
+    (tmp_path / "out").mkdir()
+    with pytest.raises(LaddError, match="--overwrite"):
+        export(config, checkpoint, tmp_path / "out", "ema", torch.float32, Request(0, "a", Bucket(32, 32)))
