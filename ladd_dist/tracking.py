@@ -31,10 +31,10 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         config.save(folder / "config.yaml")
         kept = [row for row in read_metrics(folder) if row["iteration"] <= iteration]
-        self._file = (folder / METRICS).open("w")
-        for row in kept:
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        temporary = folder / f".{METRICS}"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(folder / METRICS)
+        self._file = (folder / METRICS).open("a")
         if config.tracking.wandb != "off":
             self._wandb = _start_wandb(config, folder)
 

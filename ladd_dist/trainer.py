@@ -1,10 +1,8 @@
 """The loop: batch, step, average, log, save, preview. The same for a laptop and for 512 GPUs."""
 
-import time
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from ladd_dist import checkpoint
 from ladd_dist.batch import Batch
@@ -17,13 +15,13 @@ from ladd_dist.engines.base import Shard
 from ladd_dist.engines.build import build_engine, check_launch, compute_dtype, place_frozen
 from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import LaddError
-from ladd_dist.ladd import Ladd, Metrics, draw_sample
-from ladd_dist.log import Eta, log, progress
+from ladd_dist.ladd import Ladd, Sample, draw_sample
+from ladd_dist.log import log, progress
 from ladd_dist.models.discriminator import DiscriminatorHeads
 from ladd_dist.models.transformer import Backbone, fingerprint, load_transformer
 from ladd_dist.preview import Preview
-from ladd_dist.schedule import learning_rate
-from ladd_dist.tracking import Row, Tracker
+from ladd_dist.tracking import Tracker
+from ladd_dist.window import Window
 
 
 class Trainer:
@@ -55,7 +53,7 @@ class Trainer:
         train = self.config.train
         tracker = Tracker(self.config, self.world, self.done)
         bar = progress("train", train.iterations, unit="it", world=self.world, done=self.done)
-        window, batches = _Window(self.config, self.world, self.done), self._batches()
+        window, batches = Window(self.config, self.world, self.done), self._batches()
         while self.done < train.iterations:
             metrics = self.ladd.iteration(self.done, next(batches))
             self.ema.update(self.done)
@@ -73,12 +71,12 @@ class Trainer:
         bar.close()
         tracker.close()
 
-    def _batches(self) -> Iterator[list]:
+    def _batches(self) -> Iterator[list[Sample]]:
         device = self.world.device
         for micro_batches in self.reader:
             yield [self._sample(batch.to(device)) for batch in micro_batches]
 
-    def _sample(self, batch: Batch) -> object:
+    def _sample(self, batch: Batch) -> Sample:
         grid = self.space.grid(*batch.latents.shape[-2:])
         return draw_sample(self.config, self.done, batch, grid, self.world.device)
 
@@ -133,46 +131,3 @@ def build_networks(config: Config, world: World) -> Ladd:
         teacher=place_frozen(config, teacher, world),
         heads=ReplicatedEngine(heads, config.head_optimizer, dtype, world),
     )
-
-
-class _Window:
-    """Metrics between two logging steps, kept on the device: the loop never waits for them in between."""
-
-    def __init__(self, config: Config, world: World, done: int) -> None:
-        self._config, self._world = config, world
-        self._rows: list[Metrics] = []
-        self._start = time.monotonic()
-        self._eta = Eta(config.train.iterations)
-        self._eta.begin(done)
-
-    def add(self, metrics: Metrics) -> None:
-        self._rows.append(metrics)
-
-    def close(self, done: int) -> Row:
-        """Average over iterations and ranks, print a line, and start anew.
-
-        Raises:
-            LaddError: if training has diverged.
-        """
-        means: dict[str, Tensor] = {k: torch.stack([r[k] for r in self._rows]).mean(0) for k in self._rows[0]}
-        self._world.mean_(list(means.values()))
-        seconds = time.monotonic() - self._start
-        train = self._config.train
-        row: Row = {"iteration": done, **{key: value.tolist() for key, value in means.items()}}
-        row["samples_per_second"] = len(self._rows) * train.global_batch / seconds
-        row["student_lr"] = learning_rate(self._config.student_optimizer, done - 1, train.iterations)
-        row["head_lr"] = learning_rate(self._config.head_optimizer, done - 1, train.iterations)
-        if self._world.device.type == "cuda":
-            row["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        if not all(torch.isfinite(value).all() for value in means.values()):
-            raise LaddError(
-                f"training diverged near iteration {done} (non-finite values): lower student_optimizer.lr or "
-                "head_optimizer.lr, or raise method.r1_weight; the last checkpoint is untouched"
-            )
-        gap = float(means["real_logit"].mean() - means["fake_logit"].mean())
-        log(
-            f"{done:>6}/{train.iterations}  d {row['d_loss']:.3f}  g {row['g_loss']:+.3f}  gap {gap:.3f}  "
-            f"|g| {row['student_grad_norm']:.2e}  {row['samples_per_second']:.1f} img/s  eta {self._eta.left(done)}"
-        )
-        self._rows, self._start = [], time.monotonic()
-        return row

@@ -17,7 +17,7 @@ LAYERS = [
     {"models", "engines"},
     {"data", "ladd", "sampling", "digits", "metrics", "pictures"},
     {"ema", "judges", "painter", "tracking"},
-    {"checkpoint", "preview", "synthesis", "gallery"},
+    {"checkpoint", "preview", "synthesis", "gallery", "window"},
     {"student", "trainer", "report_charts"},
     {"evaluation", "export", "report"},
     {"cli"},

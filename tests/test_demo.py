@@ -1,0 +1,75 @@
+"""`make demo` as a person runs it, held against what it promises."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+from ladd_dist.config import load
+from ladd_dist.results import RESULTS, Results
+from ladd_dist.tracking import read_metrics
+
+ROOT = Path(__file__).parent.parent
+LIMIT_SECONDS = 600
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, float]:
+    """A finished demo in a folder of its own, and the seconds it took."""
+    run_dir = tmp_path_factory.mktemp("demo")
+    overrides = f"OVERRIDES=run_dir={run_dir} data.path={run_dir}/latents"
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    start = time.monotonic()
+    done = subprocess.run(["make", "demo", overrides], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return run_dir, time.monotonic() - start
+
+
+@pytest.fixture(scope="module")
+def results(demo) -> Results:
+    return Results.model_validate_json((demo[0] / RESULTS).read_text())
+
+
+def test_it_takes_at_most_ten_minutes(demo):
+    assert demo[1] < LIMIT_SECONDS
+
+
+def test_it_distils(results):
+    sets = {s.name: s for s in results.sets}
+    assert results.samples >= 1000
+    assert set(sets["student_4"].accuracy_by_bucket) == {"32x32", "32x64", "64x32"}
+    assert sets["student_4"].excess_ratio <= 0.5
+    assert sets["student_1"].excess_ratio <= 0.35
+    for student in ("student_4", "student_1"):
+        assert sets[student].accuracy >= sets["teacher_guided"].accuracy - 0.01
+
+
+def test_training_and_evaluation_prompts_are_apart():
+    config = load(ROOT / "configs/tiny_cpu.yaml")
+    train, held_out = (Path(p).read_text().splitlines() for p in (config.synthesis.prompts, config.evaluation.prompts))
+    assert not set(train) & set(held_out)
+
+
+def test_the_record_is_complete_and_the_discriminator_never_collapsed(demo):
+    rows = read_metrics(demo[0])
+    config = load(demo[0] / "config.yaml")
+    every = config.train.log_every
+    assert [r["iteration"] for r in rows] == list(range(every, config.train.iterations + 1, every))
+    late = rows[len(rows) // 2 :]
+    assert all(0.05 < r["d_loss"] < 2.1 for r in late)
+
+
+def test_pictures_page_and_export_are_there(demo):
+    run_dir, _ = demo
+    assert (run_dir / "report/index.html").stat().st_size > 100_000
+    for picture in ("report/comparison.png", "report/losses.png", "samples/sheet.png", "previews/00001000.png"):
+        assert min(Image.open(run_dir / picture).size) > 60
+    pipe = StableDiffusion3Pipeline.from_pretrained(run_dir / "export")
+    image = pipe("a three", sigmas=[1.0], guidance_scale=1.0, height=32, width=32, max_sequence_length=10).images[0]
+    assert image.size == (32, 32)
