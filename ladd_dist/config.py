@@ -258,6 +258,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise LaddError(f"config file {path} cannot be read ({error.strerror}): pass --config FILE") from None
+    except UnicodeDecodeError:
+        raise LaddError(f"config file {path} is not text: pass --config FILE") from None
     except yaml.YAMLError as error:
         raise LaddError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):

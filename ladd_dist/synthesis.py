@@ -106,7 +106,10 @@ def _check_plan(root: Path, provenance: Provenance, world: World) -> None:
     """Record what is being made, or compare with what was: a folder never mixes two plans."""
     plan = root / _PLAN
     if plan.exists():
-        before, now = json.loads(plan.read_text()), asdict(provenance)
+        try:
+            before, now = json.loads(plan.read_text()), asdict(provenance)
+        except ValueError as error:
+            raise LaddError(f"{plan} is damaged ({error}): set data.path to a new folder, or remove {root}") from None
         if changed := [key for key in now if before.get(key) != now[key]]:
             key = changed[0]
             raise LaddError(
@@ -116,7 +119,9 @@ def _check_plan(root: Path, provenance: Provenance, world: World) -> None:
     world.barrier()
     if world.is_main and not plan.exists():
         root.mkdir(parents=True, exist_ok=True)
-        plan.write_text(json.dumps(asdict(provenance), indent=2) + "\n")
+        temporary = root / f".{_PLAN}"
+        temporary.write_text(json.dumps(asdict(provenance), indent=2) + "\n")
+        temporary.replace(plan)
     world.barrier()
 
 

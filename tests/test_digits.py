@@ -187,6 +187,15 @@ def test_every_word_is_one_token_and_any_prompt_tokenizes(pipeline: StableDiffus
         assert encoder.config.eos_token_id == tokenizer.eos_token_id != 2
 
 
+def test_t5_says_nothing_whatever_the_prompt(pipeline: StableDiffusion3Pipeline) -> None:
+    context, _, _, _ = pipeline.encode_prompt(
+        ["a three", "Größe ✓"], None, None, do_classifier_free_guidance=False, max_sequence_length=10
+    )
+    assert context.shape == (2, 20, 64)
+    assert not context[:, 10:].any()
+    assert context[:, :10].any()
+
+
 def test_latents_are_standardised(pipeline: StableDiffusion3Pipeline) -> None:
     vae = pipeline.vae
     images = render(load_part("teacher").images[:100].view(50, 2, 8, 8), "32x64")
@@ -220,9 +229,7 @@ def test_teacher_draws_what_the_prompt_says(
 
 
 def test_importing_the_package_is_light() -> None:
-    code = (
-        "import sys, ladd_dist.digits; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'sklearn')))"
-    )
+    code = "import sys, ladd_dist.digits; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'sklearn')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

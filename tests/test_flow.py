@@ -33,7 +33,9 @@ def test_velocity_is_the_derivative_of_the_path():
     torch.testing.assert_close(slope, velocity(x0, eps), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(4096, 1.0), (64, 1.0 + math.log(1 / 8)), (16384, 1 + math.log(2))])
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(4096, 1.0), (64, 1.0 + math.log(1 / 8)), (16384, 1 + math.log(2))]
+)
 def test_the_renoise_location_follows_the_resolution(tokens, expected):
     assert shifted_location(1.0, tokens) == pytest.approx(expected)
 
@@ -62,7 +64,10 @@ def test_student_times_have_their_probabilities(probabilities):
         assert p > 0 or not (drawn == time).any()
 
 
-@given(st.lists(st.floats(0, 1), min_size=4, max_size=4).filter(lambda p: sum(p) > 0.1), st.floats(0, 1, exclude_max=True))
+@given(
+    st.lists(st.floats(0, 1), min_size=4, max_size=4).filter(lambda p: sum(p) > 0.1),
+    st.floats(0, 1, exclude_max=True),
+)
 def test_a_time_of_probability_zero_is_never_chosen(weights, uniform):
     probabilities = [w / sum(weights) for w in weights]
     time = choose_time(torch.tensor([uniform], dtype=torch.float64), TIMES, probabilities).item()

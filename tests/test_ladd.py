@@ -171,7 +171,12 @@ def test_warm_up_draws_only_its_own_times():
 
 def test_renoise_levels_are_shifted_to_the_grid_and_independent_unless_asked():
     cfg = config()
-    many = Batch(torch.zeros(400, 4, 1, 1), Conditioning(torch.zeros(400, 1, 24), torch.zeros(400, 12)), list(range(400)), "x")
+    many = Batch(
+        torch.zeros(400, 4, 1, 1),
+        Conditioning(torch.zeros(400, 1, 24), torch.zeros(400, 12)),
+        list(range(400)),
+        "x",
+    )
     s = draw_sample(cfg, 0, many, (4, 6), CPU.device)
     logits = torch.logit(s.s)
     assert logits.mean().item() == pytest.approx(1 + 0.5 * math.log(24 / 4096), abs=0.2)

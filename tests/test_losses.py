@@ -5,7 +5,7 @@ from ladd_dist.losses import hinge_discriminator, hinge_generator, r1_penalty
 
 
 def test_hinge_losses_against_plain_loops():
-    real, fake = torch.randn(2, 3, 2, 4, 5, dtype=torch.float64).unbind() 
+    real, fake = torch.randn(2, 3, 2, 4, 5, dtype=torch.float64).unbind()
     by_hand = np.mean([max(0.0, 1 - x) for x in real.flatten().tolist()])
     by_hand += np.mean([max(0.0, 1 + x) for x in fake.flatten().tolist()])
     assert abs(hinge_discriminator(real, fake).item() - by_hand) < 1e-12
@@ -24,7 +24,9 @@ def test_the_generators_gradient_does_not_vanish_where_it_wins():
 
 def _toy_heads(inputs, weights):
     """Two heads that mix neighbours nonlinearly: (B, N, C) -> (B, H, W) each."""
-    return torch.stack([torch.tanh(x @ w).cumsum(1).view(len(x), 2, 3) for x, w in zip(inputs, weights, strict=True)])
+    return torch.stack(
+        [torch.tanh(x @ w).cumsum(1).view(len(x), 2, 3) for x, w in zip(inputs, weights, strict=True)]
+    )
 
 
 def test_r1_against_one_gradient_per_head_and_sample():

@@ -31,6 +31,8 @@ def read_requests(path: str | Path, buckets: list[str], images_per_prompt: int =
         lines = path.read_text().splitlines()
     except OSError as error:
         raise LaddError(f"prompt file {path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise LaddError(f"prompt file {path} is not UTF-8 text") from None
     requests: list[Request] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

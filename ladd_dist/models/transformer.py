@@ -141,7 +141,10 @@ def component(folder: str | Path, name: str) -> Path:
 def load_config(folder: str | Path) -> dict:
     """The transformer's config of a diffusers folder, without its weights."""
     path = component(folder, "transformer")
-    config = json.loads((path / "config.json").read_text())
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise LaddError(f"{path / 'config.json'} is not JSON ({error}): download the teacher again") from None
     if config.get("_class_name") != "SD3Transformer2DModel":
         raise LaddError(f"{path} holds a {config.get('_class_name')}: only SD3Transformer2DModel is supported")
     return SD3Transformer2DModel.load_config(path)
@@ -172,12 +175,18 @@ def fingerprint(folder: str | Path) -> str:
 
     SHA-256 over its config and, of each safetensors file, header, size and first and last MiB of data:
     seconds for 16 GB, and different for any two trained networks.
+
+    Raises:
+        LaddError: if a weight file is not one, such as a Git LFS pointer.
     """
     path = component(folder, "transformer")
     digest = hashlib.sha256((path / "config.json").read_bytes())
     for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, "pt") as header:
-            digest.update(repr(sorted(header.keys())).encode())
+        try:
+            with safe_open(file, "pt") as header:
+                digest.update(repr(sorted(header.keys())).encode())
+        except SafetensorError as error:
+            raise LaddError(f"{file} is not a whole safetensors file ({error}): download the teacher again") from None
         with file.open("rb") as data:
             size = data.seek(0, 2)
             digest.update(f"{file.name}:{size}".encode())
