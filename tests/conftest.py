@@ -1,0 +1,128 @@
+"""Fixtures that several test files share. Importing this file puts the tests on the CPU, in one thread."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+from ladd_dist import config as config_module
+from ladd_dist.config import Config
+from ladd_dist.digits import TRAIN_PROMPTS
+from ladd_dist.distributed import World
+from ladd_dist.synthesis import synthesize
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+os.chdir(ROOT)  # configs name the teacher and the prompts relative to it
+
+TINY = "configs/tiny_cpu.yaml"
+TEACHER = "ladd_dist/digits/teacher"
+BUCKETS = ["32x32", "32x64", "64x32"]
+PER_BUCKET = 24
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
+def tiny_overrides(run_dir: Path, data: Path) -> list[str]:
+    """What turns configs/tiny_cpu.yaml into a run of seconds; prompts lie beside the dataset."""
+    return [
+        f"run_dir={run_dir}",
+        f"data.path={data}",
+        "device=cpu",
+        "discriminator.width=16",
+        "discriminator.out_width=16",
+        "discriminator.groups=4",
+        "discriminator.cond_width=16",
+        "method.warmup_iterations=2",
+        "train.iterations=6",
+        "train.global_batch=8",
+        "train.micro_batch=8",
+        "train.log_every=1",
+        "train.checkpoint_every=2",
+        "train.preview_every=0",
+        f"synthesis.prompts={data.parent / 'prompts.jsonl'}",
+        "synthesis.images_per_prompt=3",
+        "synthesis.steps=2",
+        "synthesis.guidance=1.5",
+        "synthesis.batch=6",
+        "synthesis.part_samples=10",
+        "sampling.batch=8",
+        "evaluation.samples=8",
+        "evaluation.batch=8",
+    ]
+
+
+def tiny_config(run_dir: Path, data: Path, *overrides: str) -> Config:
+    """A configuration for the `dataset` fixture (or any other), later overrides winning."""
+    return config_module.load(TINY, [*tiny_overrides(run_dir, data), *overrides])
+
+
+def write_prompts(path: Path, per_bucket: int) -> None:
+    """The first training prompts of every bucket, in the order of the list."""
+    rows = [json.loads(line) for line in TRAIN_PROMPTS.read_text().splitlines()]
+    chosen: dict[str, int] = dict.fromkeys(BUCKETS, 0)
+    lines = []
+    for row in rows:
+        if chosen[row["bucket"]] < per_bucket:
+            chosen[row["bucket"]] += 1
+            lines.append(json.dumps(row))
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def teacher_folder() -> Path:
+    """The embedded teacher: 4 channels, patch size 1."""
+    return ROOT / TEACHER
+
+
+@pytest.fixture(scope="session")
+def random_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole SD3 folder of other shapes: 8 channels, patch size 2, dual attention, random weights."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        pos_embed_max_size=16,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=8,
+        norm_num_groups=4,
+        layers_per_block=1,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    folder = tmp_path_factory.mktemp("random_teacher")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(ROOT / TEACHER, transformer=transformer, vae=vae)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 latents in each of three buckets, by the embedded teacher. Read only: copy it to change it."""
+    data = tmp_path_factory.mktemp("dataset") / "latents"
+    write_prompts(data.parent / "prompts.jsonl", PER_BUCKET // 3)
+    synthesize(tiny_config(data.parent / "run", data), ALONE)
+    return data

@@ -1,0 +1,138 @@
+"""Processes for tests: launchers as subprocesses, and ranks that start fast from a warm server process."""
+
+import atexit
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+_TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def environment(env: dict[str, str] | None = None) -> dict[str, str]:
+    """A CPU-only environment without traces of another process group."""
+    group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {key: value for key, value in os.environ.items() if key not in group}
+    return kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | (env or {})
+
+
+def launch(
+    args: list[str], env: dict[str, str] | None = None, timeout: float = 180, ranks: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run ``launchers/NAME.py ARGS...`` from the repository root and wait for it.
+
+    Args:
+        args: the launcher's file name and its arguments.
+        timeout: seconds after which the whole process group is killed and the test fails.
+        ranks: start that many processes with torchrun; 0 starts plain Python.
+    """
+    starter = [*_TORCHRUN, "--standalone", f"--nproc-per-node={ranks}"] if ranks else [sys.executable]
+    command = [*starter, f"launchers/{args[0]}", *args[1:]]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"{command} hung for {timeout} s\n{out}\n{err}") from None
+    return subprocess.CompletedProcess(command, process.returncode, _lines(out), _lines(err))
+
+
+def _lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def start_ranks(function: Callable[..., Any], *args: Any, size: int = 1) -> list[BaseProcess]:
+    """Start ``function(world, *args)`` on ``size`` ranks of one gloo group, or alone for ``size=1``.
+
+    Function and arguments must be picklable: the ranks come from a server process that has imported the
+    package once, which makes them start in a fraction of a launcher's time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ladd_dist.trainer", "ladd_dist.synthesis"])
+    port = _free_port()
+    processes = [context.Process(target=_rank, args=(r, size, port, function, args)) for r in range(size)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def join(processes: list[BaseProcess], timeout: float = 120) -> list[int]:
+    """Wait for ranks and return their exit codes; kill them all and fail if they hang."""
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    hung = [process for process in processes if process.is_alive()]
+    for process in hung:
+        process.kill()
+    assert not hung, f"{len(hung)} of {len(processes)} ranks hung for {timeout} s"
+    return [process.exitcode or 0 for process in processes]
+
+
+def run_ranks(function: Callable[..., Any], *args: Any, size: int = 1, timeout: float = 120) -> list[Any]:
+    """Run ``function(world, *args)`` on every rank and return the ranks' picklable results, in rank order."""
+    with tempfile.TemporaryDirectory() as folder:
+        processes = start_ranks(_to_file, function, folder, *args, size=size)
+        codes = join(processes, timeout)
+        assert codes == [0] * size, f"ranks ended with {codes}, their traces are above"
+        return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(size)]
+
+
+def _to_file(world: Any, function: Callable[..., Any], folder: str, *args: Any) -> None:
+    Path(folder, str(world.rank)).write_bytes(pickle.dumps(function(world, *args)))
+
+
+def _rank(rank: int, size: int, port: int, function: Callable[..., Any], args: tuple) -> None:
+    os.chdir(ROOT)
+    clean = environment()
+    os.environ.clear()
+    os.environ.update(clean)
+    if size > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    import torch
+
+    from ladd_dist import distributed, log
+
+    multiprocessing.set_start_method("fork", force=True)  # for loader processes, as in a launcher
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    log.setup(world)
+    try:
+        function(world, *args)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    distributed.stop()
+    atexit._run_exitfuncs()  # multiprocessing leaves without them; Streaming's free its shared memory
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

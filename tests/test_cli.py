@@ -1,0 +1,430 @@
+"""What a person at the command line sees: help, and one clear line for every kind of bad input."""
+
+import json
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ALONE, ROOT, TEACHER, TINY, tiny_config, tiny_overrides
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from launch import launch
+
+from ladd_dist import distributed
+from ladd_dist.config import load
+from ladd_dist.data.mds import Manifest
+from ladd_dist.errors import LaddError
+from ladd_dist.trainer import Trainer
+
+LAUNCHERS = sorted(path.name for path in (ROOT / "launchers").glob("*.py"))
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def run_launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a launcher in this process, as Python would, and return its exit code."""
+
+    def run(name: str, *args: str) -> int:
+        monkeypatch.setattr(sys, "argv", [f"launchers/{name}", *args])
+        try:
+            runpy.run_path(f"launchers/{name}", run_name="__main__")
+        except SystemExit as left:
+            return int(left.code or 0)
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def refused(
+    run_launcher: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
+) -> Refused:
+    """Run a launcher on the tiny configuration and return the one line that it leaves on stderr."""
+
+    def run(name: str, *args: str) -> str:
+        capsys.readouterr()
+        code = run_launcher(name, "--config", TINY, *tiny_overrides(tmp_path, dataset), *args)
+        lines = capsys.readouterr().err.splitlines()
+        assert code == 2
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1, lines
+        assert not any("Traceback" in line for line in lines)
+        return errors[0]
+
+    return run
+
+
+# Help
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_help_shows_an_example_that_names_this_launcher(
+    name: str, run_launcher: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_launcher(name, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"python launchers/{name} --config configs/" in shown
+    assert "key.sub=value" in shown and "train.iterations=5" in shown
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_without_a_config_the_usage_is_shown(
+    name: str, run_launcher: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_launcher(name) == 2
+    assert "--config" in capsys.readouterr().err
+
+
+def test_a_launcher_is_a_program_with_help() -> None:
+    result = launch(["train.py", "--help"])
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "torchrun --nproc-per-node 8 launchers/train.py" in result.stdout
+
+
+# Configuration
+
+_BAD_KEYS = [
+    ("train.iteration=5", "unknown key 'train.iteration': did you mean 'iterations'?"),
+    ("student_optimiser.lr=1", "unknown key 'student_optimiser': did you mean 'student_optimizer'?"),
+    ("sampling.zzz=5", "unknown key 'sampling.zzz': known keys here are steps, batch"),
+    ("train.iterations=many", "train.iterations: input should be a valid integer, not 'many'"),
+    ("train.iterations=1.5", "train.iterations: input should be a valid integer"),
+    ("train.iterations=0", "train.iterations: input should be greater than 0, not 0"),
+    ("train.micro_batch=true", "train.micro_batch: input should be a valid integer, not True"),
+    ("engine=zero2", "engine: input should be 'local', 'fsdp2' or 'zero3', not 'zero2'"),
+    ("sampling.steps=3", "sampling.steps: input should be 1, 2 or 4, not 3"),
+    ("synthesis.buckets=[32]", "synthesis.buckets.0: input should be a valid string, not 32"),
+    ("synthesis.buckets=[big]", "synthesis.buckets.0: string should match pattern"),
+    ("synthesis.guidance=0.5", "synthesis.guidance: input should be greater than or equal to 1, not 0.5"),
+    ("run_dir=", "run_dir: input should be a valid string, not None"),
+    ("train.micro_batch=3", "train: micro_batch=3 must divide global_batch=8"),
+    ("discriminator.groups=5", "discriminator: groups=5 must divide width=16 and out_width=16"),
+    ("method.probabilities=[0.5,0.5]", "method: probabilities needs one entry for each of the 4 student_times"),
+    ("method.probabilities=[1,1,0,0]", "method: probabilities must sum to 1, not 2"),
+    ("train", "override 'train' is not of the form key.sub=value"),
+    ("=5", "override '=5' is not of the form key.sub=value"),
+    ("seed.more=5", "override 'seed.more=5': 'seed' is a value, not a section"),
+    ("seed=[1", "override 'seed=[1': '[1' is not a YAML value"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), _BAD_KEYS, ids=[override for override, _ in _BAD_KEYS])
+def test_a_bad_key_or_value_is_named(refused: Refused, override: str, message: str) -> None:
+    assert message in refused("train.py", override)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: [1", "is not valid YAML"),
+        ("- 1\n- 2\n", "must hold a mapping of sections, see configs/tiny_cpu.yaml"),
+        ("", "must hold a mapping of sections"),
+        ("run_dir: runs/x\n", "missing key 'teacher': add it to the file or pass teacher=VALUE"),
+    ],
+)
+def test_a_bad_config_file_is_named(
+    run_launcher: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert run_launcher("train.py", "--config", str(path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(path) in line and message in line
+
+
+def test_a_config_file_that_is_not_text_is_named(
+    run_launcher: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    assert run_launcher("train.py", "--config", str(path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: config file {path}")
+
+
+@pytest.mark.parametrize("value", ["1e-4", "1.e-4", "1.0e-4", "1E-4", "0.0001"])
+def test_rates_may_be_written_with_an_exponent(dataset: Path, value: str) -> None:
+    assert tiny_config(dataset, dataset, f"student_optimizer.lr={value}").student_optimizer.lr == 1e-4
+
+
+_TREE = load(TINY).model_dump()
+
+
+@given(st.sampled_from(sorted(_TREE)), st.text("abcdefgh_", min_size=1, max_size=8))
+def test_no_key_is_ignored(section: str, name: str) -> None:
+    known = _TREE[section]
+    if isinstance(known, dict):
+        assume(name not in known)
+        key = f"{section}.{name}"
+    else:
+        key = f"{section}_{name}"
+    with pytest.raises(LaddError, match=f"unknown key '{key}'"):
+        load(TINY, [f"{key}=1"])
+
+
+def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load(TINY, ["seed=3", "discriminator.blocks=[1,3]", "student_optimizer.eps=1.0e-9", "run_dir='2024'"])
+    config.save(tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml") == config
+
+
+# Data
+
+
+def test_a_missing_dataset_is_named(refused: Refused, tmp_path: Path) -> None:
+    line = refused("train.py", f"data.path={tmp_path / 'none'}")
+    assert f"no dataset at data.path={tmp_path / 'none'}" in line and "run launchers/synthesize.py" in line
+
+
+def test_a_bucket_that_is_too_small_is_named(refused: Refused) -> None:
+    line = refused("train.py", "train.global_batch=32", "train.micro_batch=32")
+    assert "bucket 32x32" in line and "24 samples" in line and "lower train.global_batch" in line
+
+
+def test_other_latent_channels_are_named(refused: Refused, random_teacher: Path) -> None:
+    line = refused("train.py", f"teacher.path={random_teacher}")
+    assert "4 channels" in line and "has 8" in line and "set teacher.path" in line
+
+
+def test_a_damaged_manifest_is_named(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "manifest.json").write_text("{")
+    line = refused("train.py", f"data.path={tmp_path / 'bad'}")
+    assert "manifest.json is damaged" in line and "run launchers/synthesize.py again" in line
+
+
+def test_a_manifest_of_a_lost_bucket_is_named(refused: Refused, dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "data")
+    manifest = Manifest.read(dataset)
+    replace(manifest, counts=manifest.counts | {"64x64": 100}).write(tmp_path / "data")
+    line = refused("train.py", f"data.path={tmp_path / 'data'}")
+    assert "bucket 64x64" in line and "no index.json" in line
+
+
+def test_missing_prompts_are_named(refused: Refused, tmp_path: Path) -> None:
+    line = refused("synthesize.py", f"synthesis.prompts={tmp_path / 'none.txt'}", f"data.path={tmp_path / 'd'}")
+    assert f"prompt file {tmp_path / 'none.txt'} cannot be read" in line
+
+
+def test_a_bucket_that_does_not_divide_is_named(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a one\n")
+    line = refused(
+        "synthesize.py",
+        f"synthesis.prompts={tmp_path / 'p.txt'}",
+        "synthesis.buckets=[30x32]",
+        f"data.path={tmp_path}",
+    )
+    assert "bucket 30x32: height and width must be multiples of 4" in line
+
+
+def test_another_plan_is_refused_with_the_key(refused: Refused) -> None:
+    line = refused("synthesize.py", "synthesis.steps=9")
+    assert "steps=2, but this run has steps=9" in line and "set data.path to a new folder" in line
+
+
+def test_a_damaged_plan_is_named(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "plan.json").write_text("{")
+    line = refused("synthesize.py", f"data.path={tmp_path / 'data'}")
+    assert f"{tmp_path / 'data' / 'plan.json'} is damaged" in line and "set data.path to a new folder" in line
+
+
+# Teacher
+
+
+@pytest.mark.parametrize("name", ["train.py", "synthesize.py"])
+def test_a_missing_teacher_is_named(refused: Refused, name: str) -> None:
+    line = refused(name, "teacher.path=/nowhere/teacher")
+    assert "teacher folder /nowhere/teacher does not exist: set teacher.path" in line
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_a_teacher_without_a_component_is_named(refused: Refused, tmp_path: Path, part: str) -> None:
+    shutil.copytree(TEACHER, tmp_path / "teacher", ignore=shutil.ignore_patterns(part))
+    line = refused("train.py", f"teacher.path={tmp_path / 'teacher'}")
+    assert f"{tmp_path / 'teacher'} has no {part}/: teacher.path must be a whole diffusers SD3 folder" in line
+
+
+def test_a_teacher_without_text_encoders_is_named(refused: Refused, tmp_path: Path) -> None:
+    shutil.copytree(TEACHER, tmp_path / "teacher", ignore=shutil.ignore_patterns("text_encoder*"))
+    line = refused("synthesize.py", f"teacher.path={tmp_path / 'teacher'}", f"data.path={tmp_path / 'd'}")
+    assert f"{tmp_path / 'teacher'} has no text_encoder/" in line
+
+
+def test_a_teacher_of_another_kind_is_named(refused: Refused, tmp_path: Path) -> None:
+    shutil.copytree(TEACHER, tmp_path / "teacher")
+    path = tmp_path / "teacher" / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "FluxTransformer2DModel"}))
+    line = refused("train.py", f"teacher.path={tmp_path / 'teacher'}")
+    assert "FluxTransformer2DModel: only SD3Transformer2DModel is supported" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("diffusion_pytorch_model.safetensors", b""),
+        ("diffusion_pytorch_model.safetensors", b"version https://git-lfs.github.com/spec/v1\nsize 1\n"),
+        ("config.json", b"version https://git-lfs.github.com/spec/v1\nsize 1\n"),
+    ],
+    ids=["empty weights", "weights not downloaded", "config not downloaded"],
+)
+def test_a_teacher_not_wholly_downloaded_is_named(
+    refused: Refused, tmp_path: Path, name: str, content: bytes
+) -> None:
+    shutil.copytree(TEACHER, tmp_path / "teacher")
+    path = tmp_path / "teacher" / "transformer" / name
+    path.write_bytes(content)
+    line = refused("train.py", f"teacher.path={tmp_path / 'teacher'}")
+    assert str(path) in line and "download the teacher again" in line
+
+
+def test_blocks_that_the_teacher_does_not_have_are_named(refused: Refused) -> None:
+    assert "discriminator.blocks=[1, 9]: the teacher has blocks 0 to 3" in refused(
+        "train.py", "discriminator.blocks=[1,9]"
+    )
+
+
+# Launching
+
+
+def test_a_sharded_engine_needs_a_process_group(refused: Refused) -> None:
+    line = refused("train.py", "engine=fsdp2")
+    assert "engine=fsdp2 needs a process group: start with torchrun, or set engine=local" in line
+    assert "start with deepspeed" in refused("train.py", "engine=zero3")
+
+
+def test_a_missing_gpu_is_named(refused: Refused) -> None:
+    assert "device=cuda, but no GPU is visible: set device=auto or device=cpu" in refused("train.py", "device=cuda")
+
+
+def test_the_shared_pass_needs_the_batch_in_one(refused: Refused) -> None:
+    line = refused("train.py", "train.micro_batch=4")
+    assert "set method.fake_pass=two_pass, or train.micro_batch=8" in line
+
+
+def test_ranks_that_do_not_divide_the_batch_all_leave(tmp_path: Path, dataset: Path) -> None:
+    args = [*tiny_overrides(tmp_path, dataset), "engine=fsdp2", "train.micro_batch=2"]
+    result = launch(["train.py", "--config", TINY, *args], ranks=3, timeout=200)
+    assert result.returncode != 0
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert 1 <= len(errors) <= 3, result.stderr
+    for line in errors:
+        assert "train.global_batch=8 is not a multiple of train.micro_batch=2 x 3 ranks" in line
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_the_local_engine_is_one_process(tmp_path: Path, dataset: Path) -> None:
+    with pytest.raises(LaddError, match="engine=local runs in one process, but 2 were started: set engine=fsdp2"):
+        Trainer(tiny_config(tmp_path, dataset), replace(ALONE, size=2))
+
+
+def test_a_real_process_leaves_one_line_and_code_2(tmp_path: Path) -> None:
+    result = launch(["train.py", "--config", str(tmp_path / "none.yaml")])
+    problem = "cannot be read (No such file or directory): pass --config FILE"
+    assert (result.returncode, result.stderr) == (2, f"error: config file {tmp_path / 'none.yaml'} {problem}\n")
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("name", ["sample.py", "evaluate.py", "export.py"])
+def test_without_a_checkpoint_there_is_nothing_to_use(refused: Refused, tmp_path: Path, name: str) -> None:
+    line = refused(name)
+    assert f"no checkpoint at {tmp_path}/checkpoints: run launchers/train.py first" in line
+    assert f"no checkpoint at {tmp_path}/nowhere" in refused(name, "--checkpoint", f"{tmp_path}/nowhere")
+
+
+def test_a_report_of_nothing_is_refused(refused: Refused, tmp_path: Path) -> None:
+    assert str(tmp_path) in refused("report.py")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
+    run_dir = tmp_path_factory.mktemp("trained")
+    Trainer(tiny_config(run_dir, dataset, "train.iterations=1"), ALONE).run()
+    return run_dir
+
+
+@pytest.fixture
+def copied_run(trained: Path, tmp_path: Path) -> Path:
+    """A run of one iteration where `refused` has its run_dir."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "checkpoints" / "step-00000001"
+
+
+@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py", "export.py"])
+def test_a_corrupt_checkpoint_is_named(refused: Refused, copied_run: Path, name: str) -> None:
+    file = copied_run / "rank-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert f"checkpoint file {file} is damaged: remove the folder {copied_run}" in refused(name)
+
+
+def test_other_heads_cannot_go_on(refused: Refused, copied_run: Path) -> None:
+    line = refused("train.py", "discriminator.width=32")
+    assert f"checkpoint {copied_run} has heads/param/project of shape (4, 64, 16)" in line
+    assert "needs (4, 64, 32)" in line and "set run_dir to a new folder" in line
+
+
+@pytest.mark.parametrize("name", ["sample.py", "export.py"])
+def test_another_students_checkpoint_is_named(
+    refused: Refused, copied_run: Path, random_teacher: Path, name: str
+) -> None:
+    line = refused(name, f"student.path={random_teacher}")
+    assert f"checkpoint {copied_run} does not fit the student at {random_teacher}" in line
+    assert "pass the run's own config.yaml" in line
+
+
+def test_an_unknown_judge_is_named(refused: Refused, copied_run: Path) -> None:
+    assert "evaluation.judge=inception is unknown: use 'digits' or 'clip:FOLDER'" in refused(
+        "evaluate.py", "evaluation.judge=inception"
+    )
+    line = refused("evaluate.py", "evaluation.judge=clip:/nowhere/clip")
+    assert "evaluation.judge=clip:/nowhere/clip cannot be loaded" in line
+
+
+def test_a_bucket_to_sample_that_is_not_configured_is_named(refused: Refused, copied_run: Path) -> None:
+    line = refused("sample.py", "--prompt", "a one", "--bucket", "16x16")
+    assert "--bucket 16x16 is not one of synthesis.buckets: 32x32, 32x64, 64x32" in line
+
+
+def test_an_existing_export_is_not_overwritten_unasked(
+    refused: Refused, run_launcher: Callable[..., int], copied_run: Path, tmp_path: Path, dataset: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    assert f"export folder {tmp_path / 'out'} exists: pass --overwrite" in refused(
+        "export.py", "--out", str(tmp_path / "out")
+    )
+    args = ["--config", TINY, *tiny_overrides(tmp_path, dataset), "--out", str(tmp_path / "out"), "--overwrite"]
+    assert run_launcher("export.py", *args) == 0
+    assert (tmp_path / "out" / "model_index.json").is_file()
+
+
+# What goes well
+
+
+def test_flags_and_overrides_may_be_mixed(
+    run_launcher: Callable[..., int], copied_run: Path, tmp_path: Path, dataset: Path
+) -> None:
+    args = [
+        *tiny_overrides(tmp_path, dataset),
+        "--config",
+        TINY,
+        "--prompt",
+        "a one",
+        "sampling.steps=1",
+        "--seed",
+        "5",
+    ]
+    assert run_launcher("sample.py", *args, "--local_rank", "0") == 0
+    assert (tmp_path / "samples" / "32x32-00.png").is_file()
+    assert (tmp_path / "samples" / "sheet.png").is_file()
+
+
+def test_alone_means_no_group() -> None:
+    world = distributed.start("cpu")
+    assert (world.rank, world.size, world.is_main, str(world.device)) == (0, 1, True, "cpu")

@@ -1,0 +1,537 @@
+"""Prompts, buckets, manifest, synthesis and the reader."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ALONE, BUCKETS, PER_BUCKET, TEACHER, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from launch import join, run_ranks, start_ranks
+from safetensors.torch import load_file, save_file
+from streaming.base.format import reader_from_json
+
+from ladd_dist import synthesis
+from ladd_dist.config import Config
+from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.data.mds import Manifest, Provenance, from_bits, to_bits
+from ladd_dist.data.prompts import first_of_each_bucket, read_requests
+from ladd_dist.data.reader import LatentReader, check_dataset
+from ladd_dist.distributed import World
+from ladd_dist.draws import image_seed, step_draws
+from ladd_dist.errors import LaddError
+from ladd_dist.models.transformer import fingerprint
+from ladd_dist.synthesis import synthesize
+
+Ids = list[list[int]]
+
+# Prompts
+
+
+def requests_of(tmp_path: Path, name: str, text: str, buckets: list[str] = BUCKETS, images: int = 1) -> list:
+    path = tmp_path / name
+    path.write_text(text)
+    return read_requests(path, buckets, images)
+
+
+def test_text_prompts_are_dealt_to_the_buckets_in_turn(tmp_path: Path) -> None:
+    requests = requests_of(tmp_path, "p.txt", "one\n\n  two \nthree\nfour\n")
+    assert [(r.id, r.prompt, r.bucket.name) for r in requests] == [
+        (0, "one", "32x32"),
+        (1, "two", "32x64"),
+        (2, "three", "64x32"),
+        (3, "four", "32x32"),
+    ]
+
+
+def test_images_of_one_prompt_spread_over_the_buckets(tmp_path: Path) -> None:
+    requests = requests_of(tmp_path, "p.txt", "one\ntwo\n", images=3)
+    assert [r.prompt for r in requests] == ["one"] * 3 + ["two"] * 3
+    assert [r.bucket.name for r in requests] == BUCKETS * 2
+    assert [r.id for r in requests] == list(range(6))
+
+
+def test_json_prompts_keep_the_bucket_they_name(tmp_path: Path) -> None:
+    text = '{"prompt": "a", "bucket": "64x32"}\n{"prompt": "b"}\n{"prompt": "c", "bucket": null}\n'
+    requests = requests_of(tmp_path, "p.jsonl", text)
+    assert [(r.prompt, r.bucket.name) for r in requests] == [("a", "64x32"), ("b", "32x64"), ("c", "64x32")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", r"p\.jsonl:2: expected"),
+        ("[1, 2]", r"p\.jsonl:2: expected"),
+        ('{"text": "a"}', r"p\.jsonl:2: expected"),
+        ('{"prompt": 5}', r"p\.jsonl:2: 'prompt' and 'bucket' must be text"),
+        ('{"prompt": "a", "bucket": 32}', r"p\.jsonl:2: 'prompt' and 'bucket' must be text"),
+        (
+            '{"prompt": "a", "bucket": "16x16"}',
+            r"p\.jsonl:2: bucket '16x16' is not one of the configured 32x32",
+        ),
+    ],
+)
+def test_bad_prompt_lines_are_errors_that_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(LaddError, match=message):
+        requests_of(tmp_path, "p.jsonl", f'{{"prompt": "fine"}}\n{line}\n')
+
+
+def test_missing_and_empty_prompt_files_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(LaddError, match=r"none\.txt cannot be read"):
+        read_requests(tmp_path / "none.txt", BUCKETS)
+    with pytest.raises(LaddError, match=r"p\.txt holds no prompts"):
+        requests_of(tmp_path, "p.txt", " \n\n")
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x81")
+    with pytest.raises(LaddError, match=r"p\.txt is not UTF-8 text"):
+        read_requests(tmp_path / "p.txt", BUCKETS)
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 4))
+def test_ids_count_on_and_no_bucket_is_favoured(
+    tmp_path_factory: pytest.TempPathFactory, prompts: int, images: int, buckets: int
+) -> None:
+    names = [f"{32 * (i + 1)}x32" for i in range(buckets)]
+    path = tmp_path_factory.getbasetemp() / "prompts.txt"
+    path.write_text("\n".join(f"prompt {i}" for i in range(prompts)))
+    requests = read_requests(path, names, images)
+    assert [r.id for r in requests] == list(range(prompts * images))
+    counts = [sum(r.bucket.name == name for r in requests) for name in names]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_first_of_each_bucket_is_in_order_and_limited(tmp_path: Path) -> None:
+    groups = first_of_each_bucket(requests_of(tmp_path, "p.txt", "\n".join("abcdefg")), 2)
+    assert [[r.prompt for r in group] for group in groups] == [["a", "d"], ["b", "e"], ["c", "f"]]
+
+
+# Buckets
+
+
+@given(st.integers(1, 9999), st.integers(1, 9999))
+def test_bucket_names_round_trip(height: int, width: int) -> None:
+    bucket = Bucket(height, width)
+    assert Bucket.parse(bucket.name) == bucket
+    assert bucket.name == f"{height}x{width}"
+
+
+@pytest.mark.parametrize("name", ["", "32", "32x", "x32", "32X32", "-32x32", "32x32x3", "3.5x2", "32 x 32"])
+def test_other_bucket_names_are_errors(name: str) -> None:
+    with pytest.raises(LaddError, match="not of the form HEIGHTxWIDTH"):
+        Bucket.parse(name)
+
+
+def test_latent_shapes_come_from_the_folder(teacher_folder: Path, random_teacher: Path) -> None:
+    assert LatentSpace.of(teacher_folder).shape(Bucket(32, 64)) == (4, 8, 16)
+    other = LatentSpace.of(random_teacher)
+    assert other.shape(Bucket(32, 64)) == (8, 8, 16)
+    assert other.grid(8, 16) == (4, 8)
+
+
+def test_buckets_that_do_not_divide_or_exceed_the_position_table_are_errors(random_teacher: Path) -> None:
+    space = LatentSpace.of(random_teacher)
+    with pytest.raises(LaddError, match="bucket 30x32: height and width must be multiples of 4"):
+        space.shape(Bucket(30, 32))
+    with pytest.raises(LaddError, match="9x8 does not divide into the teacher's 2x2 patches"):
+        space.shape(Bucket(36, 32))
+    with pytest.raises(LaddError, match="exceeds the teacher's position table of 16x16"):
+        space.shape(Bucket(32, 136))
+
+
+# Schema
+
+
+def provenance(**changes: Any) -> Provenance:
+    made = Provenance("abc", "def", 0, 4.5, 28, {"shift": 3.0}, BUCKETS, 1, 512, 4, 10)
+    return replace(made, **changes)
+
+
+def test_manifest_round_trips(tmp_path: Path) -> None:
+    manifest = Manifest(provenance(), {"32x32": 7}, {"torch": "2"})
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_missing_manifest_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(LaddError, match=r"no dataset at data\.path=.*run launchers/synthesize\.py"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"provenance": {}, "counts": {}, "versions": {}}', "null"])
+def test_damaged_manifest_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(LaddError, match=r"manifest\.json is damaged .*run launchers/synthesize\.py again"):
+        Manifest.read(tmp_path)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50))
+def test_bits_round_to_bf16_once(values: list[float]) -> None:
+    tensor = torch.tensor(values)
+    bits = to_bits(tensor)
+    assert bits.dtype == np.int16
+    assert torch.equal(from_bits(bits), tensor.to(torch.bfloat16).float())
+
+
+# Synthesis
+
+
+def rows_of(data: Path) -> list[dict[str, Any]]:
+    """Every sample of a dataset, by the plain MDS reader, in the order of the ids."""
+    rows = []
+    for bucket in sorted(path for path in data.iterdir() if path.is_dir()):
+        for shard in json.loads((bucket / "index.json").read_text())["shards"]:
+            reader = reader_from_json(str(bucket), "", shard)
+            rows.extend(reader[i] for i in range(reader.samples))
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def tree_of(data: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*") if path.is_file()}
+
+
+def copy_of(dataset: Path, tmp_path: Path) -> tuple[Path, Config]:
+    """A copy of the dataset to damage, and the configuration that made it."""
+    shutil.copytree(dataset.parent, tmp_path / "copy")
+    data = tmp_path / "copy" / "latents"
+    return data, tiny_config(tmp_path / "run", data)
+
+
+def test_synthesis_writes_the_documented_schema(dataset: Path) -> None:
+    rows = rows_of(dataset)
+    expected = {
+        "id": int,
+        "latent": np.ndarray,
+        "context": np.ndarray,
+        "pooled": np.ndarray,
+        "prompt": str,
+        "bucket": str,
+        "seed": int,
+        "guidance": float,
+        "steps": int,
+        "teacher": str,
+    }
+    shapes = {"32x32": (4, 8, 8), "32x64": (4, 8, 16), "64x32": (4, 16, 8)}
+    for row in rows:
+        assert set(row) == set(expected)
+        assert all(
+            isinstance(row[key], kind) or np.issubdtype(type(row[key]), kind) for key, kind in expected.items()
+        )
+        assert row["latent"].shape == shapes[row["bucket"]]
+        assert row["context"].shape == (20, 64)  # 10 CLIP and 10 T5 positions, padding included
+        assert row["pooled"].shape == (64,)
+        assert {row[key].dtype for key in ("latent", "context", "pooled")} == {np.dtype(np.int16)}
+        assert (row["guidance"], row["steps"], row["teacher"]) == (1.5, 2, fingerprint(TEACHER))
+        assert torch.isfinite(from_bits(row["latent"])).all()
+
+
+def test_synthesis_draws_every_request_once(dataset: Path) -> None:
+    requests = read_requests(dataset.parent / "prompts.jsonl", BUCKETS, 3)
+    rows = rows_of(dataset)
+    assert [(row["id"], row["prompt"], row["bucket"]) for row in rows] == [
+        (r.id, r.prompt, r.bucket.name) for r in requests
+    ]
+    assert [row["seed"] for row in rows] == [image_seed(0, "synthesis", r.id) for r in requests]
+    assert len({row["latent"].tobytes() for row in rows}) == len(requests)
+
+
+def test_manifest_tells_where_the_samples_came_from(dataset: Path) -> None:
+    manifest = Manifest.read(dataset)
+    assert manifest.counts == dict.fromkeys(BUCKETS, PER_BUCKET)
+    made = manifest.provenance
+    assert (made.teacher, made.guidance, made.steps, made.latent_channels) == (fingerprint(TEACHER), 1.5, 2, 4)
+    assert made.scheduler["shift"] == 1.0
+    assert set(manifest.versions) == {"torch", "diffusers", "transformers", "mosaicml-streaming"}
+
+
+def test_another_seed_draws_other_latents(dataset: Path, tmp_path: Path) -> None:
+    shutil.copy(dataset.parent / "prompts.jsonl", tmp_path)
+    config = tiny_config(
+        tmp_path, tmp_path / "latents", "seed=1", "synthesis.images_per_prompt=1", "synthesis.steps=1"
+    )
+    synthesize(config, ALONE)
+    first, other = rows_of(dataset)[0], rows_of(tmp_path / "latents")[0]
+    assert first["prompt"] == other["prompt"]
+    assert first["latent"].tobytes() != other["latent"].tobytes()
+
+
+def test_a_lost_part_is_drawn_again_exactly(dataset: Path, tmp_path: Path) -> None:
+    data, config = copy_of(dataset, tmp_path)
+    shutil.rmtree(data / "32x64" / "part-00001")
+    (data / "32x64" / ".part-00001").mkdir()
+    (data / "32x64" / ".part-00001" / "shard.00000.mds").write_bytes(b"half a shard")
+    (data / "32x64" / "index.json").unlink()
+    (data / "manifest.json").unlink()
+    synthesize(config, ALONE)
+    assert tree_of(data) == tree_of(dataset)
+
+
+def test_finished_parts_are_not_drawn_again(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, config = copy_of(dataset, tmp_path)
+    monkeypatch.setattr(synthesis, "_write_part", lambda *_: pytest.fail("a finished part was drawn again"))
+    synthesize(config, ALONE)
+
+
+def _synthesize_until_killed(world: World, config: Config, rows: int) -> None:
+    write = synthesis.MDSWriter.write
+    written = iter(range(rows))
+
+    def write_or_die(writer: Any, row: dict) -> None:
+        if next(written, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(writer, row)
+
+    synthesis.MDSWriter.write = write_or_die
+    synthesize(config, world)
+
+
+def _synthesize(world: World, config: Config) -> None:
+    synthesize(config, world)
+
+
+def test_synthesis_killed_twice_on_two_ranks_ends_as_if_it_had_run_through_on_one(
+    dataset: Path, tmp_path: Path
+) -> None:
+    shutil.copy(dataset.parent / "prompts.jsonl", tmp_path)
+    data = tmp_path / "latents"
+    config = tiny_config(tmp_path, data)
+    assert join(start_ranks(_synthesize_until_killed, config, 17)) == [-signal.SIGKILL]
+    assert not (data / "manifest.json").exists()
+    with pytest.raises(LaddError, match="no dataset"):
+        Manifest.read(data)
+    assert join(start_ranks(_synthesize_until_killed, config, 12)) == [-signal.SIGKILL]
+    run_ranks(_synthesize, config, size=2)
+    assert tree_of(data) == tree_of(dataset)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("synthesis.steps=3", "steps=2"),
+        ("synthesis.guidance=2.5", "guidance=1.5"),
+        ("seed=5", "seed=0"),
+        ("synthesis.part_samples=11", "part_samples=10"),
+        ("synthesis.images_per_prompt=1", "images_per_prompt=3"),
+        ("teacher.max_t5_tokens=12", "max_t5_tokens=10"),
+    ],
+)
+def test_another_plan_in_the_same_folder_is_refused(dataset: Path, override: str, key: str) -> None:
+    config = tiny_config(dataset.parent / "run", dataset, override)
+    with pytest.raises(
+        LaddError, match=rf"holds latents made with {key}, but this run.*set data\.path to a new folder"
+    ):
+        synthesize(config, ALONE)
+
+
+def test_other_prompts_in_the_same_folder_are_refused(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("a one\n")
+    config = tiny_config(tmp_path, dataset, f"synthesis.prompts={tmp_path / 'other.txt'}")
+    with pytest.raises(LaddError, match="prompts="):
+        synthesize(config, ALONE)
+
+
+def test_buckets_are_checked_before_anything_is_drawn(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    overrides = [f"synthesis.prompts={tmp_path / 'p.txt'}", "synthesis.buckets=[32x32,30x32]"]
+    with pytest.raises(LaddError, match="bucket 30x32: height and width must be multiples of 4"):
+        synthesize(tiny_config(tmp_path, tmp_path / "latents", *overrides), ALONE)
+    assert not (tmp_path / "latents").exists()
+
+
+# Reader
+
+
+def reader_of(config: Config, world: World = ALONE) -> LatentReader:
+    return LatentReader(config, Manifest.read(config.data.path), world)
+
+
+def ids_of(reader: LatentReader, count: int) -> Ids:
+    """The ids of the next global batches."""
+    return [[i for batch in micro for i in batch.ids] for micro in islice(reader, count)]
+
+
+@pytest.fixture(scope="module")
+def reader_config(dataset: Path) -> Config:
+    return tiny_config(dataset.parent / "run", dataset)
+
+
+@pytest.fixture(scope="module")
+def order(reader_config: Config) -> Ids:
+    """The uninterrupted order over more than three epochs of nine batches."""
+    return ids_of(reader_of(reader_config), 32)
+
+
+@pytest.fixture(scope="module")
+def bucket_of(dataset: Path) -> dict[int, str]:
+    return {row["id"]: row["bucket"] for row in rows_of(dataset)}
+
+
+def test_every_global_batch_holds_one_bucket(order: Ids, bucket_of: dict[int, str]) -> None:
+    buckets = [{bucket_of[i] for i in batch} for batch in order]
+    assert {len(names) for names in buckets} == {1}
+    assert len({name for names in buckets for name in names}) == 3
+
+
+def test_an_epoch_visits_every_sample_once_and_the_next_in_another_order(order: Ids) -> None:
+    first, second = sum(order[:9], []), sum(order[9:18], [])
+    assert sorted(first) == sorted(second) == list(range(72))
+    assert first != second
+
+
+def test_samples_that_fill_no_batch_are_left_out_of_an_epoch(dataset: Path) -> None:
+    config = tiny_config(dataset, dataset, "train.global_batch=5", "train.micro_batch=5")
+    ids = sum(ids_of(reader_of(config), 3 * 4), [])
+    assert len(set(ids)) == len(ids) == 60
+
+
+def test_batches_carry_what_the_dataset_holds(dataset: Path, reader_config: Config) -> None:
+    rows = {row["id"]: row for row in rows_of(dataset)}
+    (batch,) = next(iter(reader_of(reader_config)))
+    for i, number in enumerate(batch.ids):
+        assert torch.equal(batch.latents[i], from_bits(rows[number]["latent"]))
+        assert torch.equal(batch.cond.context[i], from_bits(rows[number]["context"]))
+        assert torch.equal(batch.cond.pooled[i], from_bits(rows[number]["pooled"]))
+        assert batch.bucket == rows[number]["bucket"]
+    assert batch.latents.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "overrides", [["train.micro_batch=2"], ["data.workers=2"], ["data.workers=2", "train.micro_batch=2"]]
+)
+def test_order_does_not_depend_on_micro_batches_or_loader_processes(
+    dataset: Path, order: Ids, overrides: list[str]
+) -> None:
+    config = tiny_config(dataset, dataset, "method.fake_pass=two_pass", *overrides)
+    assert run_ranks(_ids_from, config, None, 11) == [order[:11]]
+
+
+def test_shuffle_seed_changes_the_order(dataset: Path, order: Ids) -> None:
+    assert ids_of(reader_of(tiny_config(dataset, dataset, "data.shuffle_seed=1")), 9) != order[:9]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=4))
+def test_a_run_stopped_anywhere_goes_on_with_the_next_batch(
+    reader_config: Config, order: Ids, lengths: list[int]
+) -> None:
+    seen: Ids = []
+    state = None
+    for length in lengths:
+        reader = reader_of(reader_config)
+        if state is not None:
+            reader.load_state_dict(json.loads(json.dumps(state)))
+        seen += ids_of(reader, min(length, 32 - len(seen)))
+        state = reader.state_dict()
+    assert seen == order[: len(seen)]
+
+
+@pytest.mark.parametrize("done", [8, 9, 10, 18])
+def test_resuming_at_the_end_of_an_epoch_goes_on_with_the_next(reader_config: Config, order: Ids, done: int) -> None:
+    reader = reader_of(reader_config)
+    ids_of(reader, done)
+    resumed = reader_of(reader_config)
+    resumed.load_state_dict(reader.state_dict())
+    assert ids_of(resumed, 3) == order[done : done + 3]
+
+
+def _ids_from(world: World, config: Config, state: dict[str, int] | None, count: int) -> Ids:
+    reader = reader_of(config, world)
+    if state is not None:
+        reader.load_state_dict(state)
+    return ids_of(reader, count)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_share_the_global_batches_of_one_process(dataset: Path, order: Ids, size: int) -> None:
+    config = tiny_config(dataset, dataset, f"train.micro_batch={8 // size}")
+    shares = run_ranks(_ids_from, config, None, 11, size=size)
+    for number, batch in enumerate(order[:11]):
+        together = [i for share in shares for i in share[number]]
+        assert {len(share[number]) for share in shares} == {8 // size}
+        assert sorted(together) == sorted(batch)
+
+
+def test_another_number_of_ranks_goes_on_where_one_process_stopped(dataset: Path, order: Ids) -> None:
+    alone = reader_of(tiny_config(dataset, dataset))
+    ids_of(alone, 7)
+    shares = run_ranks(_ids_from, tiny_config(dataset, dataset, "train.micro_batch=4"), alone.state_dict(), 4, size=2)
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in order[7:11]]
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=6, unique=True), st.randoms(use_true_random=False))
+def test_a_samples_noise_is_its_own_whatever_batch_holds_it(ids: list[int], random: Any) -> None:
+    shape, device = torch.Size((2, 3, 1)), torch.device("cpu")
+    whole = step_draws(7, 3, ids, shape, device)
+    part = random.sample(range(len(ids)), random.randint(1, len(ids)))
+    share = step_draws(7, 3, [ids[i] for i in part], shape, device)
+    for name, value in vars(whole).items():
+        assert torch.equal(getattr(share, name), value[part])
+
+
+def test_noise_differs_between_samples_iterations_seeds_and_kinds() -> None:
+    shape, device = torch.Size((1, 2, 2)), torch.device("cpu")
+    draws = [step_draws(seed, it, [i], shape, device) for seed in (0, 1) for it in (0, 1) for i in (0, 1)]
+    noises = [d.student_noise for d in draws] + [d.fake_noise for d in draws] + [d.real_noise for d in draws]
+    assert len({noise.numpy().tobytes() for noise in noises}) == len(noises)
+    assert len({float(level) for d in draws for level in (d.fake_level, d.real_level)}) == 2 * len(draws)
+
+
+# A dataset held against the run
+
+
+def check(config: Config) -> Manifest:
+    return check_dataset(config, LatentSpace.of(config.teacher.path), fingerprint(config.teacher.path))
+
+
+def test_a_good_dataset_passes(reader_config: Config) -> None:
+    assert check(reader_config).counts == dict.fromkeys(BUCKETS, PER_BUCKET)
+
+
+def test_a_missing_dataset_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LaddError, match=r"no dataset at data\.path=.*run launchers/synthesize\.py"):
+        check(tiny_config(tmp_path, tmp_path / "none"))
+
+
+def test_a_bucket_smaller_than_the_batch_is_an_error(dataset: Path, tmp_path: Path) -> None:
+    check(tiny_config(tmp_path, dataset, "train.global_batch=24"))
+    with pytest.raises(LaddError, match=r"bucket 32x32 of .* holds 24 samples, fewer than train\.global_batch=32"):
+        check(tiny_config(tmp_path, dataset, "train.global_batch=32"))
+
+
+def test_an_empty_bucket_is_an_error(dataset: Path, tmp_path: Path) -> None:
+    data, config = copy_of(dataset, tmp_path)
+    manifest = Manifest.read(data)
+    replace(manifest, counts=manifest.counts | {"32x64": 0}).write(data)
+    with pytest.raises(LaddError, match="bucket 32x64 of .* holds 0 samples"):
+        check(config)
+
+
+def test_a_bucket_without_index_is_an_error(dataset: Path, tmp_path: Path) -> None:
+    data, config = copy_of(dataset, tmp_path)
+    (data / "64x32" / "index.json").unlink()
+    with pytest.raises(LaddError, match=r"bucket 64x32 of .* has no index\.json"):
+        check(config)
+
+
+def test_latents_of_other_channels_are_an_error(dataset: Path, random_teacher: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, dataset, f"teacher.path={random_teacher}")
+    with pytest.raises(LaddError, match=r"holds latents of 4 channels, but the teacher .* has 8.*teacher\.path"):
+        check(config)
+
+
+def test_latents_of_another_teacher_are_an_error(dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(TEACHER, tmp_path / "teacher")
+    weights = tmp_path / "teacher" / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["proj_out.bias"] = tensors["proj_out.bias"] + 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(LaddError, match=r"was made by teacher \w+, not by"):
+        check(tiny_config(tmp_path, dataset, f"teacher.path={tmp_path / 'teacher'}"))

@@ -1,0 +1,199 @@
+"""A run that is killed and started again ends bit for bit like one that was left alone."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ALONE, TINY, tiny_config, tiny_overrides
+from launch import ROOT, environment, join, launch, start_ranks
+from torch import Tensor
+
+from ladd_dist import checkpoint, tracking
+from ladd_dist.checkpoint import Checkpoint, find
+from ladd_dist.config import Config
+from ladd_dist.distributed import World
+from ladd_dist.errors import LaddError
+from ladd_dist.tracking import Tracker, read_metrics
+from ladd_dist.trainer import Trainer
+
+_TIMED = {"samples_per_second"}
+
+
+def tensors_of(run_dir: Path) -> dict[str, Tensor]:
+    path = find(run_dir)
+    assert path is not None
+    opened = Checkpoint(path, ALONE)
+    return {key: opened.read(key, 0, shape.numel()) for key, shape in opened.shapes.items()}
+
+
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in _TIMED} for row in read_metrics(run_dir)]
+
+
+def assert_same_run(run_dir: Path, reference: Path) -> None:
+    one, other = tensors_of(run_dir), tensors_of(reference)
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    assert rows_of(run_dir) == rows_of(reference)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
+    """Six iterations in one go, a checkpoint every two."""
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    Trainer(tiny_config(run_dir, dataset), ALONE).run()
+    return run_dir
+
+
+def test_the_reference_trains(uninterrupted: Path) -> None:
+    rows = rows_of(uninterrupted)
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert len({row["student_lr"] for row in rows}) == 6
+    tensors = tensors_of(uninterrupted)
+    assert {key.split("/")[0] for key in tensors} == {"student", "ema", "heads"}
+    assert any(
+        not torch.equal(tensors[key], tensors[key.replace("ema/", "student/")]) for key in tensors if "ema" in key
+    )
+
+
+def test_the_same_run_twice_is_the_same(tmp_path: Path, dataset: Path, uninterrupted: Path) -> None:
+    Trainer(tiny_config(tmp_path, dataset), ALONE).run()
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_another_seed_is_another_run(tmp_path: Path, dataset: Path, uninterrupted: Path) -> None:
+    Trainer(tiny_config(tmp_path, dataset, "seed=1", "train.iterations=1"), ALONE).run()
+    assert rows_of(tmp_path)[0]["d_loss"] != rows_of(uninterrupted)[0]["d_loss"]
+
+
+def _train_until_killed(world: World, config: Config, owner: str, name: str, count: int) -> None:
+    """Train with ``owner.name`` replaced by one that kills the process instead of running the count-th time."""
+    holder = {"checkpoint": checkpoint, "tracker": Tracker, "trainer": Trainer}[owner]
+    original, calls = getattr(holder, name), iter(range(1, count))
+
+    def run_or_die(*args: Any, **kwargs: Any) -> Any:
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(holder, name, run_or_die)
+    Trainer(config, world).run()
+
+
+_MOMENTS = {
+    "before the first checkpoint": ("trainer", "_save", 1, None),
+    "past a checkpoint": ("tracker", "write", 6, 4),
+    "before the tensors are written": ("checkpoint", "save_file", 2, 2),
+    "before the state is written": ("checkpoint", "asdict", 2, 2),
+    "between the folder and the pointer": ("checkpoint", "_point", 2, 2),
+    "before the oldest is dropped": ("checkpoint", "_prune", 3, 6),
+}
+
+
+@pytest.mark.parametrize("moment", _MOMENTS)
+def test_killed_at_the_worst_moments_it_ends_the_same(
+    tmp_path: Path, dataset: Path, uninterrupted: Path, moment: str
+) -> None:
+    owner, name, count, newest = _MOMENTS[moment]
+    config = tiny_config(tmp_path, dataset)
+    assert join(start_ranks(_train_until_killed, config, owner, name, count)) == [-signal.SIGKILL]
+    found = find(tmp_path)
+    assert (found and Checkpoint(found, ALONE).state.iteration) == newest
+    Trainer(config, ALONE).run()
+    assert_same_run(tmp_path, uninterrupted)
+    assert len(list((tmp_path / "checkpoints").glob("*step-*"))) <= 3
+
+
+def test_a_finished_run_started_again_changes_nothing(tmp_path: Path, dataset: Path, uninterrupted: Path) -> None:
+    config = tiny_config(tmp_path, dataset)
+    Trainer(config, ALONE).run()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    Trainer(config, ALONE).run()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_step_folder_cut_by_damage_is_gone_back_from(tmp_path: Path, dataset: Path, uninterrupted: Path) -> None:
+    config = tiny_config(tmp_path, dataset)
+    Trainer(config, ALONE).run()
+    newest = find(tmp_path)
+    assert newest is not None
+    (newest / "rank-00000.safetensors").write_bytes(b"")
+    with pytest.raises(LaddError, match=r"rank-00000\.safetensors is damaged: remove the folder"):
+        Trainer(config, ALONE)
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()
+    Trainer(config, ALONE).run()
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_rows_behind_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path: Path, dataset: Path) -> None:
+    lines = [json.dumps({"iteration": i}) for i in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"iteration": 6, "d_lo')
+    Tracker(tiny_config(tmp_path, dataset), ALONE, 4).close()
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_kill_while_the_record_is_taken_over_loses_none_of_it(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"iteration": i}) + "\n" for i in range(1, 6)))
+
+    def killed(_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracking.json, "dumps", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Tracker(tiny_config(tmp_path, dataset), ALONE, 4)
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_checkpoint_of_another_teacher_is_not_gone_on_from(
+    tmp_path: Path, dataset: Path, uninterrupted: Path
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    state = tmp_path / "run" / "checkpoints" / "step-00000006" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"teacher": "another"}))
+    with pytest.raises(
+        LaddError, match=r"was trained with teacher another, but teacher\.path=.*restore that teacher"
+    ):
+        Trainer(tiny_config(tmp_path / "run", dataset), ALONE)
+
+
+def kill_when_recorded(arguments: list[str], run_dir: Path, iteration: int) -> None:
+    """Start the launcher and kill it once metrics.jsonl shows the iteration."""
+    process = subprocess.Popen(
+        [sys.executable, "launchers/train.py", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        rows = read_metrics(run_dir)
+        if rows and rows[-1]["iteration"] >= iteration:
+            break
+        time.sleep(0.005)
+    process.kill()  # alone: Python's resource tracker then frees Streaming's shared memory
+    assert process.wait() == -signal.SIGKILL, f"the run ended by itself before iteration {iteration}"
+
+
+def test_the_launcher_killed_twice_and_started_again_ends_the_same(tmp_path: Path, dataset: Path) -> None:
+    iterations = "train.iterations=24"
+    Trainer(tiny_config(tmp_path / "reference", dataset, iterations), ALONE).run()
+    run_dir = tmp_path / "killed"
+    arguments = ["--config", TINY, *tiny_overrides(run_dir, dataset), iterations]
+    kill_when_recorded(arguments, run_dir, 3)
+    kill_when_recorded(arguments, run_dir, 9)
+    assert launch(["train.py", *arguments]).returncode == 0
+    assert_same_run(run_dir, tmp_path / "reference")
