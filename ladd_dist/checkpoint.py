@@ -17,10 +17,10 @@ import shutil
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,8 +36,7 @@ _HASH_CHUNK = 1 << 22
 Shards = Mapping[str, Shard]
 
 
-@dataclass(frozen=True)
-class RunState:
+class RunState(BaseModel):
     """What a run needs beside tensors to go on."""
 
     iteration: int
@@ -82,8 +81,15 @@ def save(
     _write_tensors(file, mine)
     files = dict(world.gather((file.name, _sha256(file))))
     if world.is_main:
-        state = RunState(iteration, data, teacher, config.engine, world.size, files)
-        (temporary / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n")
+        state = RunState(
+            iteration=iteration,
+            data=data,
+            teacher=teacher,
+            engine=config.engine,
+            world_size=world.size,
+            files=files,
+        )
+        (temporary / _STATE).write_text(state.model_dump_json(indent=2) + "\n")
         config.save(temporary / "config.yaml")
         for path in temporary.iterdir():
             _sync(path)
@@ -116,9 +122,10 @@ class Checkpoint:
     def __init__(self, path: Path, world: World) -> None:
         self.path = path
         try:
-            self.state = RunState(**json.loads((path / _STATE).read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise LaddError(f"checkpoint {path / _STATE} is damaged ({error}): {self._remedy()}") from None
+            self.state = RunState.model_validate_json((path / _STATE).read_text(), strict=True)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise LaddError(f"checkpoint {path / _STATE} is damaged ({reason}): {self._remedy()}") from None
         names = sorted(self.state.files)
         damaged = [name for name in names[world.rank :: world.size] if not self._intact(name)]
         if found := [name for names in world.gather(damaged) for name in names]:
@@ -186,8 +193,7 @@ class Checkpoint:
 
 
 def _write_tensors(file: Path, shards: Shards) -> None:
-    # The shards are views into buffers that go on changing; safetensors wants storage of their own.
-    tensors = {key: shard.local.detach().to("cpu", copy=True) for key, shard in shards.items()}
+    tensors = {key: shard.local.detach().cpu() for key, shard in shards.items()}
     ranges = {key: (shard.offset, shard.local.numel(), tuple(shard.shape)) for key, shard in shards.items()}
     save_file(tensors, file, metadata={_RANGES: json.dumps(ranges)})
     _sync(file)

@@ -129,6 +129,9 @@ class TrainConfig(Section):
     def _divides(self) -> "TrainConfig":
         if self.global_batch % self.micro_batch:
             raise ValueError(f"micro_batch={self.micro_batch} must divide global_batch={self.global_batch}")
+        if self.checkpoint_every % self.log_every:
+            # Or the first row after a resume would average fewer iterations than in an uninterrupted run.
+            raise ValueError(f"log_every={self.log_every} must divide checkpoint_every={self.checkpoint_every}")
         return self
 
 

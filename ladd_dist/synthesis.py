@@ -53,6 +53,11 @@ def synthesize(config: Config, world: World) -> Manifest:
     parts = plan_parts(root, requests, settings.part_samples)
     for part in parts:
         space.shape(part.requests[0].bucket)
+    if empty := set(settings.buckets) - {request.bucket.name for request in requests}:
+        raise LaddError(
+            f"bucket {min(empty)} gets no prompt from {settings.prompts}: "
+            "add some, or take it out of synthesis.buckets"
+        )
     painter = Painter(config, world.device)
     provenance = _provenance(config, space, dict(painter.scheduler.config))
     _check_plan(root, provenance, world)
@@ -89,6 +94,7 @@ def _provenance(config: Config, space: LatentSpace, scheduler: dict) -> Provenan
     settings = config.synthesis
     return Provenance(
         teacher=fingerprint(config.teacher.path),
+        precision=config.train.precision,
         prompts=hashlib.sha256(Path(settings.prompts).read_bytes()).hexdigest()[:16],
         seed=config.seed,
         guidance=settings.guidance,

@@ -321,7 +321,7 @@ def test_the_pointer_moves_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert save_at(config, 4, net) == find(tmp_path)
 
 
-@pytest.mark.parametrize("function", ["save_file", "_sha256", "asdict"])
+@pytest.mark.parametrize("function", ["save_file", "_sha256", "RunState"])
 def test_a_save_that_dies_leaves_the_one_before_and_is_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:

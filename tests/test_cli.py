@@ -102,6 +102,9 @@ _BAD_KEYS = [
     ("synthesis.buckets=[big]", "synthesis.buckets.0: string should match pattern"),
     ("synthesis.guidance=0.5", "synthesis.guidance: input should be greater than or equal to 1, not 0.5"),
     ("run_dir=", "run_dir: input should be a valid string, not None"),
+    ("synthesis.buckets=[]", "synthesis.buckets: list should have at least 1 item"),
+    ("teacher=5", "teacher: input should be a valid"),
+    ("train.log_every=4", "train: log_every=4 must divide checkpoint_every=2"),
     ("train.micro_batch=3", "train: micro_batch=3 must divide global_batch=8"),
     ("discriminator.groups=5", "discriminator: groups=5 must divide width=16 and out_width=16"),
     ("method.probabilities=[0.5,0.5]", "method: probabilities needs one entry for each of the 4 student_times"),
@@ -196,6 +199,12 @@ def test_a_damaged_manifest_is_named(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "bad" / "manifest.json").write_text("{")
     line = refused("train.py", f"data.path={tmp_path / 'bad'}")
     assert "manifest.json is damaged" in line and "run launchers/synthesize.py again" in line
+
+
+def test_a_bucket_without_prompts_is_named(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a three", "bucket": "32x32"}\n')
+    line = refused("synthesize.py", f"synthesis.prompts={tmp_path / 'p.jsonl'}", f"data.path={tmp_path / 'new'}")
+    assert "bucket 32x64 gets no prompt from" in line and "synthesis.buckets" in line
 
 
 def test_a_manifest_of_a_lost_bucket_is_named(refused: Refused, dataset: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,52 +70,7 @@ def test_overrides_reach_nested_keys_with_yaml_values():
 @given(st.floats(1e-12, 1.0))
 def test_learning_rates_may_be_written_as_people_write_them(value):
     for text in (f"{value:e}", f"{value:.0e}", repr(value)):
-        assert load("configs/tiny_cpu.yaml", [f"student_optimizer.lr={text}"]).student_optimizer.lr == float(
-            text
-        )
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("train.iteratons=5", "unknown key 'train.iteratons': did you mean 'iterations'"),
-        ("nonsense=1", "unknown key 'nonsense': known keys"),
-        ("train.iterations=many", "train.iterations: input should be a valid integer"),
-        ("train.iterations=0", "train.iterations: input should be greater than 0"),
-        ("train.iterations=1.5", "train.iterations"),
-        ("engine=fsdp", "engine: input should be 'local', 'fsdp2' or 'zero3'"),
-        ("method.probabilities=[1,0,0]", "probabilities needs one entry"),
-        ("method.probabilities=[1,1,0,0]", "probabilities must sum to 1"),
-        ("discriminator.groups=7", "groups=7 must divide"),
-        ("train.micro_batch=5", "micro_batch=5 must divide global_batch"),
-        ("synthesis.buckets=[]", "synthesis.buckets"),
-        ("synthesis.buckets=[big]", "synthesis.buckets.0"),
-        ("seed.sub=1", "'seed' is a value, not a section"),
-        ("seed", "not of the form key.sub=value"),
-        ("seed=[", "not a YAML value"),
-        ("teacher=5", "teacher"),
-    ],
-)
-def test_bad_input_is_one_line_that_names_the_key(override, words):
-    with pytest.raises(LaddError) as error:
-        load("configs/tiny_cpu.yaml", [override])
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["- a\n- b", "a: [", ""])
-def test_files_that_are_no_mapping_are_refused(tmp_path, text):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(LaddError, match=re.escape(str(tmp_path / "c.yaml"))):
-        load(tmp_path / "c.yaml")
-
-
-def test_a_missing_key_is_named(tmp_path):
-    tree = yaml.safe_load((ROOT / "configs/tiny_cpu.yaml").read_text())
-    del tree["student_optimizer"]["lr"]
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(LaddError, match="missing key 'student_optimizer.lr'"):
-        load(tmp_path / "c.yaml")
+        assert load("configs/tiny_cpu.yaml", [f"student_optimizer.lr={text}"]).student_optimizer.lr == float(text)
 
 
 def keys(section: type[Section]) -> set[str]:
@@ -161,6 +115,4 @@ def test_world_sizes_that_do_not_fit_are_refused(overrides, world, words):
 
 def test_accumulation_counts_micro_batches_per_rank():
     assert load("configs/tiny_cpu.yaml", ["train.micro_batch=24"]).accumulation(2) == 1
-    assert (
-        load("configs/tiny_cpu.yaml", ["train.micro_batch=8", "method.fake_pass=two_pass"]).accumulation(2) == 3
-    )
+    assert load("configs/tiny_cpu.yaml", ["train.micro_batch=8", "method.fake_pass=two_pass"]).accumulation(2) == 3

@@ -26,7 +26,9 @@ def demo(tmp_path_factory) -> tuple[Path, float]:
     overrides = f"OVERRIDES=run_dir={run_dir} data.path={run_dir}/latents"
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     start = time.monotonic()
-    done = subprocess.run(["make", "demo", overrides], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1400)
+    done = subprocess.run(
+        ["make", "demo", overrides], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1400
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return run_dir, time.monotonic() - start
 
@@ -52,7 +54,9 @@ def test_it_distils(results):
 
 def test_training_and_evaluation_prompts_are_apart():
     config = load(ROOT / "configs/tiny_cpu.yaml")
-    train, held_out = (Path(p).read_text().splitlines() for p in (config.synthesis.prompts, config.evaluation.prompts))
+    train, held_out = (
+        Path(p).read_text().splitlines() for p in (config.synthesis.prompts, config.evaluation.prompts)
+    )
     assert not set(train) & set(held_out)
 
 

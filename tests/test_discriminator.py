@@ -42,9 +42,7 @@ def one_head(module: DiscriminatorHeads, index: int, tokens, grid, t, pooled):
             x = F.conv2d(x, conv.weight[part], conv.bias[part], padding=1)
             x = F.group_norm(x, CONFIG.groups, norm.weight[part], norm.bias[part])
             x = F.leaky_relu(x, 0.2)
-        waves = get_timestep_embedding(
-            1000 * t[row : row + 1], 256, flip_sin_to_cos=True, downscale_freq_shift=0
-        )
+        waves = get_timestep_embedding(1000 * t[row : row + 1], 256, flip_sin_to_cos=True, downscale_freq_shift=0)
         c = F.silu(module.embed_time(waves) + module.embed_pooled(pooled[row]))
         v = module.embed(c)[0].view(-1, o)[index] / math.sqrt(o)
         logits.append(torch.einsum("khw,k->hw", x[0], module.logit[index] + v) + module.logit_bias[index])

@@ -33,9 +33,7 @@ def test_velocity_is_the_derivative_of_the_path():
     torch.testing.assert_close(slope, velocity(x0, eps), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "expected"), [(4096, 1.0), (64, 1.0 + math.log(1 / 8)), (16384, 1 + math.log(2))]
-)
+@pytest.mark.parametrize(("tokens", "expected"), [(4096, 1.0), (64, 1.0 + math.log(1 / 8)), (16384, 1 + math.log(2))])
 def test_the_renoise_location_follows_the_resolution(tokens, expected):
     assert shifted_location(1.0, tokens) == pytest.approx(expected)
 

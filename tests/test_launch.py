@@ -24,9 +24,7 @@ STARTERS = {
 # sign of a full step. A larger epsilon makes parameters comparable to rounding; gradients are near 1e-3.
 EXACT = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4"]
 PLACEMENTS = [("fsdp2", "replicate", []), ("zero3", "replicate", [])]
-PLACEMENTS += [
-    ("fsdp2", "shard", ["student.activation_checkpointing=true", "teacher.activation_checkpointing=true"])
-]
+PLACEMENTS += [("fsdp2", "shard", ["student.activation_checkpointing=true", "teacher.activation_checkpointing=true"])]
 PLACEMENTS += [("zero3", "shard", ["student.activation_checkpointing=true", "method.fake_pass=two_pass"])]
 
 
@@ -61,9 +59,7 @@ def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parametrize(
     ("engine", "placement", "overrides"), PLACEMENTS, ids=lambda v: v if isinstance(v, str) else ""
 )
-def test_sharded_engines_make_the_local_engines_parameters(
-    tmp_path, dataset, oracle, engine, placement, overrides
-):
+def test_sharded_engines_make_the_local_engines_parameters(tmp_path, dataset, oracle, engine, placement, overrides):
     run = train(engine, tmp_path, dataset, f"teacher.placement={placement}", *overrides)
     for network in ("student", "ema", "heads"):
         assert relative(run.network(network), oracle.network(network)) < 1e-5

@@ -24,9 +24,7 @@ def test_the_generators_gradient_does_not_vanish_where_it_wins():
 
 def _toy_heads(inputs, weights):
     """Two heads that mix neighbours nonlinearly: (B, N, C) -> (B, H, W) each."""
-    return torch.stack(
-        [torch.tanh(x @ w).cumsum(1).view(len(x), 2, 3) for x, w in zip(inputs, weights, strict=True)]
-    )
+    return torch.stack([torch.tanh(x @ w).cumsum(1).view(len(x), 2, 3) for x, w in zip(inputs, weights, strict=True)])
 
 
 def test_r1_against_one_gradient_per_head_and_sample():

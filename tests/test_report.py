@@ -51,9 +51,7 @@ def metrics_row(iteration: int, heads: int = 4) -> dict:
 def score(name: str, fd: float, ratio: float | None, accuracy: float | None) -> dict:
     role, kind = name.split("_")
     steps = 20 if kind == "guided" else int(kind)
-    label = (
-        "teacher, 20 steps, guidance 2.5" if kind == "guided" else f"{role}, {steps} step" + "s" * (steps > 1)
-    )
+    label = "teacher, 20 steps, guidance 2.5" if kind == "guided" else f"{role}, {steps} step" + "s" * (steps > 1)
     return {
         "name": name,
         "label": label,

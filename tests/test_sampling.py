@@ -81,9 +81,7 @@ def trained(tmp_path):
     for parameter in ladd.student.module.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     ema = {f"ema/param/{n}": s for n, s in Ema(ladd.student, 0.9).shards().items()}
-    path = save(
-        config, CPU, {}, network_shards("student", ladd.student) | ema, 7, {"epoch": 0, "samples": 0}, "x"
-    )
+    path = save(config, CPU, {}, network_shards("student", ladd.student) | ema, 7, {"epoch": 0, "samples": 0}, "x")
     return config, Checkpoint(path, CPU)
 
 

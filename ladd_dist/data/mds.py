@@ -26,7 +26,9 @@ class Provenance:
     """What the samples were made from. Two runs with equal provenance write equal samples."""
 
     teacher: str
-    """`fingerprint` of the transformer."""
+    """`fingerprint` of the teacher's folder."""
+    precision: str
+    """Compute precision of the teacher."""
     prompts: str
     """SHA-256 prefix of the prompt file."""
     seed: int

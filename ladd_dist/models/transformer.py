@@ -171,17 +171,17 @@ def meta_transformer(folder: str | Path) -> SD3Transformer2DModel:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Identify a transformer's weights without reading all of them.
+    """Identify a teacher by all its weights and the transformer's config, without reading all of them.
 
-    SHA-256 over its config and, of each safetensors file, header, size and first and last MiB of data:
-    seconds for 16 GB, and different for any two trained networks.
+    SHA-256 over the config and, of each component's safetensors files, header, size and first and last MiB of
+    data: seconds for 30 GB, and different for any two trained networks.
 
     Raises:
         LaddError: if a weight file is not one, such as a Git LFS pointer.
     """
     path = component(folder, "transformer")
     digest = hashlib.sha256((path / "config.json").read_bytes())
-    for file in sorted(path.glob("*.safetensors")):
+    for file in sorted(Path(folder).glob("*/*.safetensors")):
         try:
             with safe_open(file, "pt") as header:
                 digest.update(repr(sorted(header.keys())).encode())
@@ -189,7 +189,7 @@ def fingerprint(folder: str | Path) -> str:
             raise LaddError(f"{file} is not a whole safetensors file ({error}): download the teacher again") from None
         with file.open("rb") as data:
             size = data.seek(0, 2)
-            digest.update(f"{file.name}:{size}".encode())
+            digest.update(f"{file.parent.name}/{file.name}:{size}".encode())
             for offset in (0, max(0, size - _FINGERPRINT_BYTES)):
                 data.seek(offset)
                 digest.update(data.read(_FINGERPRINT_BYTES))
