@@ -18,7 +18,7 @@ from ladd_dist.errors import LaddError
 from ladd_dist.ladd import Ladd, Sample, draw_sample
 from ladd_dist.log import log, progress
 from ladd_dist.models.discriminator import DiscriminatorHeads
-from ladd_dist.models.transformer import Backbone, fingerprint, load_transformer
+from ladd_dist.models.transformer import Backbone, fingerprint, load_config, load_transformer
 from ladd_dist.preview import Preview
 from ladd_dist.tracking import Tracker
 from ladd_dist.window import Window
@@ -38,6 +38,7 @@ class Trainer:
         check_launch(config, world)
         config.accumulation(world.size)
         self.space = LatentSpace.of(config.teacher.path)
+        check_student(config)
         self.teacher_id = fingerprint(config.teacher.path)
         manifest = check_dataset(config, self.space, self.teacher_id)
 
@@ -115,6 +116,23 @@ class Trainer:
         self.reader.load_state_dict(saved.state.data)
         log(f"resuming from {path} at iteration {saved.state.iteration}")
         return saved.state.iteration
+
+
+def check_student(config: Config) -> None:
+    """Hold a student of its own against the teacher.
+
+    Raises:
+        LaddError: naming the first shape in which their inputs or outputs differ.
+    """
+    if config.student.path is None:
+        return
+    student, teacher = load_config(config.student.path), load_config(config.teacher.path)
+    for key in ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim"):
+        if student[key] != teacher[key]:
+            raise LaddError(
+                f"student.path={config.student.path} has {key}={student[key]}, but the teacher has {teacher[key]}: "
+                "choose a student that takes the teacher's latents and text, or null for a copy of the teacher"
+            )
 
 
 def build_networks(config: Config, world: World) -> Ladd:

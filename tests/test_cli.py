@@ -201,6 +201,11 @@ def test_a_damaged_manifest_is_named(refused: Refused, tmp_path: Path) -> None:
     assert "manifest.json is damaged" in line and "run launchers/synthesize.py again" in line
 
 
+def test_a_student_of_other_shapes_is_named(refused: Refused, random_teacher: Path) -> None:
+    line = refused("train.py", f"student.path={random_teacher}")
+    assert "has in_channels=8, but the teacher has 4" in line
+
+
 def test_a_bucket_without_prompts_is_named(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a three", "bucket": "32x32"}\n')
     line = refused("synthesize.py", f"synthesis.prompts={tmp_path / 'p.jsonl'}", f"data.path={tmp_path / 'new'}")

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ALONE, TINY, tiny_overrides
 from launch import environment
+from PIL import Image
 
 from ladd_dist.checkpoint import Checkpoint, find
 from ladd_dist.tracking import read_metrics
@@ -66,6 +69,38 @@ def test_sharded_engines_make_the_local_engines_parameters(tmp_path, dataset, or
     losses = [(row["d_loss"], row["g_loss"]) for row in read_metrics(tmp_path)]
     expected = [(row["d_loss"], row["g_loss"]) for row in read_metrics(oracle.path.parent.parent)]
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", ["local", "fsdp2", "zero3"])
+def test_bf16_compute_keeps_fp32_masters_near_the_fp32_run(tmp_path, dataset, oracle, engine):
+    """Updates differ by bf16's rounding (2^-9), the weights only by what five small updates make of it."""
+    run = train(engine, tmp_path, dataset, "train.precision=bf16", "teacher.placement=shard")
+    assert relative(run.network("student"), oracle.network("student")) < 5e-4
+    assert relative(run.network("heads"), oracle.network("heads")) < 1e-2
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory, dataset, oracle):
+    """The local engine's run, gone on with to 7 iterations."""
+    return resume("local", tmp_path_factory.mktemp("continued") / "run", dataset, oracle)
+
+
+def resume(engine: str, run_dir: Path, dataset: Path, oracle: Checkpoint) -> Checkpoint:
+    """Copy the local run's folder and go on in it with an engine, drawing previews with the averaged weights."""
+    shutil.copytree(oracle.path.parent.parent, run_dir)
+    return train(engine, run_dir, dataset, "train.iterations=7", "train.preview_every=7")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_a_local_checkpoint_goes_on_under_a_sharded_engine(tmp_path, dataset, oracle, continued, engine):
+    run = resume(engine, tmp_path / "run", dataset, oracle)
+    assert (run.state.iteration, run.state.engine, run.state.world_size) == (7, engine, 2)
+    for network in ("student", "ema", "heads"):
+        assert relative(run.network(network), continued.network(network)) < 1e-5
+    ours, theirs = (np.asarray(Image.open(c.path.parent.parent / "previews/00000007.png")) for c in (run, continued))
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
 
 def test_five_iterations_move_the_student_far_beyond_the_tolerance(oracle, teacher_folder):

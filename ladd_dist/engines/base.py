@@ -6,6 +6,7 @@ are the same code for every engine, and one engine's checkpoint can be read by a
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,16 +72,14 @@ def adamw(parameters: Any, config: OptimizerConfig) -> torch.optim.AdamW:
     )
 
 
-def allocate_state(optimizer: torch.optim.Optimizer) -> None:
+def allocate_state(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> None:
     """Give AdamW its state before the first update, so that a checkpoint can be loaded into it."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if not optimizer.state[p]:
-                optimizer.state[p] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                    "exp_avg": torch.zeros_like(p),
-                    "exp_avg_sq": torch.zeros_like(p),
-                }
+    for p in parameters:
+        optimizer.state[p] = {
+            "step": torch.zeros((), dtype=torch.float32, device=p.device),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -21,7 +21,9 @@ def shard_module(module: nn.Module, wrap_points: list[nn.Module], dtype: torch.d
     module.to(world.device)
     for block in wrap_points:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+    # FSDP would keep the root's own parameters gathered after a forward pass without backward, such as a
+    # preview's, and the next pass would run with those, whatever has been written to the shards since.
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return module
 
 
@@ -40,7 +42,7 @@ class Fsdp2Engine(Engine):
         self.rank, self.size = world.rank, world.size
         self.clip_norm = optimizer.clip_norm
         self.optimizer = adamw(self.module.parameters(), optimizer)
-        allocate_state(self.optimizer)
+        allocate_state(self.optimizer, self.module.parameters())
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         loss.backward()

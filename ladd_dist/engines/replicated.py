@@ -21,7 +21,7 @@ class ReplicatedEngine(Engine):
         self.world = world
         self.clip_norm = optimizer.clip_norm
         self.optimizer = adamw(self.module.parameters(), optimizer)
-        allocate_state(self.optimizer)
+        allocate_state(self.optimizer, self.module.parameters())
         self._autocast = torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32)
         world.broadcast_(list(module.state_dict().values()))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ladd_dist.config import OptimizerConfig
 from ladd_dist.distributed import World
-from ladd_dist.engines.base import Engine, Shard, StateKind, adamw, set_lr, set_state_step
+from ladd_dist.engines.base import Engine, Shard, StateKind, adamw, allocate_state, set_lr, set_state_step
 
 
 def _deepspeed(world: World) -> Any:
@@ -59,11 +59,9 @@ class Zero3Engine(Engine):
         world: World,
     ) -> None:
         module = module.to(world.device)
-        self._shapes = {name: p.shape for name, p in module.named_parameters()}
+        whole = {name: p.detach().to("cpu", copy=True) for name, p in module.named_parameters()}
+        self._shapes = {name: p.shape for name, p in whole.items()}
         inner = adamw(module.parameters(), optimizer)
-        # DeepSpeed allocates optimizer state by taking a step with zero gradients; at rate 0 weight decay
-        # leaves the weights alone, and the update counter is set back below.
-        set_lr(inner, 0.0)
         config = _config(dtype, micro_batch, accumulation, world) | {"gradient_clipping": optimizer.clip_norm}
         self._engine, *_ = _deepspeed(world).initialize(
             model=module, optimizer=inner, config=config, dist_init_required=False
@@ -71,7 +69,10 @@ class Zero3Engine(Engine):
         self.module = self._engine.module
         self.optimizer = inner
         self.rank = world.rank
-        self.set_updates(0)
+        allocate_state(inner, self._engine.optimizer.fp32_partitioned_groups_flat)
+        # In bf16 DeepSpeed rounds the weights before it makes its fp32 masters of them: restore what it lost.
+        for name, shard in self.shards().items():
+            shard.local.copy_(whole[name].view(-1)[shard.offset : shard.offset + shard.local.numel()])
 
     def __call__(self, *inputs: object) -> object:
         return self._engine(*inputs)
@@ -96,7 +97,7 @@ class Zero3Engine(Engine):
             shape = self._shapes[name]
             # Partitions are ceil(numel / size) long; what lies past the end of the tensor is padding.
             offset = min(self.rank * _partition(p).numel(), shape.numel())
-            result[name] = Shard(shape, offset, local[: max(0, shape.numel() - offset)])
+            result[name] = Shard(shape, offset, local.detach()[: max(0, shape.numel() - offset)])
         return result
 
     def publish(self) -> None:
