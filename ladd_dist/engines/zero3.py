@@ -101,10 +101,16 @@ class Zero3Engine(Engine):
         return result
 
     def publish(self) -> None:
+        # Small parameters stay gathered between passes: have those let go first and gathered anew afterwards.
+        gathered = self._engine.optimizer.persistent_parameters
+        if gathered:
+            gathered[0].partition(gathered)
         masters = self.shards()
         for name, p in self.module.named_parameters():
             local = masters[name].local
             _partition(p)[: local.numel()].copy_(local)
+        if gathered:
+            gathered[0].all_gather(gathered)
 
     def set_updates(self, count: int) -> None:
         set_state_step(self.optimizer, count)
