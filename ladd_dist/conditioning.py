@@ -20,10 +20,6 @@ class Conditioning(NamedTuple):
         """Move and cast both."""
         return Conditioning(self.context.to(device, dtype), self.pooled.to(device, dtype))
 
-    def __getitem__(self, rows: slice) -> "Conditioning":  # type: ignore[override]
-        """The conditioning of some of the samples."""
-        return Conditioning(self.context[rows], self.pooled[rows])
-
     def expand(self, count: int) -> "Conditioning":
         """Repeat a single sample's conditioning ``count`` times without copying."""
         return Conditioning(self.context.expand(count, -1, -1), self.pooled.expand(count, -1))

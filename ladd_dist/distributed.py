@@ -58,14 +58,6 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on at least one rank."""
-        if self.size == 1:
-            return flag
-        votes = torch.tensor([flag], dtype=torch.int32, device=self.device)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return bool(votes.item())
-
 
 def start(device: str = "auto") -> World:
     """Join the process group that torchrun or deepspeed described in the environment, if there is one.

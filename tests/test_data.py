@@ -149,7 +149,7 @@ def test_buckets_that_do_not_divide_or_exceed_the_position_table_are_errors(rand
 
 
 def provenance(**changes: Any) -> Provenance:
-    made = Provenance("abc", "def", 0, 4.5, 28, {"shift": 3.0}, BUCKETS, 1, 512, 4, 10)
+    made = Provenance("abc", "fp32", "def", 0, 4.5, 28, {"shift": 3.0}, BUCKETS, 1, 512, 4, 10)
     return replace(made, **changes)
 
 

@@ -4,7 +4,7 @@ from diffusers import SD3Transformer2DModel
 
 from ladd_dist.conditioning import Conditioning
 from ladd_dist.errors import LaddError
-from ladd_dist.models.transformer import Backbone, fingerprint, load_transformer
+from ladd_dist.models.transformer import Backbone, fingerprint, load_transformer, token_grid
 
 SIZES = {"joint": {}, "dual": {"dual_attention_layers": (0, 1)}, "patch1": {"patch_size": 1}}
 
@@ -82,12 +82,12 @@ def test_times_keep_their_digits_in_bf16():
 
 
 def test_grid_errors_name_the_reason():
-    backbone = Backbone(make())
-    assert backbone.grid(6, 10) == (3, 5)
+    config = make().config
+    assert token_grid(config, 6, 10) == (3, 5)
     with pytest.raises(LaddError, match="patches"):
-        backbone.grid(7, 10)
+        token_grid(config, 7, 10)
     with pytest.raises(LaddError, match="position table"):
-        backbone.grid(64, 10)
+        token_grid(config, 64, 10)
 
 
 def test_fingerprint_tells_weights_apart(tmp_path):

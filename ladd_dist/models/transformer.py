@@ -59,7 +59,7 @@ class Backbone(nn.Module):
 
         Returns:
             Velocity ``(B, C, H, W)`` in fp32, or one ``(B, N, D)`` per tap in ``compute_dtype``, with N the
-            row-major grid of ``grid(H, W)``.
+            row-major grid of `token_grid`.
         """
         net, dtype = self.net, self.compute_dtype
         size = x_t.shape[-2:]
@@ -86,14 +86,6 @@ class Backbone(nn.Module):
         p, c = self.net.config.patch_size, self.net.out_channels
         h, w = height // p, width // p
         return tokens.view(-1, h, w, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(-1, c, height, width).contiguous()
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Token grid of a latent of ``height x width``.
-
-        Raises:
-            LaddError: if the latent does not divide into patches or exceeds the position table.
-        """
-        return token_grid(self.net.config, height, width)
 
     def wrap_points(self) -> list[nn.Module]:
         """The submodules that an engine shards and gathers one by one."""
