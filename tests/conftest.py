@@ -75,6 +75,12 @@ def write_prompts(path: Path, per_bucket: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Runs are compared bit for bit, and a test may have called a program that sets its own number of threads."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def teacher_folder() -> Path:
     """The embedded teacher: 4 channels, patch size 1."""

@@ -104,7 +104,7 @@ def write_metrics(run: Path, rows: list[dict]) -> None:
 
 def make_run(folder: Path) -> Path:
     folder.mkdir()
-    load("configs/tiny_cpu.yaml", [f"run_dir={folder}"]).save(folder / "config.yaml")
+    load("configs/tiny_cpu.yaml", [f"run_dir={folder}", "train.iterations=1000"]).save(folder / "config.yaml")
     write_metrics(folder, [metrics_row(i) for i in range(10, 1001, 10)])
     write_pictures(folder / "evaluation" / "pictures", BUCKETS)
     (folder / "evaluation" / "results.json").write_text(json.dumps(results()))

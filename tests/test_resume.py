@@ -92,7 +92,7 @@ _MOMENTS = {
     "before the first checkpoint": ("trainer", "_save", 1, None),
     "past a checkpoint": ("tracker", "write", 6, 4),
     "before the tensors are written": ("checkpoint", "save_file", 2, 2),
-    "before the state is written": ("checkpoint", "asdict", 2, 2),
+    "before the state is written": ("checkpoint", "RunState", 2, 2),
     "between the folder and the pointer": ("checkpoint", "_point", 2, 2),
     "before the oldest is dropped": ("checkpoint", "_prune", 3, 6),
 }
