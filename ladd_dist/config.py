@@ -114,8 +114,8 @@ class TrainConfig(Section):
     iterations: PositiveInt
     global_batch: PositiveInt
     """Samples per iteration over all ranks and micro-batches."""
-    micro_batch: PositiveInt
-    """Samples per rank and forward pass."""
+    micro_batch: PositiveInt | None = None
+    """Samples per rank and forward pass; null takes the rank's whole share of the global batch."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Compute precision; trainable parameters and optimizer state are fp32 always."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -127,7 +127,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _divides(self) -> "TrainConfig":
-        if self.global_batch % self.micro_batch:
+        if self.micro_batch and self.global_batch % self.micro_batch:
             raise ValueError(f"micro_batch={self.micro_batch} must divide global_batch={self.global_batch}")
         if self.checkpoint_every % self.log_every:
             # Or the first row after a resume would average fewer iterations than in an uninterrupted run.
@@ -206,6 +206,21 @@ class Config(Section):
     evaluation: EvaluationConfig
     tracking: TrackingConfig = TrackingConfig()
 
+    def micro_batch(self, world_size: int) -> int:
+        """Samples per rank and forward pass.
+
+        Raises:
+            LaddError: if the ranks cannot share the global batch evenly.
+        """
+        if self.train.micro_batch is not None:
+            return self.train.micro_batch
+        if self.train.global_batch % world_size:
+            raise LaddError(
+                f"train.global_batch={self.train.global_batch} is not a multiple of {world_size} ranks: "
+                "change it, or the number of ranks"
+            )
+        return self.train.global_batch // world_size
+
     def accumulation(self, world_size: int) -> int:
         """Micro-batches per rank and iteration.
 
@@ -213,7 +228,7 @@ class Config(Section):
             LaddError: if the ranks cannot share the global batch evenly, or if the shared fake pass would
                 have to keep the graphs of several micro-batches alive.
         """
-        batch, micro = self.train.global_batch, self.train.micro_batch
+        batch, micro = self.train.global_batch, self.micro_batch(world_size)
         if batch % (micro * world_size):
             raise LaddError(
                 f"train.global_batch={batch} is not a multiple of train.micro_batch={micro} x {world_size} ranks: "

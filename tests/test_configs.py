@@ -113,6 +113,14 @@ def test_world_sizes_that_do_not_fit_are_refused(overrides, world, words):
         load("configs/tiny_cpu.yaml", overrides).accumulation(world)
 
 
+def test_without_a_micro_batch_a_rank_takes_its_share():
+    config = load("configs/tiny_cpu.yaml")
+    assert [config.micro_batch(n) for n in (1, 2, 3)] == [48, 24, 16]
+    assert config.accumulation(2) == 1
+    with pytest.raises(LaddError, match="train.global_batch=48 is not a multiple of 5 ranks"):
+        config.accumulation(5)
+
+
 def test_accumulation_counts_micro_batches_per_rank():
     assert load("configs/tiny_cpu.yaml", ["train.micro_batch=24"]).accumulation(2) == 1
     assert load("configs/tiny_cpu.yaml", ["train.micro_batch=8", "method.fake_pass=two_pass"]).accumulation(2) == 3

@@ -34,8 +34,7 @@ PLACEMENTS += [("zero3", "shard", ["student.activation_checkpointing=true", "met
 def train(engine: str, run_dir: Path, dataset: Path, *overrides: str) -> Checkpoint:
     """Five fp32 iterations at a global batch of 8; the last checkpoint."""
     settings = [*tiny_overrides(run_dir, dataset), f"engine={engine}", "train.iterations=5", *EXACT, *overrides]
-    if engine != "local":
-        settings.append("train.micro_batch=4")
+    settings.append("train.micro_batch=null")  # each rank's share, as configs/tiny_cpu.yaml has it
     command = [*STARTERS[engine], "launchers/train.py", "--config", TINY, *settings]
     # deepspeed's launcher takes its environment from the caller's PATH and needs no compiler's leftovers.
     env = environment({"DS_ACCELERATOR": "cpu", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"})

@@ -63,7 +63,7 @@ class LatentReader:
 
     def __init__(self, config: Config, manifest: Manifest, world: World) -> None:
         root = Path(config.data.path)
-        self._micro_batch = config.train.micro_batch
+        self._micro_batch = config.micro_batch(world.size)
         self._global_batch = config.train.global_batch
         self._dataset = StreamingDataset(
             streams=[Stream(local=str(root / bucket)) for bucket in manifest.counts],

@@ -49,7 +49,7 @@ def build_engine(config: Config, module: nn.Module, world: World) -> Engine:
         return Fsdp2Engine(module, wrap_points(module), optimizer, dtype, world)
     from ladd_dist.engines.zero3 import Zero3Engine
 
-    micro = config.train.micro_batch
+    micro = config.micro_batch(world.size)
     return Zero3Engine(module, optimizer, dtype, micro, config.accumulation(world.size), world)
 
 
