@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from streaming import Stream, StreamingDataset
+from streaming.base.world import World as StreamingWorld
 from torch.utils.data import DataLoader
 
 from ladd_dist.batch import Batch
@@ -100,9 +101,16 @@ class LatentReader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue at a position. Call before iterating."""
         self._epoch, self._batches = state["epoch"], state["samples"] // self._global_batch
-        resumed = self._dataset.state_dict(num_samples=0, from_beginning=True)
-        resumed |= {"epoch": self._epoch, "sample_in_epoch": self._batches * self._global_batch}
-        self._dataset.load_state_dict(resumed)
+        # Spelled out, not taken from the dataset's own state: reading that races with a rank that writes it.
+        self._dataset.load_state_dict(
+            {
+                "epoch": self._epoch,
+                "sample_in_epoch": self._batches * self._global_batch,
+                "num_canonical_nodes": _CANONICAL_NODES,
+                "shuffle_seed": self._dataset.shuffle_seed,
+                "initial_physical_nodes": StreamingWorld.detect().num_nodes,
+            }
+        )
 
 
 def _micro_batches(samples: list[dict[str, Any]], size: int) -> list[Batch]:
