@@ -163,9 +163,10 @@ def _highlights(results: Results) -> list[tuple[str, str]]:
 def _facts(record: Record) -> list[tuple[str, str]]:
     config, last, results = record.config, record.rows[-1], record.results
     train = config.train
+    share = f"{train.micro_batch:,} per rank and pass" if train.micro_batch else "each rank's share in one pass"
     facts = [
         ("Iterations", f"{last['iteration']:,} of {train.iterations:,}"),
-        ("Global batch", f"{train.global_batch:,} samples, {train.micro_batch:,} per rank and pass"),
+        ("Global batch", f"{train.global_batch:,} samples, {share}"),
         ("Engine", f"{config.engine}, {train.precision}"),
         ("Student learning rate", f"{config.student_optimizer.lr:g}, {config.student_optimizer.decay}"),
         ("Head learning rate", f"{config.head_optimizer.lr:g}, {config.head_optimizer.decay}"),

@@ -188,9 +188,11 @@ def test_big_pictures_many_heads_and_no_accuracy(run: Path) -> None:
     write_pictures(run / "evaluation" / "pictures", {"320x320": 2, "192x336": 1})
     (run / "evaluation" / "results.json").write_text(json.dumps(results(accuracy=False)))
     write_metrics(run, [metrics_row(10, heads=38)])
+    load("configs/tiny_cpu.yaml", ["train.micro_batch=24"]).save(run / "config.yaml")
     page = write_report(run)
     assert page.stat().st_size < 2_000_000
     assert "read right" not in page.read_text()
+    assert "24 per rank and pass" in page.read_text()
 
 
 # The page in a browser
@@ -251,7 +253,17 @@ def test_page_is_self_contained(opened: WebDriver, page: Path) -> None:
 
 def test_page_shows_the_numbers(opened: WebDriver) -> None:
     text = opened.execute_script("return document.body.innerText")
-    for shown in ("my <run>", "0.21x", "99.1%", "98.7%", "9.812", "0.399", "1,000 of 1,000", "step-00001000"):
+    for shown in (
+        "my <run>",
+        "0.21x",
+        "99.1%",
+        "98.7%",
+        "9.812",
+        "0.399",
+        "1,000 of 1,000",
+        "step-00001000",
+        "each rank's share",
+    ):
         assert shown in text, shown
 
 
