@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # turns (about 0.1 ms) keep the speed of an idle machine.
 export GOMP_SPINCOUNT ?= 100000
 
-.PHONY: install demo test fast lint teacher clean
+.PHONY: install demo test fast faults lint teacher clean
 
 install: $(INSTALLED)
 
@@ -35,6 +35,10 @@ test: $(INSTALLED)
 # The tests of seconds.
 fast: $(INSTALLED)
 	$(BIN)/pytest
+
+# Runs of every engine killed at 20 random moments each, where `make test` has 3.
+faults: $(INSTALLED)
+	LADD_FAULT_POINTS=20 $(BIN)/pytest tests/test_faults.py -m "slow or not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,37 +1,43 @@
 """Checkpoints: one format for every engine and world size, in safetensors.
 
     RUN_DIR/checkpoints/step-00000500/rank-00000.safetensors   flat ranges of fp32 tensors, this rank's share
-    RUN_DIR/checkpoints/step-00000500/state.json               iteration, data cursor, file checksums, provenance
+    RUN_DIR/checkpoints/step-00000500/state.json               iteration, updates, data cursor, provenance
     RUN_DIR/checkpoints/step-00000500/config.yaml              the resolved configuration
+    RUN_DIR/checkpoints/step-00000500/SHA256SUMS               checksums of these files
     RUN_DIR/checkpoints/latest                                 name of the newest, moved last
 
 A key is ``NETWORK/KIND/PARAMETER``, such as ``student/exp_avg/net.proj_out.weight``. Each file's header says
 which range ``[offset, offset + length)`` of which shape every entry is, so a rank of another engine or world
 size reads just the ranges it needs. There is no RNG to save: noise is a function of seed, iteration and sample.
+This file reads; `checkpoint_writer` writes.
 """
 
-import hashlib
 import json
-import os
-import shutil
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ladd_dist.config import Config
+from ladd_dist.checksums import check_sum, read_sums
+from ladd_dist.config import Config, load
 from ladd_dist.distributed import World
-from ladd_dist.engines.base import STATE_KINDS, Engine, Shard
-from ladd_dist.errors import LaddError
+from ladd_dist.engines.base import STATE_KINDS, Engine, Shard, fill
+from ladd_dist.errors import DamagedError, LaddError
+from ladd_dist.log import warn
 
-_STATE, _LATEST, _RANGES = "state.json", "latest", "ranges"
-_HASH_CHUNK = 1 << 22
+STATE, LATEST, RANGES, CONFIG = "state.json", "latest", "ranges", "config.yaml"
+_TENSORS = ".safetensors"
+_BINDING = ("seed", "method", "discriminator", "student.path", "data.shuffle_seed", "train.global_batch")
+"""Settings that a run cannot change on its way: they make the numbers, the networks or the order of the data."""
+_FREE = ("method.fake_pass",)
+"""Exempt from them: both orders make the same updates, and fewer ranks may need the one that accumulates."""
 
 Shards = Mapping[str, Shard]
 
@@ -41,13 +47,23 @@ class RunState(BaseModel):
 
     iteration: int
     """Finished iterations."""
+    updates: dict[str, int]
+    """Updates of each network: iterations less those skipped for a non-finite gradient."""
     data: dict[str, int]
     teacher: str
     """Fingerprint of the teacher that is also the discriminator's backbone."""
     engine: str
     world_size: int
-    files: dict[str, str]
-    """SHA-256 of every tensor file."""
+
+    @classmethod
+    def read(cls, file: Path) -> "RunState":
+        """Read it from JSON.
+
+        Raises:
+            OSError: if there is no such file.
+            ValueError: if it is not a state.
+        """
+        return cls.model_validate_json(file.read_text(), strict=True)
 
 
 def network_shards(name: str, engine: Engine) -> dict[str, Shard]:
@@ -55,116 +71,101 @@ def network_shards(name: str, engine: Engine) -> dict[str, Shard]:
     return {f"{name}/{kind}/{p}": shard for kind in STATE_KINDS for p, shard in engine.shards(kind).items()}
 
 
-def save(
-    config: Config,
-    world: World,
-    shards: Shards,
-    replicated: Shards,
-    iteration: int,
-    data: dict[str, int],
-    teacher: str,
-) -> Path:
-    """Write a checkpoint whole, move it into place, then the pointer, then drop the oldest.
-
-    Args:
-        shards: this rank's ranges of sharded tensors.
-        replicated: tensors that are whole on every rank; rank 0 writes them.
-    """
-    root = Path(config.run_dir) / "checkpoints"
-    final, temporary = root / f"step-{iteration:08d}", root / f".step-{iteration:08d}"
-    if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    world.barrier()
-    mine = dict(shards) | (dict(replicated) if world.is_main else {})
-    file = temporary / f"rank-{world.rank:05d}.safetensors"
-    _write_tensors(file, mine)
-    files = dict(world.gather((file.name, _sha256(file))))
-    if world.is_main:
-        state = RunState(
-            iteration=iteration,
-            data=data,
-            teacher=teacher,
-            engine=config.engine,
-            world_size=world.size,
-            files=files,
-        )
-        (temporary / _STATE).write_text(state.model_dump_json(indent=2) + "\n")
-        config.save(temporary / "config.yaml")
-        for path in temporary.iterdir():
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _sync(root)
-        _point(root, final.name)
-        _prune(root, config.train.keep_checkpoints)
-    world.barrier()
-    return final
-
-
-def find(run_dir: str | Path) -> Path | None:
-    """The newest checkpoint of a run, or None if it has none."""
+def candidates(run_dir: str | Path) -> list[Path]:
+    """A run's checkpoints: the one that ``latest`` points to, there or not, then the others from new to old."""
     root = Path(run_dir) / "checkpoints"
-    pointer = root / _LATEST
-    if pointer.is_file() and (root / pointer.read_text().strip() / _STATE).is_file():
-        return root / pointer.read_text().strip()
-    whole = sorted(path.parent for path in root.glob(f"step-*/{_STATE}"))
-    return whole[-1] if whole else None
+    pointer = root / LATEST
+    pointed = [root / pointer.read_text(errors="replace").strip()] if pointer.is_file() else []
+    return pointed + [path for path in sorted(root.glob("step-*"), reverse=True) if path not in pointed]
+
+
+def open_newest(run_dir: str | Path, world: World) -> "Checkpoint | None":
+    """The newest whole checkpoint of a run, or None if it has none; says loudly which damaged ones it passed over.
+
+    Raises:
+        LaddError: if there are checkpoints, and all are damaged.
+    """
+    # Rank 0's list is every rank's: on a shared file system, two may see different ones.
+    paths = world.gather(candidates(run_dir) if world.is_main else None)[0]
+    for path in paths:
+        try:
+            return Checkpoint(path, world)
+        except DamagedError as error:
+            if world.is_main:
+                warn(f"{error}: PASSED OVER, looking for the newest whole one")
+    if paths:
+        root = Path(run_dir) / "checkpoints"
+        raise LaddError(f"all checkpoints in {root} are damaged: restore one, or set a new run_dir")
+    return None
 
 
 class Checkpoint:
-    """A checkpoint opened for reading, verified.
+    """A checkpoint opened for reading, verified, on every rank alike.
 
     Raises:
-        LaddError: if a file is missing, truncated or altered, naming it and the remedy.
+        DamagedError: if a file is missing, truncated or altered, naming it.
     """
 
     def __init__(self, path: Path, world: World) -> None:
         self.path = path
-        try:
-            self.state = RunState.model_validate_json((path / _STATE).read_text(), strict=True)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise LaddError(f"checkpoint {path / _STATE} is damaged ({reason}): {self._remedy()}") from None
-        names = sorted(self.state.files)
-        damaged = [name for name in names[world.rank :: world.size] if not self._intact(name)]
-        if found := [name for names in world.gather(damaged) for name in names]:
-            raise LaddError(f"checkpoint file {path / found[0]} is damaged: {self._remedy()}")
-        self._pieces: dict[str, list[tuple[int, int, Path]]] = defaultdict(list)
         self.shapes: dict[str, torch.Size] = {}
-        for name in names:
-            self._index(path / name)
+        self._pieces: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
+        self._sums: dict[str, str] = {}
+        for act in (self._verify, self._open):
+            self._together(act, world)
 
-    def _remedy(self) -> str:
-        return f"remove the folder {self.path} to go on from the one before it"
+    def _together(self, act: Callable[[World], None], world: World) -> None:
+        """If it fails on one rank, it fails on all: none may go on with what another has passed over."""
+        problem = None
+        try:
+            act(world)
+        except (OSError, ValueError, SafetensorError) as error:
+            problem = " ".join(str(error).split())
+        if problems := [found for found in world.gather(problem) if found]:
+            raise DamagedError(f"checkpoint {self.path} is damaged ({problems[0]})")
 
-    def _intact(self, name: str) -> bool:
-        file = self.path / name
-        return file.is_file() and _sha256(file) == self.state.files[name]
+    def _tensor_files(self) -> list[str]:
+        return sorted(name for name in self._sums if name.endswith(_TENSORS))
+
+    def _verify(self, world: World) -> None:
+        """Hold this rank's share of the files against their checksums."""
+        self._sums = read_sums(self.path)
+        for name in (STATE, CONFIG, *self._tensor_files()[world.rank :: world.size]):
+            check_sum(self.path, name, self._sums)
+
+    def _open(self, _: World) -> None:
+        self.state = RunState.read(self.path / STATE)
+        files = self._tensor_files()
+        if len(files) != self.state.world_size:
+            raise ValueError(f"it has tensors of {len(files)} ranks, not of {self.state.world_size}")
+        for name in files:
+            self._index(self.path / name)
+        for key, shape in self.shapes.items():
+            self._join(self._pieces[key], key, shape.numel())
 
     def _index(self, file: Path) -> None:
-        with safe_open(file, "pt") as handle:
-            for key, (offset, length, shape) in json.loads(handle.metadata()[_RANGES]).items():
-                self.shapes[key] = torch.Size(shape)
-                if length:
-                    self._pieces[key].append((offset, length, file))
-        for pieces in self._pieces.values():
-            pieces.sort()
+        handle: Any = safe_open(file, "pt")
+        for key, (offset, length, shape) in json.loads(handle.metadata()[RANGES]).items():
+            self.shapes[key] = torch.Size(shape)
+            if length:
+                self._pieces[key].append((offset, length, handle))
+
+    @staticmethod
+    def _join(pieces: list[tuple[int, int, Any]], key: str, size: int) -> None:
+        """Bring the pieces of one tensor into order; each must begin where the one before it ends."""
+        pieces.sort(key=itemgetter(0))
+        if [start for start, _, _ in pieces] + [size] != [0] + [start + length for start, length, _ in pieces]:
+            raise ValueError(f"parts of {key} are missing")
 
     def read(self, key: str, offset: int, length: int) -> Tensor:
         """Elements ``[offset, offset + length)`` of a flattened tensor, from whichever files hold them."""
         result = torch.empty(length)
         pieces = self._pieces[key]
-        position, end = offset, offset + length
-        while position < end:
-            before = bisect_right([p[0] for p in pieces], position)
-            start, size, file = pieces[before - 1] if before else (position, 0, self.path)
-            until = min(end, start + size)
-            if until <= position:
-                raise LaddError(f"checkpoint {self.path} lacks part of {key}: {self._remedy()}")
-            with safe_open(file, "pt") as handle:
-                result[position - offset : until - offset] = handle.get_slice(key)[position - start : until - start]
-            position = until
+        for start, size, handle in pieces[bisect_right(pieces, offset, key=itemgetter(0)) - 1 :]:
+            first, end = max(offset, start), min(offset + length, start + size)
+            if first >= end:
+                break
+            result[first - offset : end - offset] = handle.get_slice(key)[first - start : end - start]
         return result
 
     def network(self, name: str) -> dict[str, Tensor]:
@@ -175,6 +176,25 @@ class Checkpoint:
             for key, shape in self.shapes.items()
             if key.startswith(prefix)
         }
+
+    def check(self, config: Config, teacher: str) -> None:
+        """Hold the checkpoint against the run that wants to go on from it.
+
+        Raises:
+            LaddError: naming the first thing in which they differ.
+        """
+        if self.state.teacher != teacher:
+            raise LaddError(
+                f"checkpoint {self.path} was trained with teacher {self.state.teacher}, but teacher.path="
+                f"{config.teacher.path} is {teacher}: restore that teacher, or set a new run_dir"
+            )
+        theirs, ours = (dict(_binding(c.model_dump())) for c in (load(self.path / CONFIG), config))
+        for key, value in theirs.items():
+            if ours[key] != value:
+                raise LaddError(
+                    f"checkpoint {self.path} was trained with {key}={value}, but this configuration has "
+                    f"{ours[key]}: restore it, or set a new run_dir"
+                )
 
     def load(self, shards: Shards) -> None:
         """Fill live shards in place.
@@ -187,42 +207,15 @@ class Checkpoint:
                 raise LaddError(
                     f"checkpoint {self.path} has {key} of shape {tuple(self.shapes.get(key, ()))}, but this "
                     f"configuration needs {tuple(shard.shape)}: restore the configuration in "
-                    f"{self.path / 'config.yaml'}, or set run_dir to a new folder"
+                    f"{self.path / CONFIG}, or set run_dir to a new folder"
                 )
-            shard.local.copy_(self.read(key, shard.offset, shard.local.numel()))
+        fill(shards, self)
 
 
-def _write_tensors(file: Path, shards: Shards) -> None:
-    tensors = {key: shard.local.detach().cpu() for key, shard in shards.items()}
-    ranges = {key: (shard.offset, shard.local.numel(), tuple(shard.shape)) for key, shard in shards.items()}
-    save_file(tensors, file, metadata={_RANGES: json.dumps(ranges)})
-    _sync(file)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as data:
-        while chunk := data.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the operating system put a file or folder on disk before anything points to it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _point(root: Path, name: str) -> None:
-    temporary = root / f".{_LATEST}"
-    temporary.write_text(name + "\n")
-    _sync(temporary)
-    temporary.replace(root / _LATEST)
-
-
-def _prune(root: Path, keep: int) -> None:
-    for old in sorted(root.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+def _binding(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            yield from _binding(value, f"{name}.")
+        elif name not in _FREE and any(f"{name}.".startswith(f"{bound}.") for bound in _BINDING):
+            yield name, value

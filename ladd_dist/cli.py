@@ -5,13 +5,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ladd_dist import distributed, log
 from ladd_dist.config import Config, load
-from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
 
-EXIT_BAD_INPUT = 2
+if TYPE_CHECKING:
+    from ladd_dist.distributed import World
 
 _EPILOG = """\
 Overrides are YAML values: train.iterations=5  engine=fsdp2  discriminator.blocks=[1,3]
@@ -25,7 +25,7 @@ class Launch:
 
     args: argparse.Namespace
     config: Config
-    world: World
+    world: "World"
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -49,12 +49,13 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None]) -> Non
     """
     args = command.parse_intermixed_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    from ladd_dist import distributed, log  # late: torch takes seconds to import
+    from ladd_dist.supervisor import supervise, tell
+
     try:
         config = load(args.config, args.overrides)
         world = distributed.start(config.device)
-        log.setup(world)
-        main(Launch(args, config, world))
     except LaddError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    distributed.stop()
+        sys.exit(tell(error))
+    log.setup(world)
+    supervise(world, config.train.hang_timeout, lambda: main(Launch(args, config, world)))

@@ -36,6 +36,8 @@ class TeacherConfig(Section):
     placement: Literal["replicate", "shard"] = "replicate"
     """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
     activation_checkpointing: bool = False
+    compile: bool = False
+    """torch.compile each block by itself."""
     max_t5_tokens: PositiveInt = 256
     """T5 tokens appended to the 77 of CLIP, where the teacher has a T5 encoder."""
 
@@ -46,6 +48,25 @@ class StudentConfig(Section):
     path: str | None = None
     """A diffusers folder to start from; null starts from a full-size copy of the teacher."""
     activation_checkpointing: bool = False
+    compile: bool = False
+
+
+class Fsdp2Config(Section):
+    """PyTorch FSDP2; every transformer block is a unit of its own."""
+
+    replicas: PositiveInt = 1
+    """Copies of the sharded network (HSDP): above 1, ranks shard within a copy and average between copies."""
+    forward_prefetch: NonNegativeInt = 0
+    """Blocks gathered ahead in the forward pass; 0 leaves the order to FSDP, which overlaps one."""
+    backward_prefetch: NonNegativeInt = 0
+    """The same for the backward pass."""
+
+
+class Zero3Config(Section):
+    """DeepSpeed ZeRO-3."""
+
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What is kept in host memory: nothing, fp32 masters and moments, or the partitioned weights too."""
 
 
 class DiscriminatorConfig(Section):
@@ -98,6 +119,8 @@ class OptimizerConfig(Section):
     """AdamW with linear warm-up, then constant or cosine decay to ``final_lr_ratio * lr``."""
 
     lr: PositiveFloat
+    state: Literal["fp32", "8bit"] = "fp32"
+    """Precision of AdamW's moments; 8bit (torchao, blocks of 256) needs a GPU."""
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.0, 0.99]
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
@@ -119,11 +142,18 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     """Compute precision; trainable parameters and optimizer state are fp32 always."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_device: Literal["same", "cpu"] = "same"
+    """Keep the averaged weights beside the student's, or in host memory at the cost of a copy per iteration."""
+    max_skipped: PositiveInt = 20
+    """Iterations in a row that may be skipped for a non-finite loss or gradient before the run stops."""
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     preview_every: NonNegativeInt = 0
     """Iterations between picture sheets of the student; 0 draws none."""
+    hang_timeout: PositiveFloat = 900.0
+    """Seconds without progress on any rank after which the job ends, naming who is behind. Must exceed the longest
+    phase: loading the networks, writing a checkpoint."""
 
     @model_validator(mode="after")
     def _divides(self) -> "TrainConfig":
@@ -185,6 +215,14 @@ class TrackingConfig(Section):
     project: str = "ladd_dist"
 
 
+class ProfileConfig(Section):
+    """A torch.profiler trace per rank, of the configured iterations or, at any time, on SIGUSR2."""
+
+    start: NonNegativeInt | None = None
+    """First iteration of the trace; null traces on SIGUSR2 alone."""
+    iterations: PositiveInt = 3
+
+
 class Config(Section):
     """Everything a run needs. One file serves synthesis, training, sampling, evaluation and export."""
 
@@ -195,6 +233,8 @@ class Config(Section):
     """``auto`` uses a GPU when there is one."""
     teacher: TeacherConfig
     student: StudentConfig = StudentConfig()
+    fsdp2: Fsdp2Config = Fsdp2Config()
+    zero3: Zero3Config = Zero3Config()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     method: MethodConfig = MethodConfig()
     student_optimizer: OptimizerConfig
@@ -205,6 +245,26 @@ class Config(Section):
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig
     tracking: TrackingConfig = TrackingConfig()
+    profile: ProfileConfig = ProfileConfig()
+
+    @model_validator(mode="after")
+    def _engine_settings(self) -> "Config":
+        """A setting that the chosen engine does not read is an error, as any other key that nothing reads."""
+        for name, section in (("fsdp2", self.fsdp2), ("zero3", self.zero3)):
+            defaults = type(section)()
+            changed = [key for key in type(section).model_fields if getattr(section, key) != getattr(defaults, key)]
+            if changed and self.engine != name:
+                raise ValueError(f"{name}.{changed[0]} is only read by engine={name}, but engine={self.engine}")
+        if self.engine == "zero3":
+            self._check_zero3()
+        return self
+
+    def _check_zero3(self) -> None:
+        if self.student_optimizer.state == "8bit":
+            reason = "offloads only fp32 state" if self.zero3.offload != "none" else "partitions only fp32 state"
+            raise ValueError(f"student_optimizer.state=8bit: engine=zero3 {reason}; set fp32, or engine=fsdp2")
+        if self.student.compile or (self.teacher.compile and self.teacher.placement == "shard"):
+            raise ValueError("compile=true: the hooks of engine=zero3 cannot be compiled; set engine=fsdp2")
 
     def micro_batch(self, world_size: int) -> int:
         """Samples per rank and forward pass.

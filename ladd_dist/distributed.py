@@ -1,7 +1,7 @@
 """The process group as a value: who am I, on which device, and the few collectives the trainer needs."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +15,24 @@ TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a rank before the job fails."""
 
 
+class Position:
+    """Where this rank's work stands, which the watchdog tells the others.
+
+    Every rank enters the same phases in the same order, so that places tell who is behind.
+    """
+
+    def __init__(self) -> None:
+        self.place: tuple[int, int, str] = (0, 0, "")
+        """Iteration, phases entered in it, name of the newest; replaced as a whole, for another thread reads it."""
+        self.saved = ""
+        """The newest checkpoint."""
+
+    def enter(self, iteration: int, phase: str) -> None:
+        """Begin a phase, such as ``data``, of an iteration (counted from 1; 0 is the start of the run)."""
+        before, count, _ = self.place
+        self.place = (iteration, count + 1 if iteration == before else 1, phase)
+
+
 @dataclass(frozen=True)
 class World:
     """One process's place among all of them. ``size == 1`` works without a process group."""
@@ -23,23 +41,35 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
+    """Whose collectives these are; None means the default group's."""
+    position: Position = field(default_factory=Position, compare=False, repr=False)
+    store: dist.Store | None = field(default=None, compare=False, repr=False)
+    """The key-value store of the process group, None without one."""
 
     @property
     def is_main(self) -> bool:
         """Whether this rank writes logs, reports and manifests."""
         return self.rank == 0
 
+    def aside(self) -> "World":
+        """The same ranks over a CPU group of their own, for another thread or for collectives off the GPU."""
+        if self.size == 1:
+            return self
+        group: Any = dist.new_group(backend="gloo")
+        return replace(self, device=torch.device("cpu"), group=group)
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
     def mean_(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its mean over ranks, in one collective."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=self.group)
         flat /= self.size
         for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             t.detach().copy_(part.view_as(t))
@@ -48,14 +78,14 @@ class World:
         """Overwrite every rank's tensors with rank 0's."""
         if self.size > 1:
             for t in tensors:
-                dist.broadcast(t.detach(), src=0)
+                dist.broadcast(t.detach(), src=0, group=self.group)
 
     def gather(self, value: object) -> list[Any]:
         """Every rank's picklable value, in rank order, on all of them."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
 
@@ -79,9 +109,11 @@ def start(device: str = "auto") -> World:
         torch.cuda.set_device(chosen)
     # MosaicML Streaming finds the ranks of a node by this variable, which the deepspeed launcher calls LOCAL_SIZE.
     os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
+    store = None
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    return World(rank, size, local_rank, chosen)
+        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    return World(rank, size, local_rank, chosen, store=store)
 
 
 def stop() -> None:

@@ -14,19 +14,23 @@ class Ema:
 
     The decay warms up as ``min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that short runs are not
     held back by their initial weights.
+
+    Args:
+        on_host: keep the average in host memory; each update then copies the weights there.
     """
 
-    def __init__(self, student: Engine, decay: float) -> None:
+    def __init__(self, student: Engine, decay: float, on_host: bool) -> None:
         self._student = student
-        self._decay = decay
+        self._decay, self._on_host = decay, on_host
         self._weights = [shard.local for shard in student.shards().values()]
-        self._average = [w.clone() for w in self._weights]
+        self._average = [w.to("cpu" if on_host else w.device, copy=True) for w in self._weights]
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
         """Move towards the current weights, ``updates`` counting the calls before this one."""
         decay = min(self._decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+        weights = [w.cpu() for w in self._weights] if self._on_host else self._weights
+        torch._foreach_lerp_(self._average, weights, 1 - decay)
 
     @contextmanager
     @torch.no_grad()

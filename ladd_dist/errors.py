@@ -1,8 +1,20 @@
-"""The one exception a user is meant to read."""
+"""What goes wrong in ways that a user can mend, and how a process says so when it ends."""
+
+EXIT_BAD_INPUT = 2
+"""Bad input, or a failure that only its user can mend: one line on stderr says what and how."""
+EXIT_REQUEUE = 75
+"""Stopped by SIGTERM or SIGUSR1 with a checkpoint written: start the same command again to go on."""
+EXIT_PEER_LOST = 76
+"""A healthy rank ends because another one died, failed or hangs: start the same command again."""
 
 
 class LaddError(Exception):
-    """Bad input. The message is one line that names the key or file and the remedy.
+    """A problem with a remedy, said in one line that names the key or file."""
 
-    Launchers print it without a traceback and exit with code 2.
-    """
+
+class DamagedError(LaddError):
+    """A checkpoint that cannot be read whole."""
+
+
+class Requeue(Exception):
+    """The run was asked to stop, and is safe on disk."""

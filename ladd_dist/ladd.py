@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ladd_dist.batch import Batch
+from ladd_dist.clock import Clock
 from ladd_dist.config import Config, MethodConfig
 from ladd_dist.draws import StepDraws, step_draws
 from ladd_dist.engines.base import Engine
 from ladd_dist.flow import add_noise, choose_time, logit_normal, shifted_location, x0_from_velocity
-from ladd_dist.losses import hinge_discriminator, hinge_generator, r1_penalty
+from ladd_dist.losses import hinge_discriminator, hinge_generator, poison, r1_penalty
 from ladd_dist.schedule import learning_rate
 
 Metrics = dict[str, Tensor]
@@ -68,10 +69,12 @@ class Ladd:
         student: the engine of the trained transformer.
         teacher: the placed, frozen backbone; called with taps it returns features.
         heads: the engine of the discriminator heads.
+        clock: told which phase of the step begins.
     """
 
-    def __init__(self, config: Config, student: Engine, teacher: nn.Module, heads: Engine) -> None:
+    def __init__(self, config: Config, student: Engine, teacher: nn.Module, heads: Engine, clock: Clock) -> None:
         self.config = config
+        self.clock = clock
         self.student, self.teacher, self.heads = student, teacher, heads
         self.taps: tuple[int, ...] = heads.module.taps  # type: ignore[assignment]
 
@@ -81,6 +84,8 @@ class Ladd:
         With the shared fake pass the updated heads judge the very features that they were trained on, through
         the graph that made them. In the two-pass order the student and teacher run again for the student's
         update, which costs a quarter more and keeps no graph between the two.
+
+        A network whose gradient is not finite keeps its weights, on every rank alike; ``skipped`` is then 1.
 
         Returns:
             0-d and ``(heads,)`` tensors on the device, averaged over micro-batches but not over ranks.
@@ -93,22 +98,28 @@ class Ladd:
             fakes = []
             logs = [self.train_heads(s, self.predict_without_graph(s).features, 1 / len(samples)) for s in samples]
         iterations = self.config.train.iterations
+        self.clock.mark("optimizer")
         head_norm = self.heads.step(learning_rate(self.config.head_optimizer, index, iterations))
 
         for number, sample in enumerate(samples):
             fake = fakes[number] if fakes else self.predict(sample)
             g_loss = self.train_student(sample, fake, 1 / len(samples), last=number + 1 == len(samples))
             logs[number]["g_loss"] = g_loss
+        self.clock.mark("optimizer")
         student_norm = self.student.step(learning_rate(self.config.student_optimizer, index, iterations))
 
         means = {key: torch.stack([log[key] for log in logs]).mean(0) for key in logs[0]}
-        return means | {"student_grad_norm": student_norm, "head_grad_norm": head_norm}
+        skipped = ~(student_norm.isfinite() & head_norm.isfinite())
+        norms = {"student_grad_norm": student_norm, "head_grad_norm": head_norm}
+        return means | norms | {"skipped": skipped.float()}
 
     def predict(self, sample: Sample) -> Fake:
         """The student's clean prediction and the teacher's view of it, renoised to level ``s``."""
         batch, draws = sample.batch, sample.draws
+        self.clock.mark("student forward")
         x_t = add_noise(batch.latents, draws.student_noise, sample.t)
         x0_hat = x0_from_velocity(x_t, self.student(x_t, sample.t, batch.cond), sample.t)
+        self.clock.mark("teacher forward")
         cut = x0_hat.detach().requires_grad_()
         x_s = add_noise(cut, draws.fake_noise, sample.s)
         return Fake(x0_hat, cut, self.teacher(x_s, sample.s, batch.cond, self.taps))
@@ -121,16 +132,20 @@ class Ladd:
     def train_heads(self, sample: Sample, fake: list[Tensor], share: float) -> Metrics:
         """Accumulate the gradient of ``share * (L_D + R1)`` in the heads."""
         batch, draws = sample.batch, sample.draws
+        self.clock.mark("teacher forward")
         with torch.no_grad():  # not inference_mode: the heads' autograd must accept these features
             x_r = add_noise(batch.latents, draws.real_noise, sample.r)
             real = self.teacher(x_r, sample.r, batch.cond, self.taps)
         weight = self.config.method.r1_weight
         real = [f.detach().requires_grad_(weight > 0) for f in real]
+        self.clock.mark("head forward")
         d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled)
         d_fake = self.heads([f.detach() for f in fake], sample.grid, sample.s, batch.cond.pooled)
         d_loss = hinge_discriminator(d_real, d_fake)
         r1 = r1_penalty(d_real, real) if weight > 0 else torch.zeros_like(d_loss)
-        self.heads.backward(share * (d_loss + weight * r1))
+        loss = d_loss + weight * r1
+        self.clock.mark("head backward")
+        self.heads.backward(share * loss * poison(loss))
         return {
             "d_loss": d_loss.detach(),
             "r1": r1.detach(),
@@ -142,8 +157,11 @@ class Ladd:
 
     def train_student(self, sample: Sample, fake: Fake, share: float, last: bool) -> Tensor:
         """Accumulate the gradient of ``share * L_G`` in the student; returns the loss."""
+        self.clock.mark("head forward")
         d_fake = self.heads(fake.features, sample.grid, sample.s, sample.batch.cond.pooled)
         loss = hinge_generator(d_fake)
+        self.clock.mark("teacher backward")
         (gradient,) = torch.autograd.grad(loss, fake.cut)
-        self.student.backward(share * (fake.x0_hat * gradient).sum(), last)
+        self.clock.mark("student backward")
+        self.student.backward(share * (fake.x0_hat * gradient).sum() * poison(loss), last)
         return loss.detach()

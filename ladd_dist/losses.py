@@ -39,3 +39,12 @@ def r1_penalty(logits: Tensor, head_inputs: list[Tensor]) -> Tensor:
     positions = logits[0, 0].numel()
     grads = torch.autograd.grad(logits.sum() / positions**0.5, head_inputs, create_graph=True)
     return torch.stack([g.square().sum() for g in grads]).sum() / (heads * batch)
+
+
+def poison(loss: Tensor) -> Tensor:
+    """1 for a finite loss and NaN for any other: multiplied into a loss, it makes the whole gradient NaN.
+
+    A clipped or saturated loss may be non-finite while its gradient is not. This way the gradient's norm, which
+    all ranks share, tells all of them to skip the step.
+    """
+    return torch.where(loss.detach().isfinite(), 1.0, torch.nan)

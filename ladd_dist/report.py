@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ladd_dist.config import Config, load
 from ladd_dist.errors import LaddError
-from ladd_dist.report_charts import ORANGE, SLATE, Block, Rows, draw_charts, draw_comparison, fit
+from ladd_dist.report_charts import ORANGE, SLATE, Block, Rows, draw_charts, draw_comparison, fit, head_count
 from ladd_dist.results import PICTURES, RESULTS, PictureIndex, Results
 from ladd_dist.tracking import METRICS, read_metrics
 
@@ -172,14 +172,15 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("Head learning rate", f"{config.head_optimizer.lr:g}, {config.head_optimizer.decay}"),
         ("Student times", ", ".join(f"{time:g}" for time in config.method.student_times)),
         ("R1 weight", f"{config.method.r1_weight:g}"),
-        ("Heads", f"{len(last['real_logit'])}"),
+        ("Heads", f"{head_count(record.rows)}"),
         ("Seed", f"{config.seed}"),
         ("Teacher", config.teacher.path),
         ("Student started from", config.student.path or "the teacher"),
         ("Evaluated checkpoint", f"{results.checkpoint}, {results.weights} weights"),
     ]
-    if "memory_gib" in last:
-        facts.append(("Peak GPU memory", f"{last['memory_gib']:.1f} GiB per rank"))
+    for key, name in (("host_memory_gib", "Peak host memory"), ("gpu_memory_gib", "Peak GPU memory")):
+        if key in last:
+            facts.append((name, f"{max(last[key]):.1f} GiB on the fullest rank"))
     return facts
 
 

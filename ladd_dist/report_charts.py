@@ -54,7 +54,7 @@ def _losses(rows: Rows, config: Config, top: Axes, bottom: Axes) -> None:
 
 
 def _logits(rows: Rows, config: Config, top: Axes, bottom: Axes) -> None:
-    heads = len(rows[-1]["real_logit"])
+    heads = head_count(rows)
     top.set_title("Mean logit per head", loc="left")
     for key, style in (("real_logit", "-"), ("fake_logit", "--")):
         for head in range(heads):
@@ -116,6 +116,11 @@ def _curve(axes: Axes, rows: Rows, key: str, color: str, label: str | None = Non
 def _legend(axes: Axes) -> None:
     """Beside the title, where it hides no curve."""
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=4, borderaxespad=0)
+
+
+def head_count(rows: Rows) -> int:
+    """Number of discriminator heads; rows whose iterations were all skipped do not show it."""
+    return max(len(row.get("real_logit", ())) for row in rows)
 
 
 def _series(rows: Rows, key: str, head: int | None = None) -> tuple[np.ndarray, np.ndarray]:

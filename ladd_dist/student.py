@@ -5,25 +5,30 @@ from typing import Literal
 
 import torch
 
-from ladd_dist.checkpoint import Checkpoint, find
+from ladd_dist.checkpoint import Checkpoint, open_newest
 from ladd_dist.config import Config
 from ladd_dist.distributed import World
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import DamagedError, LaddError
 from ladd_dist.models.transformer import Backbone, load_transformer
 
 Weights = Literal["ema", "student"]
 
 
 def open_checkpoint(config: Config, world: World, path: str | None = None) -> Checkpoint:
-    """Open the given checkpoint folder, or the newest of ``run_dir``.
+    """Open the given checkpoint folder, or the newest whole one of ``run_dir``.
 
     Raises:
-        LaddError: if there is none.
+        LaddError: if there is none, or if it is damaged.
     """
-    found = Path(path) if path else find(config.run_dir)
-    if found is None or not found.is_dir():
-        raise LaddError(f"no checkpoint at {path or config.run_dir + '/checkpoints'}: run launchers/train.py first")
-    return Checkpoint(found, world)
+    if path and not Path(path).is_dir():
+        raise LaddError(f"no checkpoint at {path}: run launchers/train.py first")
+    try:
+        found = Checkpoint(Path(path), world) if path else open_newest(config.run_dir, world)
+    except DamagedError as error:
+        raise LaddError(f"{error}: pass another --checkpoint") from None
+    if found is None:
+        raise LaddError(f"no checkpoint at {config.run_dir}/checkpoints: run launchers/train.py first")
+    return found
 
 
 def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> Backbone:

@@ -11,7 +11,8 @@ from ladd_dist.distributed import World
 METRICS = "metrics.jsonl"
 _RUN_ID = "wandb_run_id"
 
-Row = dict[str, float | int | list[float]]
+Row = dict[str, Any]
+"""Numbers, lists with an entry per head or rank, and ``seconds`` by phase."""
 
 
 class Tracker:
@@ -63,11 +64,14 @@ class Tracker:
 
 
 def _flat(row: Row) -> dict[str, float | int]:
-    """Per-head lists as one number per name, which is what W&B can draw."""
+    """Lists and mappings as one number per name, which is what W&B can draw."""
     flat: dict[str, float | int] = {}
     for key, value in row.items():
         if isinstance(value, list):
-            flat |= {f"{key}/head_{i:02d}": v for i, v in enumerate(value)}
+            entry = "rank" if key.endswith("_gib") else "head"
+            flat |= {f"{key}/{entry}_{i:02d}": v for i, v in enumerate(value)}
+        elif isinstance(value, dict):
+            flat |= {f"{key}/{name}": v for name, v in value.items()}
         else:
             flat[key] = value
     return flat

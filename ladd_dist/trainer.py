@@ -1,25 +1,33 @@
 """The loop: batch, step, average, log, save, preview. The same for a laptop and for 512 GPUs."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import torch
 
 from ladd_dist import checkpoint
 from ladd_dist.batch import Batch
+from ladd_dist.checkpoint_writer import CheckpointWriter
+from ladd_dist.clock import Clock
 from ladd_dist.config import Config
+from ladd_dist.control import Control
 from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.data.reader import LatentReader, check_dataset
 from ladd_dist.distributed import World
 from ladd_dist.ema import Ema
-from ladd_dist.engines.base import Shard
+from ladd_dist.engines.base import Engine, Shard
+from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import build_engine, check_launch, compute_dtype, place_frozen
 from ladd_dist.engines.replicated import ReplicatedEngine
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.ladd import Ladd, Sample, draw_sample
 from ladd_dist.log import log, progress
 from ladd_dist.models.discriminator import DiscriminatorHeads
-from ladd_dist.models.transformer import Backbone, fingerprint, load_config, load_transformer
+from ladd_dist.models.transformer import Backbone, fingerprint, load_config, make_transformer, meta_transformer
+from ladd_dist.models.weights import FolderWeights
 from ladd_dist.preview import Preview
+from ladd_dist.profiler import Profiler
+from ladd_dist.signals import Signals
 from ladd_dist.tracking import Tracker
 from ladd_dist.window import Window
 
@@ -29,12 +37,17 @@ class Trainer:
 
     Everything that can be wrong with the input is checked first, before a network is loaded.
 
+    Args:
+        signals: the process's requests to stop or to profile; None listens to none.
+
     Raises:
         LaddError: for input that cannot be trained on.
     """
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: Config, world: World, signals: Signals | None = None) -> None:
+        self.config, self.world, self.clock = config, world, Clock(world)
+        self.signals = signals or Signals()
+        world.position.enter(0, "start")
         check_launch(config, world)
         config.accumulation(world.size)
         self.space = LatentSpace.of(config.teacher.path)
@@ -42,37 +55,64 @@ class Trainer:
         self.teacher_id = fingerprint(config.teacher.path)
         manifest = check_dataset(config, self.space, self.teacher_id)
 
-        torch.manual_seed(config.seed)  # the heads' initial weights
-        self.ladd = build_networks(config, world)
-        self.ema = Ema(self.ladd.student, config.train.ema_decay)
+        self.ladd = build_networks(config, world, self.clock)
+        self.ema = Ema(self.ladd.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         self.reader = LatentReader(config, manifest, world)
         self.done = self._resume()
+        self.writer = CheckpointWriter(config, world)
         self.preview = Preview(config, world) if config.train.preview_every else None
 
     def run(self) -> None:
-        """Train to ``train.iterations``."""
-        train = self.config.train
-        tracker = Tracker(self.config, self.world, self.done)
-        bar = progress("train", train.iterations, unit="it", world=self.world, done=self.done)
-        window, batches = Window(self.config, self.world, self.done), self._batches()
-        while self.done < train.iterations:
-            metrics = self.ladd.iteration(self.done, next(batches))
-            self.ema.update(self.done)
-            self.done += 1
-            window.add(metrics)
-            bar.update()
-            if self.done % train.log_every == 0 or self.done == train.iterations:
-                tracker.write(window.close(self.done))
-            if self.preview and (self.done % train.preview_every == 0 or self.done == train.iterations):
-                with self.ema.applied():
-                    path = self.preview.draw(self.ladd.student, self.done)
-                tracker.picture(self.done, path)
-            if self.done % train.checkpoint_every == 0 or self.done == train.iterations:
-                self._save()
-        bar.close()
-        tracker.close()
+        """Train to ``train.iterations``.
 
-    def _batches(self) -> Iterator[list[Sample]]:
+        Raises:
+            Requeue: if a signal asked the run to stop; everything is saved.
+            LaddError: if training diverged or a checkpoint could not be written.
+        """
+        for _ in self.iterations():
+            pass
+        if self.done < self.config.train.iterations:
+            raise Requeue(f"stopped at iteration {self.done} as asked: start the same command again to go on")
+
+    def iterations(self) -> Iterator[int]:
+        """`run`, giving way after every iteration; yields how many are done. Ends early if a signal asks for it."""
+        train, control = self.config.train, Control(self.world, self.signals)
+        tracker = Tracker(self.config, self.world, self.done)
+        window, profiler = Window(self.config, self.world, self.clock, self.done), Profiler(self.config, self.world)
+        bar = progress("train", train.iterations, unit="it", world=self.world, done=self.done)
+        batches, request = self.batches(), control.begin()
+        with closing(tracker), closing(profiler), closing(bar):
+            while self.done < train.iterations and not request.stop:
+                profiler.step(self.done, request.profile)
+                self.clock.iteration = self.done + 1
+                self.clock.mark("data")
+                metrics = self.ladd.iteration(self.done, next(batches))
+                self.ema.update(self.done)
+                self.done += 1
+                self.clock.mark("other")
+                window.add(metrics)
+                bar.update()
+                request = control.agree(self.writer.failed)
+                last = self.done == train.iterations
+                leaving = last or request.stop
+                if leaving or self.done % train.log_every == 0:
+                    tracker.write(window.close(self.done))
+                if self.preview and (last or self.done % train.preview_every == 0):
+                    self._draw(self.preview, tracker)
+                if leaving or self.done % train.checkpoint_every == 0:
+                    self._save()
+                if leaving or request.failed:
+                    self.writer.wait()
+                yield self.done
+
+    def _draw(self, preview: Preview, tracker: Tracker) -> None:
+        self.clock.mark("preview")
+        with self.ema.applied():
+            path = preview.draw(self.ladd.student, self.done)
+        tracker.picture(self.done, path)
+
+    def batches(self) -> Iterator[list[Sample]]:
+        """The micro-batches of one iteration after the other, with their noise."""
         device = self.world.device
         for micro_batches in self.reader:
             yield [self._sample(batch.to(device)) for batch in micro_batches]
@@ -81,40 +121,39 @@ class Trainer:
         grid = self.space.grid(*batch.latents.shape[-2:])
         return draw_sample(self.config, self.done, batch, grid, self.world.device)
 
-    def _sharded(self) -> dict[str, Shard]:
+    def _shards(self) -> dict[str, Shard]:
         ema = {f"ema/param/{name}": shard for name, shard in self.ema.shards().items()}
         return checkpoint.network_shards("student", self.ladd.student) | ema
 
     def _save(self) -> None:
-        student, heads = self._sharded(), checkpoint.network_shards("heads", self.ladd.heads)
-        whole = self.ladd.student.replicated
-        path = checkpoint.save(
-            self.config,
-            self.world,
-            shards={} if whole else student,
-            replicated=heads | student if whole else heads,
+        self.clock.mark("checkpoint")
+        student = self._shards() if self.ladd.student.owner else {}
+        heads = checkpoint.network_shards("heads", self.ladd.heads) if self.ladd.heads.owner else {}
+        state = checkpoint.RunState(
             iteration=self.done,
+            updates={name: engine.updates for name, engine in self._engines().items()},
             data=self.reader.state_dict(),
             teacher=self.teacher_id,
+            engine=self.config.engine,
+            world_size=self.world.size,
         )
-        log(f"saved {path}")
+        self.writer.save(student | heads, state)
+
+    def _engines(self) -> dict[str, Engine]:
+        return {"student": self.ladd.student, "heads": self.ladd.heads}
 
     def _resume(self) -> int:
-        path = checkpoint.find(self.config.run_dir)
-        if path is None:
+        saved = checkpoint.open_newest(self.config.run_dir, self.world)
+        if saved is None:
             return 0
-        saved = checkpoint.Checkpoint(path, self.world)
-        if saved.state.teacher != self.teacher_id:
-            raise LaddError(
-                f"checkpoint {path} was trained with teacher {saved.state.teacher}, but teacher.path="
-                f"{self.config.teacher.path} is {self.teacher_id}: restore that teacher, or set a new run_dir"
-            )
-        saved.load(self._sharded() | checkpoint.network_shards("heads", self.ladd.heads))
-        for engine in (self.ladd.student, self.ladd.heads):
+        saved.check(self.config, self.teacher_id)
+        saved.load(self._shards() | checkpoint.network_shards("heads", self.ladd.heads))
+        for name, engine in self._engines().items():
             engine.publish()
-            engine.set_updates(saved.state.iteration)
+            engine.updates = saved.state.updates[name]
         self.reader.load_state_dict(saved.state.data)
-        log(f"resuming from {path} at iteration {saved.state.iteration}")
+        self.world.position.saved = str(saved.path)
+        log(f"resuming from {saved.path} at iteration {saved.state.iteration}")
         return saved.state.iteration
 
 
@@ -135,17 +174,36 @@ def check_student(config: Config) -> None:
             )
 
 
-def build_networks(config: Config, world: World) -> Ladd:
-    """Load teacher and student, make the heads, and put each where the configuration says."""
-    dtype = compute_dtype(config)
-    teacher = Backbone(load_transformer(config.teacher.path, dtype), dtype, config.teacher.activation_checkpointing)
-    start = config.student.path or config.teacher.path
-    student = Backbone(load_transformer(start, torch.float32), dtype, config.student.activation_checkpointing)
-    pooled = teacher.net.config.pooled_projection_dim
-    heads = DiscriminatorHeads(config.discriminator, teacher.depth, teacher.width, pooled)
+def build_networks(config: Config, world: World, clock: Clock) -> Ladd:
+    """Build teacher, student and heads where the configuration puts them.
+
+    Raises:
+        LaddError: if weights are missing or do not fit their configuration.
+    """
+    dtype, start = compute_dtype(config), config.student.path or config.teacher.path
+
+    def make_teacher() -> Backbone:
+        backbone = Backbone(make_transformer(config.teacher.path), dtype, config.teacher.activation_checkpointing)
+        return backbone.requires_grad_(False).eval()
+
+    def make_student() -> Backbone:
+        return Backbone(make_transformer(start), dtype, config.student.activation_checkpointing).train()
+
+    teacher = Blueprint(make_teacher, FolderWeights(config.teacher.path), dtype, config.teacher.compile)
+    student = Blueprint(make_student, FolderWeights(start), torch.float32, config.student.compile)
+    heads = make_heads(config).to(world.device)
     return Ladd(
         config,
-        student=build_engine(config, student.train(), world),
+        student=build_engine(config, student, world),
         teacher=place_frozen(config, teacher, world),
         heads=ReplicatedEngine(heads, config.head_optimizer, dtype, world),
+        clock=clock,
     )
+
+
+def make_heads(config: Config) -> DiscriminatorHeads:
+    """The discriminator's heads with their initial weights, a function of the seed."""
+    net = meta_transformer(config.teacher.path)
+    teacher = Backbone(net)
+    torch.manual_seed(config.seed)
+    return DiscriminatorHeads(config.discriminator, teacher.depth, teacher.width, net.config.pooled_projection_dim)

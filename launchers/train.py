@@ -1,7 +1,7 @@
 """Distil the teacher: python, torchrun or deepspeed start the same training with the same configuration."""
 
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.trainer import Trainer
+from ladd_dist.signals import Signals
 
 _DESCRIPTION = """\
 Distil a teacher by LADD on synthetic latents. Start it again to go on from the newest checkpoint.
@@ -12,10 +12,13 @@ Distil a teacher by LADD on synthetic latents. Start it again to go on from the 
 """
 
 
-def main(launch: Launch) -> None:
+def main(launch: Launch, signals: Signals) -> None:
     """Train to the configured iteration."""
-    Trainer(launch.config, launch.world).run()
+    from ladd_dist.trainer import Trainer  # late: until it is imported, many seconds, signals are heard already
+
+    Trainer(launch.config, launch.world, signals).run()
 
 
 if __name__ == "__main__":
-    run(parser(_DESCRIPTION), main)
+    listening = Signals().listen()
+    run(parser(_DESCRIPTION), lambda launch: main(launch, listening))

@@ -61,7 +61,9 @@ def _lines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def start_ranks(function: Callable[..., Any], *args: Any, size: int = 1) -> list[BaseProcess]:
+def start_ranks(
+    function: Callable[..., Any], *args: Any, size: int = 1, env: dict[str, str] | None = None
+) -> list[BaseProcess]:
     """Start ``function(world, *args)`` on ``size`` ranks of one gloo group, or alone for ``size=1``.
 
     Function and arguments must be picklable: the ranks come from a server process that has imported the
@@ -69,8 +71,8 @@ def start_ranks(function: Callable[..., Any], *args: Any, size: int = 1) -> list
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ladd_dist.trainer", "ladd_dist.synthesis"])
-    port = _free_port()
-    processes = [context.Process(target=_rank, args=(r, size, port, function, args)) for r in range(size)]
+    port = free_port()
+    processes = [context.Process(target=_rank, args=(r, size, port, env or {}, function, args)) for r in range(size)]
     for process in processes:
         process.start()
     return processes
@@ -101,7 +103,7 @@ def _to_file(world: Any, function: Callable[..., Any], folder: str, *args: Any) 
     Path(folder, str(world.rank)).write_bytes(pickle.dumps(function(world, *args)))
 
 
-def _rank(rank: int, size: int, port: int, function: Callable[..., Any], args: tuple) -> None:
+def _rank(rank: int, size: int, port: int, env: dict[str, str], function: Callable[..., Any], args: tuple) -> None:
     os.chdir(ROOT)
     clean = environment()
     os.environ.clear()
@@ -115,6 +117,7 @@ def _rank(rank: int, size: int, port: int, function: Callable[..., Any], args: t
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+    os.environ |= env
     import torch
 
     from ladd_dist import distributed, log
@@ -132,7 +135,8 @@ def _rank(rank: int, size: int, port: int, function: Callable[..., Any], args: t
     atexit._run_exitfuncs()  # multiprocessing leaves without them; Streaming's free its shared memory
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

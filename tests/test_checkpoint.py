@@ -1,62 +1,39 @@
 """Checkpoints on disk, and the moving average."""
 
-import json
 import shutil
+import subprocess
 import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import ALONE, tiny_config
+from checkpoints import (
+    DATA,
+    assert_same,
+    config_in,
+    engine,
+    in_threads,
+    newest,
+    save,
+    save_at,
+    state_of,
+    train,
+)
+from conftest import ALONE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from ladd_dist import checkpoint
-from ladd_dist.checkpoint import Checkpoint, find, network_shards, save
-from ladd_dist.config import Config, OptimizerConfig, load
+from ladd_dist.checkpoint import Checkpoint, network_shards, open_newest
+from ladd_dist.checksums import read_sums, sha256, write_sums
+from ladd_dist.config import load
 from ladd_dist.distributed import World
 from ladd_dist.ema import Ema
-from ladd_dist.engines.base import STATE_KINDS, Shard
-from ladd_dist.engines.replicated import ReplicatedEngine
-from ladd_dist.errors import LaddError
-
-DATA = {"epoch": 1, "samples": 16}
-CPU = torch.device("cpu")
-
-
-def engine(seed: int, width: int = 5) -> ReplicatedEngine:
-    torch.manual_seed(seed)
-    module = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
-    return ReplicatedEngine(module, OptimizerConfig(lr=0.1), torch.float32, ALONE)
-
-
-def train(net: ReplicatedEngine, steps: int, seed: int = 0) -> None:
-    inputs = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        net.backward(net(torch.randn(4, 3, generator=inputs)).square().sum())
-        net.step(lr=0.1)
-
-
-def state_of(net: ReplicatedEngine) -> dict[str, Tensor]:
-    return {f"{kind}/{name}": s.local.clone() for kind in STATE_KINDS for name, s in net.shards(kind).items()}
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [key for key in one if not torch.equal(one[key], other[key])] == []
-
-
-def config_in(run_dir: Path, *overrides: str) -> Config:
-    return tiny_config(run_dir, run_dir / "latents", *overrides)
-
-
-def save_at(config: Config, iteration: int, net: ReplicatedEngine) -> Path:
-    return save(config, ALONE, {}, network_shards("student", net), iteration, DATA, "abc")
+from ladd_dist.engines.base import Shard
+from ladd_dist.errors import DamagedError, LaddError
 
 
 @pytest.fixture
@@ -64,6 +41,12 @@ def saved(tmp_path: Path) -> Path:
     net = engine(0)
     train(net, 3)
     return save_at(config_in(tmp_path), 3, net)
+
+
+@pytest.fixture(scope="module")
+def flipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for tests that put back what they damage."""
+    return save_at(config_in(tmp_path_factory.mktemp("flipped")), 3, engine(0))
 
 
 # Round trip
@@ -74,7 +57,7 @@ def test_weights_and_moments_come_back_and_training_goes_on_equally(tmp_path: Pa
     train(trained, 3)
     path = save_at(config_in(tmp_path), 3, trained)
     Checkpoint(path, ALONE).load(network_shards("student", fresh))
-    fresh.set_updates(3)
+    fresh.updates = 3
     assert_same(state_of(fresh), state_of(trained))
     train(trained, 2, seed=5)
     train(fresh, 2, seed=5)
@@ -90,23 +73,13 @@ def test_update_count_matters_to_what_follows(tmp_path: Path) -> None:
     assert not torch.equal(state_of(fresh)["param/0.weight"], state_of(trained)["param/0.weight"])
 
 
-def test_a_checkpoint_does_not_change_with_the_weights_it_was_made_of(tmp_path: Path) -> None:
-    net = engine(0)
-    path, before = save_at(config_in(tmp_path), 0, net), state_of(net)
-    train(net, 2)
-    kept = Checkpoint(path, ALONE).network("student")
-    assert_same(
-        {f"param/{name}": value.flatten() for name, value in kept.items()},
-        {k: v for k, v in before.items() if k.startswith("param")},
-    )
-
-
 def test_state_and_configuration_are_kept(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     path = save_at(config, 7, engine(0))
     state = Checkpoint(path, ALONE).state
     assert path == tmp_path / "checkpoints" / "step-00000007"
     assert (state.iteration, state.data, state.teacher, state.world_size) == (7, DATA, "abc", 1)
+    assert (state.updates, state.engine) == ({"student": 7}, "local")
     assert load(path / "config.yaml") == config
 
 
@@ -121,32 +94,6 @@ def test_networks_come_back_whole_and_shaped(saved: Path) -> None:
 
 
 # Ranges
-
-
-@dataclass(frozen=True)
-class ThreadWorld(World):
-    """A rank that is a thread: meets the others at a barrier and gathers through a shared list."""
-
-    meeting: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
-    box: list[Any] = field(default_factory=list)
-
-    def barrier(self) -> None:
-        self.meeting.wait(timeout=30)
-
-    def gather(self, value: object) -> list[Any]:
-        self.box[self.rank] = value
-        self.barrier()
-        values = list(self.box)
-        self.barrier()
-        return values
-
-
-def in_threads(size: int, function: Any) -> list[Any]:
-    """``function(world)`` on every rank at once."""
-    meeting, box = threading.Barrier(size), [None] * size
-    worlds = [ThreadWorld(rank, size, rank, CPU, meeting, box) for rank in range(size)]
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(function, worlds))
 
 
 def split(tensors: dict[str, Tensor], cuts: dict[str, list[int]], rank: int) -> dict[str, Shard]:
@@ -176,9 +123,7 @@ def test_what_three_ranks_saved_is_read_back_in_any_other_ranges(
     tensors, saved_cuts, loaded_cuts = case
     with tempfile.TemporaryDirectory() as folder:
         config = config_in(Path(folder))
-        paths = in_threads(
-            3, lambda world: save(config, world, split(tensors, saved_cuts, world.rank), {}, 1, DATA, "abc")
-        )
+        paths = in_threads(3, lambda world: save(config, world, split(tensors, saved_cuts, world.rank)))
         opened = Checkpoint(paths[0], ALONE)
         assert opened.state.world_size == 3
         for key, tensor in tensors.items():
@@ -198,87 +143,151 @@ def test_what_three_ranks_saved_is_read_back_in_any_other_ranges(
             assert_same({k: s.local for k, s in shards.items()}, {k: s.local for k, s in expected.items()})
 
 
-def test_replicated_tensors_are_written_by_the_first_rank_alone(tmp_path: Path) -> None:
+def test_a_rank_that_owns_nothing_writes_nothing(tmp_path: Path) -> None:
     whole = {"heads/param/w": Shard(torch.Size([4]), 0, torch.arange(4.0))}
     config = config_in(tmp_path)
-    path = in_threads(2, lambda world: save(config, world, {}, whole, 1, DATA, "abc"))[0]
+    path = in_threads(2, lambda world: save(config, world, whole if world.is_main else {}))[0]
     sizes = {name.name: name.stat().st_size for name in path.glob("*.safetensors")}
     assert sizes["rank-00001.safetensors"] < sizes["rank-00000.safetensors"]
     assert torch.equal(Checkpoint(path, ALONE).network("heads")["w"], torch.arange(4.0))
 
 
-@pytest.mark.parametrize("lost", [(0, 4), (4, 8), (8, 12)])
-def test_a_range_that_no_file_holds_is_an_error(tmp_path: Path, lost: tuple[int, int]) -> None:
-    pieces = [Shard(torch.Size([12]), start, torch.ones(4)) for start in (0, 4, 8) if start != lost[0]]
+@pytest.mark.parametrize("lost", [0, 4, 8])
+def test_a_range_that_no_file_holds_is_damage(tmp_path: Path, lost: int) -> None:
+    pieces = [Shard(torch.Size([12]), start, torch.ones(4)) for start in (0, 4, 8) if start != lost]
     config = config_in(tmp_path)
-    path = in_threads(
-        2, lambda world: save(config, world, {"student/param/w": pieces[world.rank]}, {}, 1, DATA, "abc")
-    )[0]
-    opened = Checkpoint(path, ALONE)
-    with pytest.raises(LaddError, match="lacks part of student/param/w: remove the folder"):
-        opened.read("student/param/w", 0, 12)
+    path = in_threads(2, lambda world: save(config, world, {"student/param/w": pieces[world.rank]}))[0]
+    with pytest.raises(DamagedError, match="parts of student/param/w are missing"):
+        Checkpoint(path, ALONE)
+
+
+def test_files_of_fewer_ranks_than_wrote_them_are_damage(tmp_path: Path) -> None:
+    config, whole = config_in(tmp_path), {"heads/param/w": Shard(torch.Size([4]), 0, torch.ones(4))}
+    path = in_threads(2, lambda world: save(config, world, whole if world.is_main else {}))[0]
+    sums = read_sums(path)
+    del sums["rank-00001.safetensors"]
+    write_sums(path, sums)
+    with pytest.raises(DamagedError, match="it has tensors of 1 ranks, not of 2"):
+        Checkpoint(path, ALONE)
 
 
 def test_shards_that_are_views_of_one_buffer_are_saved_apart(tmp_path: Path) -> None:
     buffer = torch.arange(6.0)
     shards = {f"student/param/p{i}": Shard(torch.Size([3]), 0, buffer[3 * i : 3 * i + 3]) for i in range(2)}
-    kept = Checkpoint(save(config_in(tmp_path), ALONE, shards, {}, 1, DATA, "abc"), ALONE).network("student")
+    kept = Checkpoint(save(config_in(tmp_path), ALONE, shards), ALONE).network("student")
     assert_same(kept, {"p0": torch.tensor([0.0, 1.0, 2.0]), "p1": torch.tensor([3.0, 4.0, 5.0])})
 
 
 # Damage
 
 
-def flip_a_byte(file: Path) -> None:
+def flip_a_bit(file: Path, position: int = -1, bit: int = 0) -> None:
     content = bytearray(file.read_bytes())
-    content[-1] ^= 1
+    content[position] ^= 1 << bit
     file.write_bytes(bytes(content))
 
 
 def cut_short(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-10])
+    file.write_bytes(file.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, Path.unlink], ids=["altered", "truncated", "missing"])
-def test_a_damaged_tensor_file_is_named_with_the_remedy(saved: Path, damage: Any) -> None:
-    file = saved / "rank-00000.safetensors"
-    damage(file)
-    with pytest.raises(LaddError) as caught:
+DAMAGE = pytest.mark.parametrize(
+    "damage", [flip_a_bit, cut_short, Path.unlink], ids=["altered", "truncated", "missing"]
+)
+FILES = pytest.mark.parametrize("name", ["rank-00000.safetensors", "state.json", "config.yaml", "SHA256SUMS"])
+
+
+@DAMAGE
+@FILES
+def test_a_damaged_file_is_named(saved: Path, name: str, damage: Callable[[Path], None]) -> None:
+    damage(saved / name)
+    with pytest.raises(DamagedError, match=rf"^checkpoint {saved} is damaged \(.*({name}|SHA256SUMS)"):
         Checkpoint(saved, ALONE)
-    assert str(caught.value) == (
-        f"checkpoint file {file} is damaged: remove the folder {saved} to go on from the one before it"
-    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_bit_flipped_anywhere_is_noticed(flipped: Path, data: st.DataObject) -> None:
+    file = data.draw(st.sampled_from(sorted(flipped.iterdir())))
+    position, bit = data.draw(st.integers(0, file.stat().st_size - 1)), data.draw(st.integers(0, 7))
+    flip_a_bit(file, position, bit)
+    try:
+        with pytest.raises(DamagedError):
+            Checkpoint(flipped, ALONE)
+    finally:
+        flip_a_bit(file, position, bit)
+    Checkpoint(flipped, ALONE)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_a_file_cut_anywhere_is_noticed(flipped: Path, data: st.DataObject) -> None:
+    file = data.draw(st.sampled_from(sorted(flipped.iterdir())))
+    content = file.read_bytes()
+    file.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    try:
+        with pytest.raises(DamagedError):
+            Checkpoint(flipped, ALONE)
+    finally:
+        file.write_bytes(content)
+
+
+def test_sha256sum_agrees_with_the_checksums(saved: Path) -> None:
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=saved, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{n}: OK" for n in ("config.yaml", "rank-00000.safetensors", "state.json")]
 
 
 def test_every_rank_hears_of_damage_that_one_of_them_finds(tmp_path: Path) -> None:
     config, piece = config_in(tmp_path), Shard(torch.Size([4]), 0, torch.ones(4))
-    path = in_threads(2, lambda world: save(config, world, {}, {"student/param/w": piece}, 1, DATA, "abc"))[0]
+    path = in_threads(2, lambda world: save(config, world, {"student/param/w": piece}))[0]
     cut_short(path / "rank-00001.safetensors")
 
     def refused(world: World) -> str:
-        with pytest.raises(LaddError) as caught:
+        with pytest.raises(DamagedError) as caught:
             Checkpoint(path, world)
         return str(caught.value)
 
-    assert all("rank-00001.safetensors is damaged" in message for message in in_threads(2, refused))
+    assert all("(rank-00001.safetensors is not what" in message for message in in_threads(2, refused))
+
+
+def test_every_rank_hears_of_an_error_that_one_of_them_has_in_reading(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([OSError("Input/output error")])
+
+    def unreliable(folder: Path) -> dict[str, str]:
+        for failure in failures:
+            raise failure
+        return read_sums(folder)
+
+    monkeypatch.setattr(checkpoint, "read_sums", unreliable)
+
+    def refused(world: World) -> str:
+        with pytest.raises(DamagedError) as caught:
+            Checkpoint(saved, world)
+        return str(caught.value)
+
+    assert in_threads(2, refused) == [f"checkpoint {saved} is damaged (Input/output error)"] * 2
+
+
+def test_ranks_that_see_different_folders_go_on_from_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, net = config_in(tmp_path), engine(0)
+    lists = iter([[save_at(config, 2, net)], [save_at(config, 4, net)]])
+    monkeypatch.setattr(checkpoint, "candidates", lambda _: next(lists))
+    first, second = in_threads(2, lambda world: open_newest(tmp_path, world))
+    assert first.path == second.path
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"iteration": 3}'])
-def test_a_damaged_state_is_named_with_the_remedy(saved: Path, text: str) -> None:
+def test_a_state_that_is_none_is_damage(saved: Path, text: str) -> None:
     (saved / "state.json").write_text(text)
-    with pytest.raises(LaddError, match=r"step-00000003/state\.json is damaged .*: remove the folder"):
+    write_sums(saved, read_sums(saved) | {"state.json": sha256(saved / "state.json")})
+    with pytest.raises(DamagedError, match="RunState"):
         Checkpoint(saved, ALONE)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.data())
-def test_a_state_cut_anywhere_is_an_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    run_dir = tmp_path_factory.mktemp("run")
-    path = save_at(config_in(run_dir), 3, engine(0))
-    content = (path / "state.json").read_text().rstrip()
-    (path / "state.json").write_text(content[: data.draw(st.integers(0, len(content) - 1))])
-    with pytest.raises(LaddError, match=r"state\.json is damaged"):
-        Checkpoint(path, ALONE)
 
 
 def test_a_network_of_other_widths_is_an_error_that_names_the_tensor(saved: Path) -> None:
@@ -298,101 +307,126 @@ def test_a_network_with_more_tensors_is_an_error(saved: Path) -> None:
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
-    assert find(tmp_path) is None
+    assert newest(tmp_path) is None
     (tmp_path / "checkpoints" / ".step-00000002").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
-    assert find(tmp_path) is None
+    assert newest(tmp_path) is None
 
 
-def test_the_pointer_moves_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, net = config_in(tmp_path), engine(0)
-    first = save_at(config, 2, net)
-
-    def killed(root: Path, name: str) -> None:
-        assert (root / name / "state.json").is_file()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "_point", killed)
-    with pytest.raises(KeyboardInterrupt):
-        save_at(config, 4, net)
-    assert find(tmp_path) == first
-    Checkpoint(first, ALONE)
-    monkeypatch.undo()
-    assert save_at(config, 4, net) == find(tmp_path)
+def three_in(run_dir: Path) -> tuple[Path, Path, Path]:
+    """Whole checkpoints from new to old, the newest pointed to."""
+    config, net = config_in(run_dir, "train.keep_checkpoints=3"), engine(0)
+    old, middle, new = (save_at(config, iteration, net) for iteration in (2, 4, 10))
+    return new, middle, old
 
 
-@pytest.mark.parametrize("function", ["save_file", "_sha256", "RunState"])
-def test_a_save_that_dies_leaves_the_one_before_and_is_made_up_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@DAMAGE
+@FILES
+def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Path], None]
 ) -> None:
-    config, net = config_in(tmp_path), engine(0)
-    first = save_at(config, 2, net)
-
-    def killed(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, function, killed)
-    with pytest.raises(KeyboardInterrupt):
-        save_at(config, 4, net)
-    assert [path.name for path in sorted(first.parent.glob("*step*"))] == [".step-00000004", "step-00000002"]
-    assert find(tmp_path) == first
-    monkeypatch.undo()
-    train(net, 1)
-    second = save_at(config, 4, net)
-    assert find(tmp_path) == second
-    assert_same(
-        Checkpoint(second, ALONE).network("student"), {k: v.detach() for k, v in net.module.named_parameters()}
-    )
-    assert not (first.parent / ".step-00000004").exists()
+    new, middle, old = three_in(tmp_path)
+    damage(new / name)
+    assert newest(tmp_path) == middle
+    damage(middle / name)
+    caplog.clear()
+    assert newest(tmp_path) == old
+    lines = warnings_in(caplog)
+    assert len(lines) == 2
+    for line, path in zip(lines, (new, middle), strict=True):
+        assert line.startswith(f"warning: checkpoint {path} is damaged (")
+        assert line.endswith("): PASSED OVER, looking for the newest whole one")
 
 
-@pytest.mark.parametrize("pointer", [None, "", "step-00000009\n"], ids=["missing", "empty", "to nothing"])
-def test_without_a_good_pointer_the_newest_whole_one_counts(tmp_path: Path, pointer: str | None) -> None:
-    config, net = config_in(tmp_path, "train.keep_checkpoints=3"), engine(0)
-    for iteration in (2, 10, 4):
-        save_at(config, iteration, net)
-    root = tmp_path / "checkpoints"
-    (root / "latest").unlink()
-    if pointer is not None:
-        (root / "latest").write_text(pointer)
-    (root / ".step-00000012").mkdir()
-    (root / ".step-00000012" / "state.json").write_text("{}")
-    (root / "step-00000014").mkdir()
-    assert find(tmp_path) == root / "step-00000010"
+def test_if_all_are_damaged_nothing_is_gone_on_from(tmp_path: Path) -> None:
+    for path in three_in(tmp_path):
+        cut_short(path / "rank-00000.safetensors")
+    with pytest.raises(LaddError) as caught:
+        newest(tmp_path)
+    remedy = "restore one, or set a new run_dir"
+    assert str(caught.value) == f"all checkpoints in {tmp_path / 'checkpoints'} are damaged: {remedy}"
 
 
-def test_removing_the_newest_folder_goes_back_to_the_one_before(tmp_path: Path) -> None:
-    config, net = config_in(tmp_path), engine(0)
-    first, second = save_at(config, 2, net), save_at(config, 4, net)
-    shutil.rmtree(second)
-    assert find(tmp_path) == first
+@pytest.mark.parametrize(
+    "pointer", [b"", b"step-00000009\n", b"\xff\x00", b"/\n"], ids=["empty", "to nothing", "damaged", "elsewhere"]
+)
+def test_a_pointer_to_nothing_is_passed_over_for_the_newest_whole_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pointer: bytes
+) -> None:
+    new, _, _ = three_in(tmp_path)
+    (new.parent / "latest").write_bytes(pointer)
+    assert newest(tmp_path) == new
+    (line,) = warnings_in(caplog)
+    assert "PASSED OVER" in line
 
 
-@pytest.mark.parametrize("keep", [1, 2, 3])
-def test_only_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
-    config, net = config_in(tmp_path, f"train.keep_checkpoints={keep}"), engine(0)
-    for iteration in range(1, 6):
-        save_at(config, iteration, net)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["latest", *(f"step-{i:08d}" for i in range(6 - keep, 6))]
+def test_a_pointer_and_no_checkpoint_is_not_a_new_run(tmp_path: Path) -> None:
+    for path in three_in(tmp_path):
+        shutil.rmtree(path)
+    with pytest.raises(LaddError, match="all checkpoints in .* are damaged"):
+        newest(tmp_path)
 
 
-def test_saving_an_iteration_again_replaces_it(tmp_path: Path) -> None:
-    config, net = config_in(tmp_path), engine(0)
-    save_at(config, 2, net)
-    train(net, 1)
-    path = save_at(config, 2, net)
-    assert_same(Checkpoint(path, ALONE).network("student"), {k: v.detach() for k, v in net.module.named_parameters()})
-    assert json.loads((path / "state.json").read_text())["iteration"] == 2
+def test_without_a_pointer_the_newest_whole_one_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    new, _, _ = three_in(tmp_path)
+    (new.parent / "latest").unlink()
+    (new.parent / ".step-00000012").mkdir()
+    assert newest(tmp_path) == new
+    assert warnings_in(caplog) == []
+
+
+def test_the_pointer_may_be_set_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, middle, _ = three_in(tmp_path)
+    (middle.parent / "latest").write_text(middle.name)
+    assert newest(tmp_path) == middle
+    assert warnings_in(caplog) == []
+
+
+# Another configuration
+
+_OTHER = [
+    (["seed=1"], "seed=0, but this configuration has 1"),
+    (["method.r1_weight=0.5"], "method.r1_weight=0.01, but this configuration has 0.5"),
+    (["method.student_times=[1,0.7,0.5,0.2]"], "method.student_times=[1.0, 0.75, 0.5, 0.25], but"),
+    (["discriminator.blocks=[1,3]"], "discriminator.blocks=None, but this configuration has [1, 3]"),
+    (["student.path=/else"], "student.path=None, but this configuration has /else"),
+    (["data.shuffle_seed=5"], "data.shuffle_seed=0, but this configuration has 5"),
+    (["train.global_batch=16", "train.micro_batch=16"], "train.global_batch=8, but this configuration has 16"),
+    (["train.global_batch=16", "train.micro_batch=16", "discriminator.width=32"], "discriminator.width=16, but"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), _OTHER, ids=[" ".join(overrides) for overrides, _ in _OTHER])
+def test_what_makes_the_numbers_cannot_change_on_the_way(saved: Path, overrides: list[str], words: str) -> None:
+    with pytest.raises(LaddError) as caught:
+        Checkpoint(saved, ALONE).check(config_in(saved.parent.parent, *overrides), "abc")
+    message = str(caught.value)
+    assert message.startswith(f"checkpoint {saved} was trained with {words}"), message
+    assert message.endswith(": restore it, or set a new run_dir")
+
+
+def test_another_teacher_cannot_go_on(saved: Path) -> None:
+    with pytest.raises(LaddError, match=r"was trained with teacher abc, but teacher\.path=.* is def: restore that"):
+        Checkpoint(saved, ALONE).check(config_in(saved.parent.parent), "def")
+
+
+def test_what_does_not_make_the_numbers_may_change_on_the_way(saved: Path) -> None:
+    changes = ["train.iterations=99", "train.micro_batch=2", "method.fake_pass=two_pass", "student_optimizer.lr=1e-6"]
+    changes += ["engine=fsdp2", "teacher.placement=shard", "train.checkpoint_every=50", "train.ema_device=cpu"]
+    Checkpoint(saved, ALONE).check(config_in(saved.parent.parent, *changes), "abc")
 
 
 # Moving average
 
 
+@pytest.mark.parametrize("on_host", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.15, 0.999])
-def test_ema_follows_its_formula(decay: float) -> None:
+def test_ema_follows_its_formula(decay: float, on_host: bool) -> None:
     net = engine(0)
-    ema = Ema(net, decay)
+    ema = Ema(net, decay, on_host)
     expected = {name: p.detach().clone() for name, p in net.module.named_parameters()}
     for n in range(12):
         train(net, 1, seed=n)
@@ -405,7 +439,7 @@ def test_ema_follows_its_formula(decay: float) -> None:
 
 def test_applied_swaps_the_average_in_and_the_weights_back() -> None:
     net = engine(0)
-    ema = Ema(net, 0.5)
+    ema = Ema(net, 0.5, on_host=False)
     train(net, 3)
     ema.update(0)
     weights = {name: s.local.clone() for name, s in net.shards().items()}
@@ -420,11 +454,11 @@ def test_applied_swaps_the_average_in_and_the_weights_back() -> None:
 
 def test_ema_goes_into_a_checkpoint_and_back(tmp_path: Path) -> None:
     net = engine(0)
-    ema = Ema(net, 0.9)
+    ema = Ema(net, 0.9, on_host=False)
     train(net, 3)
     ema.update(0)
     shards = {f"ema/param/{name}": shard for name, shard in ema.shards().items()}
-    path = save(config_in(tmp_path), ALONE, {}, shards, 1, DATA, "abc")
-    other = Ema(engine(1), 0.9)
+    path = save(config_in(tmp_path), ALONE, shards)
+    other = Ema(engine(1), 0.9, on_host=False)
     Checkpoint(path, ALONE).load({f"ema/param/{name}": shard for name, shard in other.shards().items()})
     assert_same({n: s.local for n, s in other.shards().items()}, {n: s.local for n, s in ema.shards().items()})

@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from launch import launch
 
-from ladd_dist import distributed
+from ladd_dist import checkpoint, distributed
 from ladd_dist.config import load
 from ladd_dist.data.mds import Manifest
 from ladd_dist.errors import LaddError
@@ -372,16 +372,31 @@ def copied_run(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py", "export.py"])
-def test_a_corrupt_checkpoint_is_named(refused: Refused, copied_run: Path, name: str) -> None:
+def test_a_run_whose_only_checkpoint_is_corrupt_is_refused(
+    refused: Refused, copied_run: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(checkpoint, "warn", warned.append)
     file = copied_run / "rank-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    assert f"checkpoint file {file} is damaged: remove the folder {copied_run}" in refused(name)
+    line = refused(name)
+    assert f"all checkpoints in {copied_run.parent} are damaged: restore one, or set a new run_dir" in line
+    (warning,) = warned
+    assert f"checkpoint {copied_run} is damaged ({file.name} is not what SHA256SUMS says)" in warning
+
+
+@pytest.mark.parametrize("name", ["sample.py", "evaluate.py", "export.py"])
+def test_a_corrupt_checkpoint_that_was_asked_for_is_named(refused: Refused, copied_run: Path, name: str) -> None:
+    file = copied_run / "rank-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    line = refused(name, "--checkpoint", str(copied_run))
+    assert f"checkpoint {copied_run} is damaged ({file.name} is not what SHA256SUMS says): pass another" in line
 
 
 def test_other_heads_cannot_go_on(refused: Refused, copied_run: Path) -> None:
     line = refused("train.py", "discriminator.width=32")
-    assert f"checkpoint {copied_run} has heads/param/project of shape (4, 64, 16)" in line
-    assert "needs (4, 64, 32)" in line and "set run_dir to a new folder" in line
+    assert f"checkpoint {copied_run} was trained with discriminator.width=16" in line
+    assert "this configuration has 32: restore it, or set a new run_dir" in line
 
 
 @pytest.mark.parametrize("name", ["sample.py", "export.py"])

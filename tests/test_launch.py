@@ -11,38 +11,36 @@ import numpy as np
 import pytest
 import torch
 from conftest import ALONE, TINY, tiny_overrides
-from launch import environment
+from launch import environment, free_port
 from PIL import Image
 
-from ladd_dist.checkpoint import Checkpoint, find
+from ladd_dist.checkpoint import Checkpoint, open_newest
 from ladd_dist.tracking import read_metrics
 
 BIN = Path(sys.executable).parent
 STARTERS = {
     "local": [sys.executable],
     "fsdp2": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2"],
-    "zero3": [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", "29611"],
+    "zero3": [str(BIN / "deepspeed"), "--num_accelerators", "2"],
 }
 # Adam divides each gradient by its own size: where a true gradient is zero, rounding alone would decide the
 # sign of a full step. A larger epsilon makes parameters comparable to rounding; gradients are near 1e-3.
 EXACT = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4"]
-PLACEMENTS = [("fsdp2", "replicate", []), ("zero3", "replicate", [])]
-PLACEMENTS += [("fsdp2", "shard", ["student.activation_checkpointing=true", "teacher.activation_checkpointing=true"])]
-PLACEMENTS += [("zero3", "shard", ["student.activation_checkpointing=true", "method.fake_pass=two_pass"])]
 
 
 def train(engine: str, run_dir: Path, dataset: Path, *overrides: str) -> Checkpoint:
     """Five fp32 iterations at a global batch of 8; the last checkpoint."""
     settings = [*tiny_overrides(run_dir, dataset), f"engine={engine}", "train.iterations=5", *EXACT, *overrides]
     settings.append("train.micro_batch=null")  # each rank's share, as configs/tiny_cpu.yaml has it
-    command = [*STARTERS[engine], "launchers/train.py", "--config", TINY, *settings]
+    port = ["--master_port", str(free_port())] if engine == "zero3" else []
+    command = [*STARTERS[engine], *port, "launchers/train.py", "--config", TINY, *settings]
     # deepspeed's launcher takes its environment from the caller's PATH and needs no compiler's leftovers.
     env = environment({"DS_ACCELERATOR": "cpu", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"})
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    path = find(run_dir)
-    assert path is not None
-    return Checkpoint(path, ALONE)
+    saved = open_newest(run_dir, ALONE)
+    assert saved is not None
+    return saved
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +56,15 @@ def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("engine", "placement", "overrides"), PLACEMENTS, ids=lambda v: v if isinstance(v, str) else ""
-)
-def test_sharded_engines_make_the_local_engines_parameters(tmp_path, dataset, oracle, engine, placement, overrides):
-    run = train(engine, tmp_path, dataset, f"teacher.placement={placement}", *overrides)
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_sharded_engines_make_the_local_engines_parameters(tmp_path, dataset, oracle, engine):
+    """By the real launchers; `test_parity` has every placement, order and precision."""
+    run = train(engine, tmp_path, dataset)
     for network in ("student", "ema", "heads"):
         assert relative(run.network(network), oracle.network(network)) < 1e-5
     losses = [(row["d_loss"], row["g_loss"]) for row in read_metrics(tmp_path)]
     expected = [(row["d_loss"], row["g_loss"]) for row in read_metrics(oracle.path.parent.parent)]
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("engine", ["local", "fsdp2", "zero3"])
-def test_bf16_compute_keeps_fp32_masters_near_the_fp32_run(tmp_path, dataset, oracle, engine):
-    """Updates differ by bf16's rounding (2^-9), the weights only by what five small updates make of it."""
-    run = train(engine, tmp_path, dataset, "train.precision=bf16", "teacher.placement=shard")
-    assert relative(run.network("student"), oracle.network("student")) < 5e-4
-    assert relative(run.network("heads"), oracle.network("heads")) < 1e-2
 
 
 @pytest.fixture(scope="module")

@@ -12,30 +12,33 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import newest
 from conftest import ALONE, TINY, tiny_config, tiny_overrides
 from launch import ROOT, environment, join, launch, start_ranks
 from torch import Tensor
 
-from ladd_dist import checkpoint, tracking
-from ladd_dist.checkpoint import Checkpoint, find
+from ladd_dist import checkpoint_writer, tracking
+from ladd_dist.checkpoint import Checkpoint
+from ladd_dist.checkpoint_writer import CheckpointWriter
+from ladd_dist.checksums import read_sums, sha256, write_sums
 from ladd_dist.config import Config
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
 from ladd_dist.tracking import Tracker, read_metrics
 from ladd_dist.trainer import Trainer
 
-_TIMED = {"samples_per_second"}
+_MEASURED = {"samples_per_second", "seconds", "host_memory_gib"}
 
 
 def tensors_of(run_dir: Path) -> dict[str, Tensor]:
-    path = find(run_dir)
+    path = newest(run_dir)
     assert path is not None
     opened = Checkpoint(path, ALONE)
     return {key: opened.read(key, 0, shape.numel()) for key, shape in opened.shapes.items()}
 
 
 def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in _TIMED} for row in read_metrics(run_dir)]
+    return [{k: v for k, v in row.items() if k not in _MEASURED} for row in read_metrics(run_dir)]
 
 
 def assert_same_run(run_dir: Path, reference: Path) -> None:
@@ -76,7 +79,7 @@ def test_another_seed_is_another_run(tmp_path: Path, dataset: Path, uninterrupte
 
 def _train_until_killed(world: World, config: Config, owner: str, name: str, count: int) -> None:
     """Train with ``owner.name`` replaced by one that kills the process instead of running the count-th time."""
-    holder = {"checkpoint": checkpoint, "tracker": Tracker, "trainer": Trainer}[owner]
+    holder = {"trainer": Trainer, "save": CheckpointWriter, "writer": checkpoint_writer}[owner]
     original, calls = getattr(holder, name), iter(range(1, count))
 
     def run_or_die(*args: Any, **kwargs: Any) -> Any:
@@ -90,11 +93,12 @@ def _train_until_killed(world: World, config: Config, owner: str, name: str, cou
 
 _MOMENTS = {
     "before the first checkpoint": ("trainer", "_save", 1, None),
-    "past a checkpoint": ("tracker", "write", 6, 4),
-    "before the tensors are written": ("checkpoint", "save_file", 2, 2),
-    "before the state is written": ("checkpoint", "RunState", 2, 2),
-    "between the folder and the pointer": ("checkpoint", "_point", 2, 2),
-    "before the oldest is dropped": ("checkpoint", "_prune", 3, 6),
+    "past a checkpoint": ("save", "_copy", 3, 4),
+    "before the tensors are written": ("writer", "save_file", 2, 2),
+    "before they are read back": ("writer", "safe_open", 2, 2),
+    "before the checksums are written": ("writer", "write_sums", 2, 2),
+    "between the folder and the pointer": ("writer", "_point", 2, 2),
+    "before the oldest is dropped": ("writer", "_prune", 3, 6),
 }
 
 
@@ -102,11 +106,11 @@ _MOMENTS = {
 def test_killed_at_the_worst_moments_it_ends_the_same(
     tmp_path: Path, dataset: Path, uninterrupted: Path, moment: str
 ) -> None:
-    owner, name, count, newest = _MOMENTS[moment]
+    owner, name, count, iteration = _MOMENTS[moment]
     config = tiny_config(tmp_path, dataset)
     assert join(start_ranks(_train_until_killed, config, owner, name, count)) == [-signal.SIGKILL]
-    found = find(tmp_path)
-    assert (found and Checkpoint(found, ALONE).state.iteration) == newest
+    found = newest(tmp_path)
+    assert (found and Checkpoint(found, ALONE).state.iteration) == iteration
     Trainer(config, ALONE).run()
     assert_same_run(tmp_path, uninterrupted)
     assert len(list((tmp_path / "checkpoints").glob("*step-*"))) <= 3
@@ -121,18 +125,20 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path: Path, dataset: P
     assert_same_run(tmp_path, uninterrupted)
 
 
-def test_a_step_folder_cut_by_damage_is_gone_back_from(tmp_path: Path, dataset: Path, uninterrupted: Path) -> None:
-    config = tiny_config(tmp_path, dataset)
-    Trainer(config, ALONE).run()
-    newest = find(tmp_path)
-    assert newest is not None
+def test_a_damaged_checkpoint_is_passed_over_loudly_and_made_anew(
+    tmp_path: Path, dataset: Path, uninterrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / "checkpoints" / "step-00000006"
     (newest / "rank-00000.safetensors").write_bytes(b"")
-    with pytest.raises(LaddError, match=r"rank-00000\.safetensors is damaged: remove the folder"):
-        Trainer(config, ALONE)
-    for path in newest.iterdir():
-        path.unlink()
-    newest.rmdir()
-    Trainer(config, ALONE).run()
+    with caplog.at_level("WARNING"):
+        trainer = Trainer(tiny_config(tmp_path, dataset), ALONE)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "ladd_dist"]
+    assert (
+        line.startswith(f"warning: checkpoint {newest} is damaged (rank-00000.safetensors") and "PASSED OVER" in line
+    )
+    assert trainer.done == 4
+    trainer.run()
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -161,8 +167,10 @@ def test_a_checkpoint_of_another_teacher_is_not_gone_on_from(
     tmp_path: Path, dataset: Path, uninterrupted: Path
 ) -> None:
     shutil.copytree(uninterrupted, tmp_path / "run")
-    state = tmp_path / "run" / "checkpoints" / "step-00000006" / "state.json"
+    folder = tmp_path / "run" / "checkpoints" / "step-00000006"
+    state = folder / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"teacher": "another"}))
+    write_sums(folder, read_sums(folder) | {"state.json": sha256(state)})
     with pytest.raises(
         LaddError, match=r"was trained with teacher another, but teacher\.path=.*restore that teacher"
     ):

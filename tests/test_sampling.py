@@ -1,8 +1,10 @@
 import pytest
 import torch
+from checkpoints import save
 from diffusers import StableDiffusion3Pipeline
 
-from ladd_dist.checkpoint import Checkpoint, network_shards, save
+from ladd_dist.checkpoint import Checkpoint, network_shards
+from ladd_dist.clock import Clock
 from ladd_dist.conditioning import Conditioning
 from ladd_dist.config import load
 from ladd_dist.data.buckets import Bucket
@@ -76,12 +78,12 @@ def test_the_teacher_draws_as_diffusers_pipeline_does(tmp_path, teacher_folder, 
 def trained(tmp_path):
     """A checkpoint of a student that differs from its teacher, and the configuration."""
     config = configured(tmp_path)
-    ladd = build_networks(config, CPU)
+    ladd = build_networks(config, CPU, Clock(CPU))
     torch.manual_seed(1)
     for parameter in ladd.student.module.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
-    ema = {f"ema/param/{n}": s for n, s in Ema(ladd.student, 0.9).shards().items()}
-    path = save(config, CPU, {}, network_shards("student", ladd.student) | ema, 7, {"epoch": 0, "samples": 0}, "x")
+    ema = {f"ema/param/{n}": s for n, s in Ema(ladd.student, 0.9, on_host=False).shards().items()}
+    path = save(config, CPU, network_shards("student", ladd.student) | ema)
     return config, Checkpoint(path, CPU)
 
 

@@ -15,6 +15,7 @@ from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.mds import Manifest, collate
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
+from ladd_dist.signals import ignore_stop
 
 # Fixed, so that the sample order does not depend on the number of nodes.
 _CANONICAL_NODES = 1
@@ -79,6 +80,7 @@ class LatentReader:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of one iteration after the other, epoch after epoch."""
+        self._seek()
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
             # The whole share at once: loader processes take turns, each with global batches of its own.
@@ -86,6 +88,7 @@ class LatentReader:
             num_workers=self._workers,
             collate_fn=partial(_micro_batches, size=self._micro_batch),
             persistent_workers=self._workers > 0,
+            worker_init_fn=_keep_serving,
             drop_last=True,
         )
         while True:
@@ -101,7 +104,13 @@ class LatentReader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue at a position. Call before iterating."""
         self._epoch, self._batches = state["epoch"], state["samples"] // self._global_batch
-        # Spelled out, not taken from the dataset's own state: reading that races with a rank that writes it.
+
+    def _seek(self) -> None:
+        """Tell Streaming the position, in shared memory.
+
+        Also the start's: it would go on from a position that a killed run has left there. Spelled out, not taken
+        from the dataset's own state: reading that races with a rank that writes it.
+        """
         self._dataset.load_state_dict(
             {
                 "epoch": self._epoch,
@@ -111,6 +120,11 @@ class LatentReader:
                 "initial_physical_nodes": StreamingWorld.detect().num_nodes,
             }
         )
+
+
+def _keep_serving(_: int) -> None:
+    """torchrun and Slurm send a signal to a rank's loader processes too, whose batches the rank still needs."""
+    ignore_stop()
 
 
 def _micro_batches(samples: list[dict[str, Any]], size: int) -> list[Batch]:

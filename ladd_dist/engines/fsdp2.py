@@ -1,30 +1,79 @@
-"""PyTorch FSDP2: parameters, gradients and optimizer state sharded over all ranks, gathered block by block."""
+"""PyTorch FSDP2: parameters, gradients and optimizer state sharded over ranks, gathered block by block.
+
+With ``fsdp2.replicas`` above 1 the ranks form a 2-D mesh (HSDP): the network is sharded within a replica, and
+gradients are averaged between replicas.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from ladd_dist.config import OptimizerConfig
+from ladd_dist.config import Fsdp2Config, OptimizerConfig
 from ladd_dist.distributed import World
-from ladd_dist.engines.base import Engine, Shard, StateKind, adamw, allocate_state, set_lr, set_state_step
+from ladd_dist.engines.base import Engine, Shard, StateKind, fill
+from ladd_dist.engines.blueprint import Blueprint, wrap_points
+from ladd_dist.engines.optimizer import ShardedAdamW
 
 
-def shard_module(module: nn.Module, wrap_points: list[nn.Module], dtype: torch.dtype, world: World) -> nn.Module:
-    """Shard a network in place. Compute happens in ``dtype``, gradients are reduced in fp32."""
-    mesh = init_device_mesh(world.device.type, (world.size,))
+def make_mesh(config: Fsdp2Config, world: World) -> DeviceMesh:
+    """``(shard,)``, or ``(replicate, shard)`` with more than one replica."""
+    device, replicas = world.device.type, config.replicas
+    if replicas == 1:
+        return init_device_mesh(device, (world.size,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (replicas, world.size // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def shard_module(
+    blueprint: Blueprint, mesh: DeviceMesh, dtype: torch.dtype, config: Fsdp2Config, world: World
+) -> nn.Module:
+    """Build a network in shards and read this rank's ranges of its weights.
+
+    Gathers and computes in ``dtype``; gradients are reduced in fp32.
+    """
     # Inputs are cast by the network itself: FSDP would also cast the times, and 1000 t in bf16 is wrong.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    module.to(world.device)
-    for block in wrap_points:
+    module = blueprint.on_meta()
+    blocks: list[Any] = wrap_points(module)
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # FSDP would keep the root's own parameters gathered after a forward pass without backward, such as a
     # preview's, and the next pass would run with those, whatever has been written to the shards since.
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    _prefetch(blocks, config)
+    module.to_empty(device=world.device)
+    fill(local_shards(module, mesh), blueprint.weights)
+    blueprint.fill_buffers(module)
     return module
+
+
+def _prefetch(blocks: list[FSDPModule], config: Fsdp2Config) -> None:
+    for index, block in enumerate(blocks):
+        if config.forward_prefetch:
+            block.set_modules_to_forward_prefetch(blocks[index + 1 : index + 1 + config.forward_prefetch])
+        if config.backward_prefetch:
+            before = blocks[max(0, index - config.backward_prefetch) : index]
+            block.set_modules_to_backward_prefetch(before[::-1])
+
+
+def local_shards(module: nn.Module, mesh: DeviceMesh) -> dict[str, Shard]:
+    """This rank's range of every parameter.
+
+    Shard(0) gives rank r of n the rows ``[r, r + 1) * ceil(rows / n)``: a contiguous flat range.
+    """
+    rank, size = mesh.get_local_rank("shard"), mesh["shard"].size()
+    result = {}
+    for name, p in module.named_parameters():
+        rows = -(-p.shape[0] // size)
+        offset = min(rank * rows, p.shape[0]) * (p.numel() // p.shape[0])
+        result[name] = Shard(p.shape, offset, _local(p.data))
+    return result
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local().view(-1)
 
 
 class Fsdp2Engine(Engine):
@@ -32,37 +81,31 @@ class Fsdp2Engine(Engine):
 
     def __init__(
         self,
-        module: nn.Module,
-        wrap_points: list[nn.Module],
+        blueprint: Blueprint,
+        mesh: DeviceMesh,
         optimizer: OptimizerConfig,
         dtype: torch.dtype,
+        config: Fsdp2Config,
         world: World,
     ) -> None:
-        self.module = shard_module(module, wrap_points, dtype, world)
-        self.rank, self.size = world.rank, world.size
-        self.clip_norm = optimizer.clip_norm
-        self.optimizer = adamw(self.module.parameters(), optimizer)
-        allocate_state(self.optimizer, self.module.parameters())
-
-    def backward(self, loss: Tensor, last: bool = True) -> None:
-        loss.backward()
+        self.module = shard_module(blueprint, mesh, dtype, config, world)
+        self.owner = config.replicas == 1 or mesh.get_local_rank("replicate") == 0
+        # On plain local tensors: DTensor's dispatch costs more than the update of a small shard.
+        self._optimizer = ShardedAdamW(local_shards(self.module, mesh), optimizer, mesh["shard"].get_group())
 
     def step(self, lr: float) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm)
-        set_lr(self.optimizer, lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        gradients = {n: _local(p.grad) for n, p in self.module.named_parameters() if p.grad is not None}
+        norm = self._optimizer.step(gradients, lr)
+        self.module.zero_grad()
+        return norm
 
     def shards(self, kind: StateKind = "param") -> dict[str, Shard]:
-        result = {}
-        for name, p in self.module.named_parameters():
-            tensor: Any = p.data if kind == "param" else self.optimizer.state[p][kind]  # a DTensor
-            # Shard(0) gives rank r the rows [r, r + 1) * ceil(rows / size): a contiguous flat range.
-            rows = -(-p.shape[0] // self.size)
-            offset = min(self.rank * rows, p.shape[0]) * (p.numel() // p.shape[0])
-            result[name] = Shard(p.shape, offset, tensor.to_local().view(-1))
-        return result
+        return self._optimizer.shards(kind)
 
-    def set_updates(self, count: int) -> None:
-        set_state_step(self.optimizer, count)
+    @property
+    def updates(self) -> int:
+        return self._optimizer.updates
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        self._optimizer.updates = count

@@ -1,78 +1,156 @@
 """DeepSpeed ZeRO-3: the same contract as FSDP2, for clusters that run DeepSpeed."""
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ladd_dist.config import OptimizerConfig
+from ladd_dist.config import OptimizerConfig, Zero3Config
 from ladd_dist.distributed import World
-from ladd_dist.engines.base import Engine, Shard, StateKind, adamw, allocate_state, set_lr, set_state_step
+from ladd_dist.engines.base import Engine, Shard, StateKind, fill
+from ladd_dist.engines.blueprint import Blueprint, wrap_points
+from ladd_dist.engines.optimizer import adamw, allocate_state, set_lr, set_state_updates, state_updates
 
 
 def _deepspeed(world: World) -> Any:
     """DeepSpeed, imported late: it probes for compilers and devices, and needs to be told about a CPU run."""
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # There it compiles an operator by whichever ninja comes first. Two versions of it undo one another's work:
+        # let it be the one that was installed with DeepSpeed, however this process was started.
+        own = str(Path(sys.executable).parent)
+        if not os.environ["PATH"].startswith(own):
+            os.environ["PATH"] = own + os.pathsep + os.environ["PATH"]
     import deepspeed
 
     return deepspeed
 
 
-def _config(dtype: torch.dtype, micro_batch: int, accumulation: int, world: World) -> dict[str, Any]:
+def _settings(blueprint: Blueprint, dtype: torch.dtype, world: World, config: Zero3Config) -> dict[str, Any]:
+    cuda = world.device.type == "cuda"
+    place = {"device": "cpu", "pin_memory": cuda}
+    zero: dict[str, Any] = {"stage": 3, "overlap_comm": cuda, **_sizes(blueprint.on_meta())}
+    if config.offload != "none":
+        zero["offload_optimizer"] = place
+    if config.offload == "all":
+        zero["offload_param"] = place
     return {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "train_batch_size": micro_batch * accumulation * world.size,
-        "zero_optimization": {"stage": 3, "overlap_comm": world.device.type == "cuda"},
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": zero,
         "bf16": {"enabled": dtype == torch.bfloat16},
+        # Weights are gathered in the compute precision; gradients are reduced and kept in fp32.
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's own AdamW is as fused, also on the CPU
         "steps_per_print": 2**31,
     }
 
 
-def shard_frozen(module: nn.Module, dtype: torch.dtype, world: World) -> nn.Module:
-    """Partition a frozen network's parameters; they are gathered block by block in forward and backward.
+def _build(blueprint: Blueprint, settings: dict[str, Any], world: World) -> nn.Module:
+    """The network with every parameter partitioned as it is made, filled with this rank's ranges."""
+    with _deepspeed(world).zero.Init(config_dict_or_path=settings):
+        module = blueprint.build()
+    fill(_partitions(module, world), blueprint.weights)
+    blueprint.fill_buffers(module)
+    return module
+
+
+def _sizes(module: nn.Module) -> dict[str, int]:
+    """DeepSpeed's buffer sizes, in elements, from the network's own.
+
+    Its defaults are absolute: they would keep a network of under a billion parameters whole on every rank. Here
+    biases and norm weights stay gathered, a reduction holds one block, and at most three blocks are whole at once.
+    """
+    block = max(sum(p.numel() for p in b.parameters()) for b in wrap_points(module))
+    vectors = max(p.numel() for p in module.parameters() if p.dim() == 1)
+    return {
+        "reduce_bucket_size": block,
+        "stage3_prefetch_bucket_size": block,
+        "stage3_max_live_parameters": 3 * block,
+        "stage3_max_reuse_distance": block,
+        "stage3_param_persistence_threshold": vectors + 1,
+    }
+
+
+def _partitions(module: nn.Module, world: World) -> dict[str, Shard]:
+    """This rank's partition of every parameter, in the compute precision."""
+    return {name: _shard(p, p.ds_tensor.data, world.rank) for name, p in _parameters(module)}
+
+
+def _shard(parameter: Any, partition: Tensor, rank: int) -> Shard:
+    # Partitions are ceil(numel / size) long; what lies past the end of the tensor is padding.
+    shape = parameter.ds_shape
+    offset = min(rank * partition.numel(), shape.numel())
+    return Shard(shape, offset, partition.detach()[: max(0, shape.numel() - offset)])
+
+
+def _parameters(module: nn.Module) -> list[tuple[str, Any]]:
+    return list(module.named_parameters())
+
+
+def shard_frozen(blueprint: Blueprint, dtype: torch.dtype, world: World, config: Zero3Config) -> nn.Module:
+    """A frozen network in partitions, gathered block by block in forward and backward.
 
     The module is returned, not DeepSpeed's engine: calling the engine of a network that has no optimizer makes
     DeepSpeed 0.19 refuse the backward pass through it.
     """
-    engine, *_ = _deepspeed(world).initialize(
-        model=module.to(world.device), config=_config(dtype, 1, 1, world), dist_init_required=False
-    )
-    module = engine.module
-    object.__setattr__(module, "deepspeed_engine", engine)  # keeps the hooks' owner alive, not a submodule
-    return module
+    settings = _settings(blueprint, dtype, world, Zero3Config(offload="all" if config.offload == "all" else "none"))
+    module = _build(blueprint, settings, world)
+    engine, *_ = _deepspeed(world).initialize(model=module, config=settings, dist_init_required=False)
+    object.__setattr__(engine.module, "deepspeed_engine", engine)  # keeps the hooks' owner alive, not a submodule
+    _keep_counts(engine.module)
+    return engine.module
+
+
+def _keep_counts(module: nn.Module) -> None:
+    """Let a pass without graph run between forward and backward of another, as LADD's view of the real latents does.
+
+    DeepSpeed counts the gradients that each submodule still has to see, and lets its weights go after the last.
+    It starts the count anew in every forward pass: the backward pass would then never let any weights go.
+    """
+    submodules: list[Any] = list(module.modules())
+    counts: dict[Any, int] = {}
+
+    def save(*_: object) -> None:
+        if not torch.is_grad_enabled():
+            counts.update({m: m.ds_grads_remaining for m in submodules if hasattr(m, "ds_grads_remaining")})
+
+    def restore(*_: object) -> None:
+        for submodule, count in counts.items():
+            submodule.ds_grads_remaining = count
+        counts.clear()
+
+    module.register_forward_pre_hook(save, prepend=True)
+    module.register_forward_hook(restore)
 
 
 class Zero3Engine(Engine):
-    """fp32 partitioned masters inside DeepSpeed's optimizer, seen through its local-fragment API."""
+    """fp32 partitioned masters inside DeepSpeed's optimizer."""
 
     def __init__(
         self,
-        module: nn.Module,
+        blueprint: Blueprint,
         optimizer: OptimizerConfig,
         dtype: torch.dtype,
-        micro_batch: int,
         accumulation: int,
+        config: Zero3Config,
         world: World,
     ) -> None:
-        module = module.to(world.device)
-        whole = {name: p.detach().to("cpu", copy=True) for name, p in module.named_parameters()}
-        self._shapes = {name: p.shape for name, p in whole.items()}
-        inner = adamw(module.parameters(), optimizer)
-        config = _config(dtype, micro_batch, accumulation, world) | {"gradient_clipping": optimizer.clip_norm}
+        settings = _settings(blueprint, dtype, world, config)
+        module = _build(blueprint, settings, world)
+        self._inner = adamw(module.parameters(), optimizer)
+        settings |= {"gradient_clipping": optimizer.clip_norm, "gradient_accumulation_steps": accumulation}
         self._engine, *_ = _deepspeed(world).initialize(
-            model=module, optimizer=inner, config=config, dist_init_required=False
+            model=module, optimizer=self._inner, config=settings, dist_init_required=False
         )
-        self.module = self._engine.module
-        self.optimizer = inner
-        self.rank = world.rank
-        allocate_state(inner, self._engine.optimizer.fp32_partitioned_groups_flat)
-        # In bf16 DeepSpeed rounds the weights before it makes its fp32 masters of them: restore what it lost.
-        for name, shard in self.shards().items():
-            shard.local.copy_(whole[name].view(-1)[shard.offset : shard.offset + shard.local.numel()])
+        self.module, self._world = self._engine.module, world
+        allocate_state(self._inner, self._engine.optimizer.fp32_partitioned_groups_flat)
+        # In bf16 DeepSpeed made its fp32 masters of rounded weights: read them again.
+        fill(self.shards(), blueprint.weights)
 
     def __call__(self, *inputs: object) -> object:
         return self._engine(*inputs)
@@ -84,21 +162,18 @@ class Zero3Engine(Engine):
             self._engine.step()
 
     def step(self, lr: float) -> Tensor:
-        set_lr(self.optimizer, lr)
-        self._engine.step()
+        set_lr(self._inner, lr)
+        self._engine.step()  # skips the update by itself where the norm is not finite
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
 
     def shards(self, kind: StateKind = "param") -> dict[str, Shard]:
-        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-        result = {}
-        for name, p in self.module.named_parameters():
-            local = safe_get_local_fp32_param(p) if kind == "param" else safe_get_local_optimizer_state(p, kind)
-            shape = self._shapes[name]
-            # Partitions are ceil(numel / size) long; what lies past the end of the tensor is padding.
-            offset = min(self.rank * _partition(p).numel(), shape.numel())
-            result[name] = Shard(shape, offset, local.detach()[: max(0, shape.numel() - offset)])
-        return result
+        key = None if kind == "param" else kind
+        # DeepSpeed's public accessors copy what is offloaded to the CPU; the contract wants live views.
+        state = self._engine.optimizer._get_fp32_opt_state_partition
+        return {
+            name: _shard(p, state(p, release_swap_buffers=False, optim_state_key=key)[0], self._world.rank)
+            for name, p in _parameters(self.module)
+        }
 
     def publish(self) -> None:
         # Small parameters stay gathered between passes: have those let go first and gathered anew afterwards.
@@ -106,16 +181,15 @@ class Zero3Engine(Engine):
         if gathered:
             gathered[0].partition(gathered)
         masters = self.shards()
-        for name, p in self.module.named_parameters():
-            local = masters[name].local
-            _partition(p)[: local.numel()].copy_(local)
+        for name, partition in _partitions(self.module, self._world).items():
+            partition.local.copy_(masters[name].local)
         if gathered:
             gathered[0].all_gather(gathered)
 
-    def set_updates(self, count: int) -> None:
-        set_state_step(self.optimizer, count)
+    @property
+    def updates(self) -> int:
+        return state_updates(self._inner)
 
-
-def _partition(parameter: Any) -> Tensor:
-    """This rank's partition of a parameter in compute precision, padding included."""
-    return parameter.ds_tensor.data
+    @updates.setter
+    def updates(self, count: int) -> None:
+        set_state_updates(self._inner, count)

@@ -142,6 +142,17 @@ def load_config(folder: str | Path) -> dict:
     return SD3Transformer2DModel.load_config(path)
 
 
+def meta_transformer(folder: str | Path) -> SD3Transformer2DModel:
+    """The transformer of a folder without storage: shapes and parameter counts only."""
+    with torch.device("meta"):
+        return make_transformer(folder)
+
+
+def make_transformer(folder: str | Path) -> SD3Transformer2DModel:
+    """The transformer of a folder with random weights, on whichever device is the default."""
+    return SD3Transformer2DModel.from_config(load_config(folder))
+
+
 def load_transformer(folder: str | Path, dtype: torch.dtype) -> SD3Transformer2DModel:
     """Load the transformer of a diffusers folder on the CPU.
 
@@ -154,12 +165,6 @@ def load_transformer(folder: str | Path, dtype: torch.dtype) -> SD3Transformer2D
         return SD3Transformer2DModel.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
     except (OSError, SafetensorError, ValueError) as error:
         raise LaddError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from None
-
-
-def meta_transformer(folder: str | Path) -> SD3Transformer2DModel:
-    """The transformer of a folder without storage: shapes and parameter counts only."""
-    with torch.device("meta"):
-        return SD3Transformer2DModel.from_config(load_config(folder))
 
 
 def fingerprint(folder: str | Path) -> str:

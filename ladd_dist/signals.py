@@ -1,0 +1,47 @@
+"""Signals to a training run: noted from the first moment on, heeded between two iterations.
+
+    SIGTERM, SIGUSR1   finish the iteration, write a checkpoint, exit with `errors.EXIT_REQUEUE`
+    SIGUSR2            write a profiler trace of the next iterations
+
+Slurm sends SIGUSR1 before the time limit (``--signal=USR1@120``), Kubernetes SIGTERM before it evicts. Nothing heavy
+is imported here, so that a launcher listens before it imports torch.
+"""
+
+import signal
+from types import FrameType
+
+_STOP = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Signals:
+    """What signals have asked of this process. Without `listen` they ask nothing."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        """Stays true: who asked to stop is not to be asked again."""
+        self._profile = False
+
+    def listen(self) -> "Signals":
+        """Take the signals over for the rest of the process's life."""
+        for number in (*_STOP, signal.SIGUSR2):
+            signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number in _STOP:
+            self.stop = True
+        else:
+            self._profile = True
+
+    def take_profile(self) -> bool:
+        """Whether a trace was asked for since the last call."""
+        if not self._profile:
+            return False
+        self._profile = False
+        return True
+
+
+def ignore_stop() -> None:
+    """Be deaf to requests to stop, until the process is gone: it leaves by itself, or when its parent does."""
+    for number in _STOP:
+        signal.signal(number, signal.SIG_IGN)
