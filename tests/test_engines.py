@@ -1,0 +1,308 @@
+"""One contract, every engine: a small network of awkward shapes against plain PyTorch on one process."""
+
+import math
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ALONE, TINY
+from ranks import ENGINES, ranks
+from torch import Tensor, nn
+
+from ladd_dist.config import Config, load
+from ladd_dist.distributed import World
+from ladd_dist.engines.base import STATE_KINDS, Engine, fill
+from ladd_dist.engines.blueprint import Blueprint
+from ladd_dist.engines.build import build_engine, compute_dtype
+from ladd_dist.losses import poison
+
+SHARDED = [name for name in ENGINES if name != "local"]
+RANKS = {"local": 1, "hsdp": 4} | {name: 2 for name in SHARDED if name != "hsdp"}
+"""hsdp as two copies of two shards."""
+LR, CLIP = 1e-2, 0.05
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.there, self.back = nn.Linear(6, 5), nn.Linear(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(torch.tanh(self.there(x)))
+
+
+class Toy(nn.Module):
+    """Rows of 1, 3, 5 and 6, so that some ranks hold less than others or nothing, and a buffer."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.first = nn.Linear(3, 6, bias=False)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.gain = nn.Parameter(torch.empty(1, 6))
+        self.last = nn.Linear(6, 3)
+        self.register_buffer("shift", torch.empty(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.to(self.dtype))
+        for block in self.blocks:
+            x = block(x)
+        return (self.last(x * self.gain.to(x.dtype)) + self.shift.to(x.dtype)).float()
+
+    def wrap_points(self) -> list[nn.Module]:
+        return list(self.blocks)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Weights from memory."""
+
+    tensors: dict[str, Tensor]
+
+    def read(self, name: str, offset: int, length: int) -> Tensor:
+        return self.tensors[name].flatten()[offset : offset + length]
+
+
+def weights(seed: int = 0) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(t.shape, generator=draw) * 0.5 for name, t in Toy().state_dict().items()}
+
+
+def settings(engine: str, *overrides: str) -> Config:
+    optimizer = [
+        f"student_optimizer.lr={LR}",
+        "student_optimizer.betas=[0.5,0.9]",
+        f"student_optimizer.clip_norm={CLIP}",
+    ]
+    batch = ["train.global_batch=8", "train.precision=fp32", "method.fake_pass=two_pass"]
+    return load(TINY, [*optimizer, *batch, *ENGINES[engine], *overrides])
+
+
+def build(world: World, config: Config) -> Engine:
+    if config.engine != "local" and not dist.is_initialized():  # one rank alone
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    make = partial(Toy, compute_dtype(config))
+    return build_engine(config, Blueprint(make, Given(weights()), torch.float32), world)
+
+
+def run(size: int, engine: str, function: Any, *args: Any) -> list[Any]:
+    """Call a function on ranks; the local engine needs none."""
+    return [function(ALONE, *args)] if engine == "local" else ranks(size)(function, *args)
+
+
+# What a rank does and sees
+
+Poison = Literal["nan", "inf", "loss"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One rank's view behind a step: the norm that it returned, updates, and ``(shape, offset, values)`` of state."""
+
+    norm: float
+    updates: int
+    state: dict[str, dict[str, tuple[torch.Size, int, Tensor]]]
+    owner: bool
+
+
+def look(engine: Engine, norm: float = 0.0) -> Seen:
+    state = {
+        kind: {name: (s.shape, s.offset, s.local.detach().clone()) for name, s in engine.shards(kind).items()}
+        for kind in STATE_KINDS
+    }
+    return Seen(norm, engine.updates, state, engine.owner)
+
+
+def batch(step: int, rank: int, micro: int) -> Tensor:
+    return torch.randn(4, 3, generator=torch.Generator().manual_seed(1000 * step + 10 * rank + micro))
+
+
+def loss_of(output: Tensor) -> Tensor:
+    return (output - 1).square().mean()
+
+
+def play(world: World, config: Config, steps: list[Poison | None]) -> list[Seen]:
+    """Train a step per entry, with the last rank's first micro-batch spoilt where it says so."""
+    engine = build(world, config)
+    seen = [look(engine)]
+    for number, spoilt in enumerate(steps):
+        count = config.accumulation(world.size)
+        for micro in range(count):
+            loss = loss_of(engine(batch(number, world.rank, micro))) / count
+            if world.rank == world.size - 1 and micro == 0:
+                loss = spoil(loss, spoilt)
+            engine.backward(loss, last=micro + 1 == count)
+        seen.append(look(engine, float(engine.step(config.student_optimizer.lr))))
+    return seen
+
+
+def spoil(loss: Tensor, how: Poison | None) -> Tensor:
+    if how == "loss":  # its own gradient stays finite
+        return (loss + math.inf) * poison(loss + math.inf)
+    return loss if how is None else loss * float(how)
+
+
+# What plain PyTorch makes of the same
+
+
+def expected(config: Config, size: int, steps: list[Poison | None]) -> tuple[list[float], dict[str, Tensor]]:
+    """Norms before clipping, and the weights at the end; spoilt steps are left out. All in the compute precision."""
+    dtype, optimizer_config = compute_dtype(config), config.student_optimizer
+    toy = Toy(dtype).to(dtype)
+    toy.load_state_dict(weights())
+    optimizer = torch.optim.AdamW(
+        toy.parameters(),
+        lr=optimizer_config.lr,
+        betas=tuple(optimizer_config.betas),  # type: ignore[arg-type]
+        eps=optimizer_config.eps,
+        weight_decay=optimizer_config.weight_decay,
+    )
+    norms = []
+    for number in (n for n, spoilt in enumerate(steps) if spoilt is None):
+        parts = [(rank, micro) for rank in range(size) for micro in range(config.accumulation(size))]
+        optimizer.zero_grad()
+        torch.stack([loss_of(toy(batch(number, *part))) for part in parts]).mean().backward()
+        norms.append(float(nn.utils.clip_grad_norm_(toy.parameters(), optimizer_config.clip_norm)))
+        optimizer.step()
+    return norms, {name: p.detach() for name, p in toy.named_parameters()}
+
+
+def whole(views: list[Seen], kind: str) -> dict[str, Tensor]:
+    """Put the owners' ranges together; they must tile every tensor without gap or overlap."""
+    result = {}
+    for name, (shape, _, _) in views[0].state[kind].items():
+        ranges = sorted(
+            (view.state[kind][name][1:] for view in views if view.owner), key=lambda r: (r[0], r[1].numel())
+        )
+        position = 0
+        for offset, values in ranges:
+            assert offset == position, (kind, name)
+            position += values.numel()
+        assert position == shape.numel(), (kind, name)
+        result[name] = torch.cat([values for _, values in ranges]).view(shape)
+    return result
+
+
+# The contract
+
+
+SIZES = [("local", 1), ("hsdp", 2), ("hsdp", 4)]
+SIZES += [(engine, size) for engine in SHARDED if engine != "hsdp" for size in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(("engine", "size"), SIZES)
+def test_shards_tile_the_weights_and_moments(engine: str, size: int) -> None:
+    seen = run(size, engine, play, settings(engine, "train.global_batch=12"), [])
+    views = [view for (view,) in seen]
+    given = weights()
+    for kind in STATE_KINDS:
+        state = whole(views, kind)
+        assert set(state) == {name for name, _ in Toy().named_parameters()}
+        for name, tensor in state.items():
+            torch.testing.assert_close(
+                tensor, given[name] if kind == "param" else torch.zeros_like(tensor), rtol=0, atol=0
+            )
+
+
+def test_copies_of_a_shard_are_not_owners() -> None:
+    views = [view for (view,) in run(4, "hsdp", play, settings("hsdp"), [])]
+    assert [view.owner for view in views] == [True, True, False, False]
+    for kind in STATE_KINDS:
+        assert same(views[0].state[kind], views[2].state[kind]) and same(views[1].state[kind], views[3].state[kind])
+
+
+def relative(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    difference = sum(float((ours[name] - theirs[name]).square().sum()) for name in theirs)
+    return math.sqrt(difference / sum(float(tensor.square().sum()) for tensor in theirs.values()))
+
+
+def same(one: dict, other: dict) -> bool:
+    """Bit for bit; a NaN is equal to itself."""
+    return all(
+        ours[:2] == theirs[:2] and torch.equal(ours[2].view(torch.int32), theirs[2].view(torch.int32))
+        for ours, theirs in zip(one.values(), other.values(), strict=True)
+    )
+
+
+def replace_weights(world: World, config: Config, tensors: dict[str, Tensor]) -> list[Tensor]:
+    """The output before and after, without and with a graph."""
+    engine, x = build(world, config), batch(0, 0, 0)
+    with torch.no_grad():
+        outputs = [engine(x)]
+        fill(engine.shards(), Given(tensors))
+        engine.publish()
+        outputs.append(engine(x))
+    outputs.append(engine(x))
+    return [output.detach() for output in outputs]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_written_through_shards_are_the_ones_that_compute(engine: str, precision: str) -> None:
+    new = weights(1) | {"shift": weights()["shift"]}
+    config = settings(engine, f"train.precision={precision}")
+    dtype = compute_dtype(config)
+    for outputs in run(RANKS[engine], engine, replace_weights, config, new):
+        for output, tensors in zip(outputs, (weights(), new, new), strict=True):
+            toy = Toy(dtype).requires_grad_(False).to(dtype)
+            toy.load_state_dict(tensors)
+            torch.testing.assert_close(output, toy(batch(0, 0, 0)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_steps_clip_to_the_whole_gradients_norm_and_return_it(engine: str, micro_batches: int) -> None:
+    size, steps = RANKS[engine], [None] * 3
+    config = settings(engine, f"train.micro_batch={8 // size // micro_batches}")
+    seen = run(size, engine, play, config, steps)
+    norms, tensors = expected(config, size, steps)
+    assert min(norms) > 2 * CLIP
+    for view in seen:
+        assert [step.norm for step in view[1:]] == pytest.approx(norms, rel=1e-6)
+        assert [step.updates for step in view] == [0, 1, 2, 3]
+    result = whole([view[-1] for view in seen], "param")
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(result[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+SPOILT: list[Poison] = ["nan", "inf", "loss"]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_spoilt_on_one_rank_changes_nothing_on_any(engine: str, how: Poison, micro_batches: int) -> None:
+    size, steps = RANKS[engine], [None, how, None]
+    config = settings(engine, f"train.micro_batch={8 // size // micro_batches}")
+    seen = run(size, engine, play, config, steps)
+    for _, before, spoilt, after in seen:
+        assert math.isfinite(before.norm) and not math.isfinite(spoilt.norm) and math.isfinite(after.norm)
+        assert (before.updates, spoilt.updates, after.updates) == (1, 1, 2)
+        assert all(same(spoilt.state[kind], before.state[kind]) for kind in STATE_KINDS)
+    norms, tensors = expected(config, size, steps)
+    assert [step.norm for step in seen[0] if 0 < step.norm < math.inf] == pytest.approx(norms, rel=1e-6)
+    result = whole([view[-1] for view in seen], "param")
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(result[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_move_at_a_rate_that_bf16_weights_would_not_notice(engine: str) -> None:
+    """Twenty steps of 1e-6 are 2e-5, where bf16 numbers near .5 lie 2e-3 apart."""
+    steps = [None] * 20
+    config = settings(engine, "train.precision=bf16", "student_optimizer.lr=1e-6")
+    size = RANKS[engine]
+    seen = run(size, engine, play, config, steps)
+    result = whole([view[-1] for view in seen], "param")
+    exact = expected(settings(engine, "student_optimizer.lr=1e-6"), size, steps)[1]
+    rounded = expected(config, size, steps)[1]
+    moved = {name: tensor - weights()[name] for name, tensor in result.items()}
+    ways = {name: tensor - weights()[name] for name, tensor in exact.items()}
+    assert relative(moved, ways) < 0.1
+    large = torch.cat([(weights()[name].abs() > 0.01).flatten() for name in moved])
+    assert not torch.cat([(rounded[n] != weights()[n].bfloat16()).flatten() for n in moved])[large].any()
