@@ -1,0 +1,94 @@
+"""What an iteration sends between ranks: counted at the process groups, and what theory says."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ladd_dist.config import Config
+
+_KINDS = {
+    "all_gather": ("_allgather_base_", "allgather_", "allgather_into_tensor_coalesced_"),
+    "reduce_scatter": ("_reduce_scatter_base_", "reduce_scatter_", "reduce_scatter_tensor_coalesced_"),
+    "all_reduce": ("allreduce_", "allreduce_coalesced_"),
+    "broadcast": ("broadcast_",),
+}
+_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
+
+
+@dataclass
+class Traffic:
+    """Calls of one collective, and the bytes of the whole tensors that they moved (all ranks' parts together)."""
+
+    calls: int = 0
+    bytes: int = 0
+
+
+class TrafficCounter(TorchDispatchMode):
+    """Counts collectives on this rank while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Traffic] = defaultdict(Traffic)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Look at ``c10d`` operators on their way."""
+        namespace, name = str(func.name()).split("::")
+        if namespace == "c10d":
+            kind = _KIND_OF.get(name.split(".")[0], name)
+            self.seen[kind].calls += 1
+            self.seen[kind].bytes += _whole_bytes(kind, args)
+        return func(*args, **(kwargs or {}))
+
+
+def _whole_bytes(kind: str, args: tuple) -> int:
+    # The first argument is the output, the second the input: a gather's output is whole, a scatter's input.
+    return sum(t.numel() * t.element_size() for t in _tensors(args[1 if kind == "reduce_scatter" else 0]))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for entry in value for tensor in _tensors(entry)]
+    return []
+
+
+def expected(config: Config, student: int, teacher: int, heads: int, micro_batches: int) -> dict[str, int]:
+    """Bytes of whole tensors that an iteration must move, by collective.
+
+    A forward pass gathers every block once in the compute precision, a backward pass once more (recomputing
+    activations is part of it). The teacher looks at the real latents without a graph and at the fake ones with
+    one. Gradients are reduced in fp32: the student's with every micro-batch, the heads' once. FSDP2 moves just
+    that; ZeRO-3 gathers less, since it keeps up to three blocks for the pass that follows.
+
+    Args:
+        student, teacher, heads: elements of their parameters, see `gathered_elements`.
+    """
+    width = 2 if config.train.precision == "bf16" else 4
+    plain = config.method.fake_pass == "two_pass"
+    sharded = config.teacher.placement == "shard"
+    passes = (2 + plain) * student + (3 + plain) * teacher * sharded
+    return {
+        "all_gather": passes * width * micro_batches,
+        "reduce_scatter": student * 4 * micro_batches,
+        "all_reduce": heads * 4,
+    }
+
+
+def gathered_elements(module: nn.Module, ranks: int) -> int:
+    """Elements of a sharded network as they are gathered, padded to equal shards; of any other, its parameters."""
+    parameters: list[Any] = list(module.parameters())
+    return sum(_padded(p, ranks) for p in parameters)
+
+
+def _padded(parameter: Any, ranks: int) -> int:
+    if hasattr(parameter, "ds_numel"):  # ZeRO-3 cuts the flattened tensor
+        return -(-parameter.ds_numel // ranks) * ranks
+    if isinstance(parameter, DTensor):  # FSDP2 cuts rows
+        rows = parameter.shape[0]
+        return -(-rows // ranks) * ranks * (parameter.numel() // rows)
+    return parameter.numel()

@@ -1,0 +1,38 @@
+"""Measure the training step: what the trainer adds to the mathematics, the fake pass, the traffic."""
+
+from ladd_dist.benchmark import measure_traffic, order, overhead
+from ladd_dist.cli import Launch, parser, run
+from ladd_dist.log import log
+
+_DESCRIPTION = """\
+Measure the training step as ratios within one run. The dataset must be there (launchers/synthesize.py).
+
+  step      the trainer's whole iteration against the bare mathematics, in one process
+  order     the two-pass order against the shared fake pass
+  traffic   calls and bytes of every collective of an iteration, against theory; start with torchrun or deepspeed
+
+  python launchers/bench.py --config configs/tiny_cpu.yaml --what step run_dir=runs/bench
+  torchrun --nproc-per-node 2 launchers/bench.py --config configs/tiny_cpu.yaml --what traffic engine=fsdp2
+"""
+
+
+def main(launch: Launch) -> None:
+    """Print one measurement."""
+    config, world, rounds = launch.config, launch.world, launch.args.rounds
+    if launch.args.what == "traffic":
+        seen, expected = measure_traffic(config, world)
+        for kind, moved in sorted(seen.items()):
+            theory = f"theory {expected[kind] / 1e6:.3f} MB" if kind in expected else "no part of the theory"
+            log(f"{kind:<16}{moved.calls:>6} calls  {moved.bytes / 1e6:>12.3f} MB  {theory}")
+        return
+    ratio = {"step": overhead, "order": order}[launch.args.what](config, world, rounds)
+    names = {"step": ("bare mathematics", "trainer"), "order": ("shared fake pass", "two-pass order")}
+    first, second = names[launch.args.what]
+    log(f"{first} {ratio.first:.1f} ms, {second} {ratio.second:.1f} ms per iteration: ratio {ratio.ratio:.3f}")
+
+
+if __name__ == "__main__":
+    command = parser(_DESCRIPTION)
+    command.add_argument("--what", choices=("step", "order", "traffic"), required=True, help="what to measure")
+    command.add_argument("--rounds", type=int, default=10, help="rounds of iterations that take turns")
+    run(command, main)

@@ -1,0 +1,97 @@
+"""What an iteration costs beside its mathematics, and what it sends between ranks."""
+
+import pytest
+import torch
+from conftest import ALONE, tiny_config
+from launch import launch, run_ranks
+
+from ladd_dist.benchmark import BareStep, measure_traffic, order, overhead, take_turns
+from ladd_dist.errors import LaddError
+from ladd_dist.trainer import Trainer
+
+BLOCKS = 4  # of the embedded teacher
+SHARD = "teacher.placement=shard"
+CASES = [
+    ("fsdp2", 2, []),
+    ("fsdp2", 2, [SHARD]),
+    ("fsdp2", 2, [SHARD, "train.precision=bf16", "student.activation_checkpointing=true"]),
+    ("fsdp2", 3, [SHARD, "method.fake_pass=two_pass", "train.global_batch=12", "train.micro_batch=2"]),
+    ("zero3", 2, [SHARD]),
+    ("zero3", 2, ["method.fake_pass=two_pass"]),
+]
+
+
+def test_the_bare_step_is_the_trainers_mathematics(tmp_path, dataset):
+    """Same weights after two iterations on the same samples, from independent code."""
+    rates = ["student_optimizer.lr=1e-6", "head_optimizer.lr=1e-6", "train.iterations=2", "train.ema_decay=0.99"]
+    config = tiny_config(
+        tmp_path, dataset, *rates, "student_optimizer.decay=constant", "head_optimizer.decay=constant"
+    )
+    trainer, bare = Trainer(config, ALONE), BareStep(config, ALONE.device)
+    batches = trainer.batches()
+    for index in range(2):
+        samples = next(batches)
+        trainer.ladd.iteration(index, samples)
+        bare(samples[0])
+    for ours, theirs in ((trainer.ladd.student.module, bare.student), (trainer.ladd.heads.module, bare.heads)):
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_the_trainer_adds_little_to_the_mathematics(tmp_path, dataset):
+    """A guard, wide enough for a busy machine; docs/log.md has what was measured."""
+    settings = ["train.iterations=1000", "train.log_every=10", "train.checkpoint_every=1000"]
+    config = tiny_config(tmp_path, dataset, "train.global_batch=16", "train.micro_batch=16", *settings)
+    assert overhead(config, ALONE, rounds=3).ratio < 1.1
+
+
+@pytest.mark.slow
+def test_the_shared_fake_pass_saves_a_fifth(tmp_path, dataset):
+    """4 + 4f units of a student forward instead of 5 + 5f: the two-pass order takes 1.25 times as long."""
+    config = tiny_config(tmp_path, dataset, "train.global_batch=24", "train.micro_batch=24")
+    assert 1.15 < order(config, ALONE, rounds=7).ratio < 1.35
+
+
+def _traffic(world, config):
+    return measure_traffic(config, world)
+
+
+@pytest.mark.parametrize(("engine", "ranks", "overrides"), CASES, ids=lambda v: v if isinstance(v, str) else None)
+def test_an_iteration_sends_what_theory_says(tmp_path, dataset, engine, ranks, overrides):
+    config = tiny_config(tmp_path, dataset, f"engine={engine}", "train.micro_batch=null", *overrides)
+    for seen, expected in run_ranks(_traffic, config, size=ranks):
+        assert seen["reduce_scatter"].bytes == expected["reduce_scatter"]
+        # Beside the heads' gradients, one number per update: the norm of the student's gradient.
+        assert 0 < seen["all_reduce"].bytes - expected["all_reduce"] <= 8
+        gathered, theory = seen["all_gather"].bytes, expected["all_gather"]
+        if engine == "fsdp2":
+            assert gathered == theory
+            micro_batches = 12 // ranks // 2 if ranks == 3 else 1
+            assert seen["reduce_scatter"].calls == (BLOCKS + 1) * micro_batches  # the root is a unit too
+        else:
+            assert theory / 4 < gathered < theory
+
+
+def test_turns_alternate_and_the_ratio_is_the_seconds_over_the_first(monkeypatch):
+    now = iter([0, 3, 3, 5] * 100)
+    monkeypatch.setattr("ladd_dist.benchmark.time.process_time", lambda: next(now))
+    called = []
+    ratio = take_turns(lambda: called.append("first"), lambda: called.append("second"), 2, 3, ALONE)
+    assert called == ["second", "first"] * 8
+    assert (ratio.first, ratio.second, ratio.ratio) == (2000, 3000, 1.5)
+
+
+def test_the_bare_step_needs_one_process(tmp_path, dataset):
+    with pytest.raises(LaddError, match="set engine=local"):
+        overhead(tiny_config(tmp_path, dataset, "method.fake_pass=two_pass"), ALONE, rounds=1)
+
+
+def test_the_launcher_prints_one_line(tmp_path, dataset):
+    from conftest import TINY, tiny_overrides
+
+    done = launch(
+        ["bench.py", "--what", "order", "--rounds", "1", "--config", TINY, *tiny_overrides(tmp_path, dataset)]
+    )
+    assert done.returncode == 0, done.stderr
+    assert "two-pass order" in done.stderr and "ratio" in done.stderr
