@@ -1,0 +1,147 @@
+"""One side of a comparison: a training by the real launcher, with the code of a commit or the working tree.
+
+Both sides run in the caller's working directory, so that a relative path in the configuration names the same
+teacher and the same dataset for both. Only the code comes from a side's own tree.
+"""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ladd_dist.data.mds import Manifest
+from ladd_dist.errors import LaddError
+
+# Each side's own code reads its configuration: what keys there are may differ between commits.
+_RESOLVE = """
+import sys
+from ladd_dist.config import load
+from ladd_dist.errors import LaddError
+try:
+    print(load(sys.argv[1], sys.argv[2:]).model_dump_json())
+except LaddError as error:
+    sys.exit(str(error))
+"""
+_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+Resolved = dict[str, Any]
+"""A whole configuration as its commit knows it."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A training to run.
+
+    Attributes:
+        name: ``left`` or ``right``.
+        commit: where the code in ``tree`` is from; None for the working tree.
+        config: the YAML file.
+        overrides: everything that is set on top of it.
+        ranks: processes on this machine.
+    """
+
+    name: str
+    commit: str | None
+    tree: Path
+    config: str
+    overrides: list[str]
+    ranks: int
+
+    def check(self) -> Resolved:
+        """Have the side's code validate its configuration, and look for the dataset.
+
+        Raises:
+            LaddError: naming the side and what is wrong with it.
+        """
+        # -P: the working directory must not come before the side's own tree.
+        command = [sys.executable, "-P", "-c", _RESOLVE, self.config, *self.overrides]
+        done = subprocess.run(command, env=self._environment(), capture_output=True, text=True)  # noqa: S603 - no shell
+        if done.returncode:
+            raise LaddError(f"{self.name}: {done.stderr.strip().splitlines()[-1]}")
+        config = json.loads(done.stdout)
+        try:
+            Manifest.read(config["data"]["path"])
+        except LaddError as error:
+            raise LaddError(f"{self.name}: {error}") from None
+        return dict(config)
+
+    def train(self, config: Resolved) -> None:
+        """Run to the end and pass the output on to stderr, line by line under the side's name.
+
+        Raises:
+            LaddError: if the training fails, with the reason that it gave.
+        """
+        training = [str(self.tree / "launchers/train.py"), "--config", self.config, *self.overrides]
+        command, env = [*_starter(config["engine"], self.ranks), *training], self._environment()
+        if config["device"] == "cpu" or not torch.cuda.is_available():
+            env["DS_ACCELERATOR"] = "cpu"  # the deepspeed launcher counts accelerators before our code runs
+        reason = "see its last lines above"
+        with subprocess.Popen(  # noqa: S603 - no shell
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,  # each redraw of a bar is a line, too
+            errors="replace",
+        ) as process:
+            try:
+                for line in filter(str.strip, process.stdout or []):
+                    print(f"{self.name:>5} | {line.rstrip()}", file=sys.stderr, flush=True)
+                    if line.startswith("error: "):
+                        reason = line.removeprefix("error: ").strip()
+            except BaseException:
+                process.terminate()  # torchrun and deepspeed end their ranks
+                raise
+        if process.returncode:
+            raise LaddError(f"{self.name} ended with code {process.returncode}: {reason}")
+
+    def _environment(self) -> dict[str, str]:
+        """Imports come from the side's tree first; no trace of a process group that we may be part of."""
+        kept = {key: value for key, value in os.environ.items() if key not in _GROUP}
+        return kept | {"PYTHONPATH": os.pathsep.join(filter(None, [str(self.tree), kept.get("PYTHONPATH")]))}
+
+    def __str__(self) -> str:
+        code = f"commit {self.commit}" if self.commit else "working tree"
+        return f"{self.name}: {code}, {self.ranks} rank{'s' * (self.ranks > 1)}"
+
+
+def split_overrides(name: str, text: str, taken: set[str]) -> list[str]:
+    """``"engine=fsdp2 student.path='a b'"`` as single overrides.
+
+    Args:
+        name: the side, for the message.
+        taken: keys that the comparison itself sets.
+
+    Raises:
+        LaddError: for unbalanced quotes and for a key that is taken.
+    """
+    try:
+        overrides = shlex.split(text)
+    except ValueError as error:
+        raise LaddError(f"--{name} '{text}' cannot be split into overrides: {error}") from None
+    if used := [o for o in overrides if o.partition("=")[0] in taken]:
+        raise LaddError(f"--{name} has '{used[0]}', which the comparison sets itself: leave it out (--steps, --keep)")
+    return overrides
+
+
+def _starter(engine: str, ranks: int) -> list[str]:
+    if engine == "zero3":
+        module = ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks), "--master_port", _free_port()]
+        return [sys.executable, *module]
+    if engine == "local" and ranks == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
