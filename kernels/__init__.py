@@ -7,7 +7,9 @@ import: no eager imports and no version attribute.
 from importlib import import_module
 from typing import Any
 
-_EXPORTS: dict[str, str] = {}
+_EXPORTS: dict[str, str] = {
+    "joint_attention": "attention.op",
+}
 """Public name -> submodule that defines it."""
 
 
