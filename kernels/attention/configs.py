@@ -30,9 +30,7 @@ class Launch:
 
 def launch(kernel: str, arch: int, dtype: str, head_dim: int) -> Launch:
     """The configuration of ``forward`` (its bounded twin included), ``backward_q`` or ``backward_kv``."""
-    if dtype == "fp32":
-        return _FP32[kernel][head_dim]
-    table = _SM80 if arch == 80 else _SM90
+    table = _FP32 if dtype == "fp32" else {80: _SM80, 90: _SM90, 100: _SM100}[arch]
     return table[kernel][head_dim]
 
 
@@ -42,19 +40,22 @@ def precision(dtype: str) -> str:
 
 
 _SM80 = {
-    "forward": {32: Launch(128, 64, 4, 3), 64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 2)},
-    "backward_q": {32: Launch(128, 64, 8, 2), 64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2)},
-    "backward_kv": {32: Launch(64, 128, 8, 2), 64: Launch(64, 128, 8, 2), 128: Launch(32, 64, 8, 2)},
+    "forward": {32: Launch(128, 64, 4, 3, 2), 64: Launch(128, 64, 4, 3, 2), 128: Launch(128, 32, 8, 2)},
+    "backward_q": {32: Launch(64, 64, 4, 2, 3), 64: Launch(64, 64, 4, 2, 2), 128: Launch(64, 64, 8, 2)},
+    "backward_kv": {32: Launch(64, 64, 4, 2, 2), 64: Launch(32, 64, 4, 2, 2), 128: Launch(32, 64, 8, 2)},
 }
 _SM90 = {
-    "forward": {32: Launch(128, 128, 8, 3), 64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2)},
-    "backward_q": {32: Launch(128, 64, 8, 3), 64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 2)},
-    "backward_kv": {32: Launch(64, 128, 8, 3), 64: Launch(64, 128, 8, 3), 128: Launch(64, 128, 8, 2)},
+    "forward": {32: Launch(128, 64, 4, 3, 2), 64: Launch(128, 64, 4, 3, 2), 128: Launch(128, 64, 8, 2)},
+    "backward_q": {32: Launch(64, 64, 4, 3, 3), 64: Launch(64, 64, 4, 3, 3), 128: Launch(64, 64, 4, 2, 2)},
+    "backward_kv": {32: Launch(64, 64, 4, 2, 2), 64: Launch(64, 64, 4, 2, 2), 128: Launch(64, 64, 8, 2)},
+}
+_SM100 = _SM90 | {
+    "forward": {32: Launch(128, 64, 4, 3, 2), 64: Launch(128, 64, 8, 3), 128: Launch(128, 32, 8, 2)},
 }
 _FP32 = {
-    "forward": {32: Launch(64, 32, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1)},
-    "backward_q": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1)},
-    "backward_kv": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1)},
+    "forward": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1)},
+    "backward_q": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1)},
+    "backward_kv": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 32, 8, 1)},
 }
 
 
