@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS: dict[str, str] = {
+    "fastest": "measured",
     "joint_attention": "attention.op",
+    "triton_obstacle": "dispatch",
 }
 """Public name -> submodule that defines it."""
 
