@@ -65,6 +65,16 @@ def test_logits_far_out():
     problem(size=10.0, image_norm=False, text_norm=False).check()
 
 
+def test_logits_all_far_below_zero():
+    """A key past the end has the logit 0, and so an infinite probability where the sum is of exp2(-600)."""
+    p, g = problem(image=37, text=9), torch.Generator().manual_seed(0)
+    for name, direction in {"q": -1.0, "k": 1.0, "text_q": -1.0, "text_k": 1.0}.items():
+        p.inputs[name] = direction + 0.05 * torch.randn(p.inputs[name].shape, generator=g)
+    p.inputs |= {name: weights_at(600.0) for name in ("norm_q", "norm_k", "text_norm_q", "text_norm_k")}
+    for name, error in p.errors().items():
+        assert error < 600 * TOLERANCE[torch.float32], (name, error)  # logits of 600 have lost that many digits
+
+
 def weights_at(bound: float, head_dim: int = 32) -> torch.Tensor:
     """Constant norm weights for which the logit bound is ``bound`` log2 units."""
     return torch.full((head_dim,), (bound / 1.4426950408889634 / head_dim**0.5) ** 0.5)
@@ -105,9 +115,10 @@ def test_no_bound_where_there_is_none(monkeypatch):
 def test_both_softmaxes_agree_where_all_logits_are_at_the_bound(sign, dtype, monkeypatch):
     """Every query lies along every key: exp2 of plus or minus the limit, and sums of it, stay in range."""
     p, norm = problem(dtype, image=70, text=20), weights_at(0.999 * BOUND_LIMIT.value)
+    g = torch.Generator().manual_seed(0)
     directions = {"q": sign, "k": 1.0, "text_q": sign, "text_k": 1.0}
     for name, direction in directions.items():
-        p.inputs[name] = (direction + 0.05 * torch.randn(p.inputs[name].shape)).to(dtype)
+        p.inputs[name] = (direction + 0.05 * torch.randn(p.inputs[name].shape, generator=g)).to(dtype)
     streams = Streams(*(p.inputs[n] for n in ("q", "k", "v", "text_q", "text_k", "text_v")))
     bounded = launch.forward(streams, Norms(*[norm] * 4), 1e-6)
     assert float(((bounded[2] - math.log2(70 + 20)) * sign).min()) > 0.97 * BOUND_LIMIT.value
