@@ -11,7 +11,7 @@ from ladd_dist.checkpoint_writer import CheckpointWriter
 from ladd_dist.clock import Clock
 from ladd_dist.config import Config
 from ladd_dist.control import Control
-from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.data.reader import LatentReader, check_dataset
 from ladd_dist.distributed import World
 from ladd_dist.ema import Ema
@@ -214,9 +214,7 @@ def pick_attention(config: Config, network: str, folder: str, compiled: bool, wo
     Raises:
         LaddError: if ``kernels.attention`` names one that cannot run.
     """
-    space = LatentSpace.of(config.teacher.path)
-    grids = [space.grid(*space.shape(Bucket.parse(name))[1:]) for name in config.synthesis.buckets]
-    place = Place(world.device, compute_dtype(config), max(rows * columns for rows, columns in grids), compiled)
+    place = Place(world.device, compute_dtype(config), compiled)
     attention = choose_attention(config.kernels.attention, load_config(folder), place)
     log(f"attention of the {network}: {attention}")
     return attention

@@ -22,9 +22,9 @@ from ladd_dist.models.transformer import Backbone
 from ladd_dist.tracking import read_metrics
 from ladd_dist.trainer import Trainer
 
-LARGE = {"attention_head_dim": 64, "qk_norm": "rms_norm"}
-CPU = Place(torch.device("cpu"), torch.bfloat16, 4096, compiled=False)
-GPU = Place(torch.device("cuda", 0), torch.bfloat16, 4032, compiled=False)
+LARGE = {"attention_head_dim": 64, "qk_norm": "rms_norm", "sample_size": 128, "patch_size": 2}
+CPU = Place(torch.device("cpu"), torch.bfloat16, compiled=False)
+GPU = Place(torch.device("cuda", 0), torch.bfloat16, compiled=False)
 OURS, WITH_LIBRARY, EAGER, COMPILED = (
     "triton", "triton + library backward", "diffusers eager", "diffusers compiled",
 )  # fmt: skip
@@ -95,10 +95,9 @@ def test_auto_takes_the_fastest_at_the_nearest_size(gpu, table):
         True, False, "ms at 4096 image tokens on Pretended GPU: triton 1.000, triton + library backward 1.100, "
         "diffusers eager 1.200",
     )  # fmt: skip
-    compiled = Place(GPU.device, GPU.dtype, GPU.tokens, compiled=True)
+    compiled = Place(GPU.device, GPU.dtype, compiled=True)
     assert not choose_attention("auto", LARGE, compiled).fused
-    small = Place(GPU.device, GPU.dtype, 1000, compiled=False)
-    assert choose_attention("auto", LARGE, small).library_backward
+    assert choose_attention("auto", LARGE | {"sample_size": 64}, GPU).library_backward
     assert not choose_attention("auto", LARGE | {"attention_head_dim": 128}, GPU).fused
 
 

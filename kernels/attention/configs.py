@@ -53,9 +53,9 @@ _SM100 = _SM90 | {
     "forward": {32: Launch(128, 64, 4, 3, 2), 64: Launch(128, 64, 8, 3), 128: Launch(128, 32, 8, 2)},
 }
 _FP32 = {
-    "forward": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1)},
-    "backward_q": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1)},
-    "backward_kv": {32: Launch(32, 32, 8, 1), 64: Launch(16, 32, 4, 1), 128: Launch(16, 32, 8, 1)},
+    "forward": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 8, 1), 128: Launch(32, 32, 8, 1)},
+    "backward_q": {32: Launch(32, 32, 8, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1)},
+    "backward_kv": {32: Launch(32, 32, 8, 1), 64: Launch(16, 32, 8, 1), 128: Launch(16, 32, 8, 1)},
 }
 
 

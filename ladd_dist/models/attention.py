@@ -35,18 +35,18 @@ class Attention:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and on what a network will run: ``tokens`` image tokens of the largest bucket."""
+    """Where and in what a network will run."""
 
     device: torch.device
     dtype: torch.dtype
-    tokens: int
     compiled: bool
 
 
 def choose_attention(setting: Literal["auto", "triton", "sdpa"], config: dict[str, Any], place: Place) -> Attention:
     """Pick the attention of a network.
 
-    ``auto`` takes the fused kernel where a measurement on this GPU, nearest in tokens, found it fastest.
+    ``auto`` takes the fused kernel where it was measured to be fastest on this GPU, nearest to the network's native
+    size.
 
     Args:
         setting: ``kernels.attention``.
@@ -64,7 +64,7 @@ def choose_attention(setting: Literal["auto", "triton", "sdpa"], config: dict[st
         return Attention(True, False, "as kernels.attention=triton asks")
     if obstacle:
         return Attention(False, False, obstacle)
-    return _measured(config["attention_head_dim"], place)
+    return _measured(config, place)
 
 
 def _obstacle(config: dict[str, Any], place: Place) -> str:
@@ -76,10 +76,11 @@ def _obstacle(config: dict[str, Any], place: Place) -> str:
     return triton_obstacle(place.device)
 
 
-def _measured(head_dim: int, place: Place) -> Attention:
+def _measured(config: dict[str, Any], place: Place) -> Attention:
     gpu, dtype = torch.cuda.get_device_name(place.device), _DTYPES[place.dtype]
     theirs = "diffusers compiled" if place.compiled else "diffusers eager"
-    found = fastest("joint_attention", gpu, dtype, head_dim, place.tokens, [*_OURS, theirs])
+    tokens = (config["sample_size"] // config["patch_size"]) ** 2
+    found = fastest("joint_attention", gpu, dtype, config["attention_head_dim"], tokens, [*_OURS, theirs])
     if found is None:
         return Attention(False, False, f"nothing was measured on {gpu} in {dtype}: run make gpu-check there")
     name, row = found
