@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/tiny_cpu.yaml
 OVERRIDES ?=
 INSTALLED := $(VENV)/.installed
+# torchao lies beside the environment: diffusers looks for it there, and warns in every process that has it.
+TORCHAO := $(VENV)/8bit
 # OpenMP threads that wait for one another spin; on cores shared with other work that costs a factor of ten. This many
 # turns (about 0.1 ms) keep the speed of an idle machine.
 export GOMP_SPINCOUNT ?= 100000
@@ -18,6 +20,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(TORCHAO): $(INSTALLED)
+	$(BIN)/pip install --no-deps --target $@ --constraint constraints.txt torchao
+	touch $@
+
 # Every step goes on where it was stopped; a finished run is only evaluated and reported again.
 demo: $(INSTALLED)
 	$(BIN)/python launchers/synthesize.py --config $(CONFIG) $(OVERRIDES)
@@ -28,7 +34,7 @@ demo: $(INSTALLED)
 	$(BIN)/python launchers/report.py --config $(CONFIG) $(OVERRIDES)
 
 # Everything, the whole demo held against its targets included.
-test: $(INSTALLED)
+test: $(INSTALLED) $(TORCHAO)
 	tests/browser.sh
 	$(BIN)/pytest -m "slow or not slow" --durations=15
 

@@ -37,7 +37,7 @@ class TeacherConfig(Section):
     """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
     activation_checkpointing: bool = False
     compile: bool = False
-    """torch.compile each block by itself."""
+    """torch.compile the blocks, once for all of one kind and for every aspect ratio."""
     max_t5_tokens: PositiveInt = 256
     """T5 tokens appended to the 77 of CLIP, where the teacher has a T5 encoder."""
 

@@ -168,7 +168,7 @@ def measured_state(ladd: Ladd, ema: Ema) -> Counter[str]:
     """Bytes of the storages that this rank's networks and average hold, by kind; a shared one counts once."""
     state, seen = Counter[str](), set[int]()
     for kind, tensor in _tensors(ladd, ema):
-        for storage in _storages(tensor):
+        for storage in storages(tensor):
             if storage.data_ptr() not in seen:
                 state[kind] += storage.nbytes()
                 seen.add(storage.data_ptr())
@@ -201,7 +201,8 @@ def _gradients(module: nn.Module) -> Iterator[Tensor]:
         yield from (group.grad for group in deepspeed.fp32_partitioned_groups_flat if group.grad is not None)
 
 
-def _storages(tensor: Any) -> Iterable[torch.UntypedStorage]:
+def storages(tensor: Any) -> Iterable[torch.UntypedStorage]:
+    """What a tensor is stored in: this rank's part of a sharded one, codes and scales of a quantized one."""
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     if hasattr(tensor, "__tensor_flatten__"):

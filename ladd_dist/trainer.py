@@ -53,6 +53,7 @@ class Trainer:
         self.space = LatentSpace.of(config.teacher.path)
         check_student(config)
         self.teacher_id = fingerprint(config.teacher.path)
+        check_weights(config)
         manifest = check_dataset(config, self.space, self.teacher_id)
 
         self.ladd = build_networks(config, world, self.clock)
@@ -172,6 +173,16 @@ def check_student(config: Config) -> None:
                 f"student.path={config.student.path} has {key}={student[key]}, but the teacher has {teacher[key]}: "
                 "choose a student that takes the teacher's latents and text, or null for a copy of the teacher"
             )
+
+
+def check_weights(config: Config) -> None:
+    """Hold the weights of teacher and student against their config.json.
+
+    Raises:
+        LaddError: naming the folder and the first tensor that is missing or of another shape.
+    """
+    for folder in dict.fromkeys((config.teacher.path, config.student.path or config.teacher.path)):
+        FolderWeights(folder).check(Backbone(meta_transformer(folder)))
 
 
 def build_networks(config: Config, world: World, clock: Clock) -> Ladd:

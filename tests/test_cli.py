@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ALONE, ROOT, TEACHER, TINY, tiny_config, tiny_overrides
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from launch import launch
+from safetensors.torch import load_file, save_file
 
-from ladd_dist import checkpoint, distributed
+from ladd_dist import checkpoint, distributed, trainer
 from ladd_dist.config import load
 from ladd_dist.data.mds import Manifest
 from ladd_dist.errors import LaddError
@@ -295,6 +297,35 @@ def test_a_teacher_not_wholly_downloaded_is_named(
     path.write_bytes(content)
     line = refused("train.py", f"teacher.path={tmp_path / 'teacher'}")
     assert str(path) in line and "download the teacher again" in line
+
+
+@pytest.mark.parametrize("key", ["teacher.path", "student.path"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda shape: None, "has no tensor {name}: its weights do not belong to its config.json"),
+        (lambda shape: [3, *shape[1:]], "{name} has shape [3], but config.json says [64]"),
+    ],
+    ids=["missing", "another shape"],
+)
+def test_weights_that_do_not_belong_to_their_config_are_named(
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    key: str,
+    change: Callable[[list[int]], list[int] | None],
+    message: str,
+) -> None:
+    """Before anything is allocated for a network."""
+    monkeypatch.setattr(trainer, "build_networks", lambda *_: pytest.fail("networks are being built"))
+    folder, name = tmp_path / "other", "transformer_blocks.2.attn.to_q.bias"
+    shutil.copytree(TEACHER, folder)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    shape = change(list(tensors.pop(name).shape))
+    save_file(tensors if shape is None else tensors | {name: torch.zeros(shape)}, path)
+    line = refused("train.py", f"{key}={folder}")
+    assert f"{folder}/transformer" in line and message.format(name=name) in line
 
 
 def test_blocks_that_the_teacher_does_not_have_are_named(refused: Refused) -> None:
