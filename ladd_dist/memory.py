@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,16 @@ def expected_state(config: Config, size: int, rank: int = 0) -> State:
 def on(state: State, place: Place) -> int:
     """Bytes in one place."""
     return sum(size for (where, _), size in state.items() if where == place)
+
+
+def describe(state: State) -> str:
+    """One line: GB in each place, and of what, largest first."""
+    return "; ".join(_describe(state, place) for place in get_args(Place) if on(state, place))
+
+
+def _describe(state: State, place: Place) -> str:
+    kinds = [f"{kind} {size / 1e9:.3g}" for (where, kind), size in state.most_common() if where == place and size]
+    return f"{on(state, place) / 1e9:.3g} GB of {place} memory ({', '.join(kinds)})"
 
 
 def _shapes(module: nn.Module) -> list[torch.Size]:

@@ -22,6 +22,7 @@ from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.ladd import Ladd, Sample, draw_sample
 from ladd_dist.log import log, progress
+from ladd_dist.memory import describe, expected_state
 from ladd_dist.models.discriminator import DiscriminatorHeads
 from ladd_dist.models.transformer import Backbone, fingerprint, load_config, make_transformer, meta_transformer
 from ladd_dist.models.weights import FolderWeights
@@ -56,6 +57,7 @@ class Trainer:
         check_weights(config)
         manifest = check_dataset(config, self.space, self.teacher_id)
 
+        log(f"each rank will hold {describe(expected_state(config, world.size))}")
         self.ladd = build_networks(config, world, self.clock)
         self.ema = Ema(self.ladd.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         self.reader = LatentReader(config, manifest, world)

@@ -25,7 +25,7 @@ from ladd_dist.distributed import World
 from ladd_dist.ema import Ema
 from ladd_dist.engines.blueprint import wrap_points
 from ladd_dist.ladd import Ladd, draw_sample
-from ladd_dist.memory import State, adamw_moments, expected_state, flat_part, measured_state, on, row_part
+from ladd_dist.memory import State, adamw_moments, describe, expected_state, flat_part, measured_state, on, row_part
 from ladd_dist.models.transformer import Backbone, meta_transformer
 from ladd_dist.trainer import build_networks
 
@@ -196,6 +196,14 @@ def test_offload_moves_state_to_the_host(odd_teacher):
     assert places("engine=zero3", "zero3.offload=all", SHARD) == (always, adamw | {"weights", "teacher"})
     assert places("engine=zero3", "zero3.offload=all") == (always | {"teacher"}, adamw | {"weights"})
     assert places("engine=fsdp2", "train.ema_device=cpu")[1] == {"ema"}
+
+
+def test_state_is_told_by_place_largest_first():
+    state: State = Counter(
+        {("device", "teacher"): 1 * 10**9, ("host", "ema"): 4 * 10**9, ("device", "masters"): 2 * 10**9}
+    )
+    state["device", "weights"] = 0
+    assert describe(state) == "3 GB of device memory (masters 2, teacher 1); 4 GB of host memory (ema 4)"
 
 
 @pytest.fixture(scope="module")

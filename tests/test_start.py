@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TEACHER, TINY
 from diffusers import SD3Transformer2DModel
-from launch import run_ranks
+from launch import join, run_ranks, start_ranks
 
 from ladd_dist.clock import Clock
 from ladd_dist.config import Config, load
@@ -76,3 +76,14 @@ def start(world: World, config: Config) -> None:
 @pytest.mark.parametrize(("engine", "size"), [("fsdp2", 4), ("zero3", 2)])
 def test_no_rank_ever_holds_a_network_whole(mid_teacher: Path, engine: str, size: int) -> None:
     run_ranks(start, settings(mid_teacher, engine), size=size)
+
+
+def build(world: World, config: Config) -> None:
+    build_networks(config, world, Clock(world))
+
+
+def test_zero3_compiles_nothing_on_a_cpu(tmp_path: Path) -> None:
+    """A compiler's lock that a killed process has left behind would hold up every start after it, without end."""
+    processes = start_ranks(build, settings(TEACHER, "zero3"), size=2, env={"TORCH_EXTENSIONS_DIR": str(tmp_path)})
+    assert join(processes) == [0, 0]
+    assert list(tmp_path.iterdir()) == []
