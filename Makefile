@@ -7,11 +7,13 @@ OVERRIDES ?=
 INSTALLED := $(VENV)/.installed
 # torchao lies beside the environment: diffusers looks for it there, and warns in every process that has it.
 TORCHAO := $(VENV)/8bit
+# A second version of triton, seen only by a process that has it on its PYTHONPATH.
+SECOND_TRITON := $(VENV)/triton-3.6
 # OpenMP threads that wait for one another spin; on cores shared with other work that costs a factor of ten. This many
 # turns (about 0.1 ms) keep the speed of an idle machine.
 export GOMP_SPINCOUNT ?= 100000
 
-.PHONY: install demo test fast faults lint teacher clean
+.PHONY: install demo test fast faults gate gpu-check lint teacher clean
 
 install: $(INSTALLED)
 
@@ -45,6 +47,18 @@ fast: $(INSTALLED)
 # Runs of every engine killed at 20 random moments each, where `make test` has 3.
 faults: $(INSTALLED)
 	LADD_FAULT_POINTS=20 $(BIN)/pytest tests/test_faults.py -m "slow or not slow"
+
+# Compile every kernel for GPUs that need not be here, under both triton versions; tables in docs/benchmarks/.
+gate: $(INSTALLED) $(SECOND_TRITON)
+	$(BIN)/python -m kernels.gate --out docs/benchmarks/gate-triton-3.9.md
+	PYTHONPATH=$(SECOND_TRITON) $(BIN)/python -m kernels.gate --out docs/benchmarks/gate-triton-3.6.md
+
+$(SECOND_TRITON): | $(INSTALLED)
+	$(BIN)/pip install --no-deps --target $@ triton==3.6.0
+
+# On a machine with a GPU, see docs/gpu.md: correctness there, then times.
+gpu-check: $(INSTALLED)
+	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -7,7 +7,11 @@ import: no eager imports and no version attribute.
 from importlib import import_module
 from typing import Any
 
-_EXPORTS: dict[str, str] = {}
+_EXPORTS: dict[str, str] = {
+    "fastest": "measured",
+    "joint_attention": "attention.op",
+    "triton_obstacle": "dispatch",
+}
 """Public name -> submodule that defines it."""
 
 

@@ -208,6 +208,14 @@ class EvaluationConfig(Section):
     """Pictures per bucket kept for the report."""
 
 
+class KernelsConfig(Section):
+    """Which implementation computes what; a name that cannot run where the run is placed is an error."""
+
+    attention: Literal["auto", "triton", "sdpa"] = "auto"
+    """Of student and teacher: this repository's fused kernel or diffusers' own over PyTorch's SDPA. ``auto`` takes
+    the kernel on GPUs where `kernels.bench` found it faster, and says at start what it picked and why."""
+
+
 class TrackingConfig(Section):
     """``metrics.jsonl`` is the record; W&B mirrors it when asked to."""
 
@@ -244,6 +252,7 @@ class Config(Section):
     synthesis: SynthesisConfig
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig
+    kernels: KernelsConfig = KernelsConfig()
     tracking: TrackingConfig = TrackingConfig()
     profile: ProfileConfig = ProfileConfig()
 

@@ -1,0 +1,5 @@
+"""Ahead-of-time gate: every shipped kernel configuration compiles, and keeps what it promises. Needs no GPU.
+
+``python -m kernels.gate`` prints a Markdown table and ends with code 1 where a promise is broken. Nothing here
+imports torch, so that another version of triton can be put in front by PYTHONPATH.
+"""

@@ -1,0 +1,26 @@
+"""``python -m kernels.gate [--family NAME] [--arch 90] [--out FILE]``: compile all, print the table, judge."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from kernels.gate.run import run
+from kernels.gate.shipped import ARCHS, FAMILIES
+
+
+def main() -> int:
+    """Run the gate; the exit code is 1 where a promise is broken."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.gate", description=__doc__)
+    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="default: all")
+    parser.add_argument("--arch", action="append", type=int, choices=ARCHS, help="default: all")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    args = parser.parse_args()
+    table, bad = run(args.family or list(FAMILIES), args.arch or list(ARCHS))
+    print(table)
+    if args.out:
+        args.out.write_text(table)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Tests of kernels through Triton's interpreter, in a process of their own.
+
+``TRITON_INTERPRET=1`` must be set before triton is imported, so `tests/test_interpreter.py` runs each file here as
+``TRITON_INTERPRET=1 pytest --confcutdir=tests/interpreter FILE``; without the variable nothing is collected. Keep a
+test to about 300 tiles (10 ms each).
+"""
+
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["OMP_NUM_THREADS"] = "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
+
+if INTERPRETED:
+    import numpy as np
+    import torch
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    torch.set_num_threads(1)
+    _dot = InterpreterBuilder.create_dot
+
+    def _widened(operand):
+        """The interpreter keeps bf16 as its bits in uint16, and its dot would multiply those as integers."""
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        return TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def _correct_dot(self, a, b, *rest):
+        return _dot(self, _widened(a), _widened(b), *rest)
+
+    InterpreterBuilder.create_dot = _correct_dot
