@@ -7,7 +7,13 @@ import: no eager imports and no version attribute.
 from importlib import import_module
 from typing import Any
 
-_EXPORTS: dict[str, str] = {}
+_EXPORTS: dict[str, str] = {
+    "HeadWeights": "heads.weights",
+    "HingePerHead": "hinge.reference",
+    "grouped_heads": "heads.op",
+    "grouped_heads_reference": "heads.reference",
+    "hinge_per_head": "hinge.op",
+}
 """Public name -> submodule that defines it."""
 
 
