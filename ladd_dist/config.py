@@ -80,6 +80,8 @@ class DiscriminatorConfig(Section):
     """GroupNorm groups; divides both widths."""
     cond_width: PositiveInt = 256
     """Width of the shared embedding of noise level and pooled text."""
+    kept_features: PositiveInt = 8
+    """Blocks whose features are held at a time where the teacher runs without graph: so many heads learn together."""
 
     @model_validator(mode="after")
     def _groups_divide(self) -> "DiscriminatorConfig":
@@ -208,6 +210,14 @@ class EvaluationConfig(Section):
     """Pictures per bucket kept for the report."""
 
 
+class KernelsConfig(Section):
+    """Which implementation computes what; a name that cannot run where the run is placed is an error."""
+
+    heads: Literal["auto", "triton", "torch"] = "auto"
+    """The discriminator's heads and their losses: this repository's kernels or PyTorch's grouped convolutions.
+    ``auto`` takes the kernels on GPUs where `kernels.bench` found them faster. R1's pass is PyTorch's always."""
+
+
 class TrackingConfig(Section):
     """``metrics.jsonl`` is the record; W&B mirrors it when asked to."""
 
@@ -244,6 +254,7 @@ class Config(Section):
     synthesis: SynthesisConfig
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig
+    kernels: KernelsConfig = KernelsConfig()
     tracking: TrackingConfig = TrackingConfig()
     profile: ProfileConfig = ProfileConfig()
 

@@ -9,6 +9,7 @@ Shape legend: B batch, C latent channels, H W latent size, N image tokens, D wid
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -46,7 +47,12 @@ class Backbone(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     def forward(
-        self, x_t: Tensor, t: Tensor, cond: Conditioning, taps: tuple[int, ...] | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        taps: tuple[int, ...] | None = None,
+        consume: Callable[[Tensor], None] | None = None,
     ) -> Tensor | list[Tensor]:
         """Velocity, or the features of tapped blocks.
 
@@ -56,6 +62,7 @@ class Backbone(nn.Module):
             cond: text conditioning.
             taps: indices of blocks, ascending. Given, the pass ends behind the last of them and returns
                 features instead of velocity.
+            consume: gets each tapped block's features as they appear; this pass then keeps and returns none.
 
         Returns:
             Velocity ``(B, C, H, W)`` in fp32, or one ``(B, N, D)`` per tap in ``compute_dtype``, with N the
@@ -72,7 +79,7 @@ class Backbone(nn.Module):
         for index, block in enumerate(blocks if taps is None else blocks[: taps[-1] + 1]):
             text, image = self._run(block, image, text, temb)
             if taps is not None and index in taps:
-                features.append(image)
+                (consume or features.append)(image)
         if taps is not None:
             return features
         return self._unpatchify(net.proj_out(net.norm_out(image, temb)), *size).float()
