@@ -10,9 +10,11 @@ from typing import Any
 _EXPORTS: dict[str, str] = {
     "HeadWeights": "heads.weights",
     "HingePerHead": "hinge.reference",
+    "gated_residual": "modulation.op",
     "grouped_heads": "heads.op",
     "grouped_heads_reference": "heads.reference",
     "hinge_per_head": "hinge.op",
+    "modulated_layer_norm": "modulation.op",
 }
 """Public name -> submodule that defines it."""
 

@@ -109,6 +109,27 @@ class Backbone(nn.Module):
         return self.net.inner_dim
 
 
+class Few:
+    """Passes features on in runs of ``most``, the last one shorter, and keeps none of them.
+
+    Args:
+        total: how many will come.
+        consume: gets the index of a run's first features, and the run.
+    """
+
+    def __init__(self, most: int, total: int, consume: Callable[[int, list[Tensor]], None]) -> None:
+        self._most, self._total, self._consume = most, total, consume
+        self._seen, self._held = 0, list[Tensor]()
+
+    def __call__(self, features: Tensor) -> None:
+        """Take the next block's."""
+        self._held.append(features)
+        self._seen += 1
+        if len(self._held) == self._most or self._seen == self._total:
+            run, self._held = self._held, []
+            self._consume(self._seen - len(run), run)
+
+
 def token_grid(config: dict, height: int, width: int) -> tuple[int, int]:
     """Token grid ``(rows, columns)`` of a latent, given the transformer's config.
 
