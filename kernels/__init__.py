@@ -14,6 +14,7 @@ _EXPORTS: dict[str, str] = {
     "grouped_heads": "heads.op",
     "grouped_heads_reference": "heads.reference",
     "hinge_per_head": "hinge.op",
+    "joint_attention": "attention.op",
     "modulated_layer_norm": "modulation.op",
 }
 """Public name -> submodule that defines it."""

@@ -1,0 +1,146 @@
+"""`joint_attention` as an operator that autograd, torch.compile and activation checkpointing know.
+
+Saved for the backward pass: the six inputs, both outputs and the log2-sum-exp2, which is what flash attention saves
+of one sequence; the norms' statistics are computed again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.attention import launch, reference
+from kernels.attention.streams import Norms, Streams, check
+from kernels.dispatch import choose
+from kernels.errors import KernelError
+
+
+def joint_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    text_q: Tensor | None = None,
+    text_k: Tensor | None = None,
+    text_v: Tensor | None = None,
+    *,
+    norm_q: Tensor | None = None,
+    norm_k: Tensor | None = None,
+    text_norm_q: Tensor | None = None,
+    text_norm_k: Tensor | None = None,
+    eps: float = 1e-6,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Attention over the joint sequence of image and text tokens, with QK RMSNorm per stream and no concatenation.
+
+    ``softmax(norm(Q) norm(K)^T / sqrt(D)) V`` with Q, K, V the image's rows followed by the text's (SD3, Esser et al.
+    2024, arXiv 2403.03206; the norms as in SD3.5). Equal bits for equal inputs on one machine, forward and backward.
+
+    Args:
+        q: image queries ``(B, N, H, D)``, contiguous, N at least 1, D of 32, 64 or 128, in bf16, fp16 or fp32 (float64
+            with the reference). A view of a projection's ``(B, N, H * D)`` is one.
+        k: image keys, like ``q``.
+        v: image values, like ``q``.
+        text_q: text queries ``(B, L, H, D)``, L 0 or more; None for attention over the image alone.
+        text_k: text keys, like ``text_q``.
+        text_v: text values, like ``text_q``.
+        norm_q: RMSNorm weight ``(D,)`` of the image queries, any floating dtype; None for no norm.
+        norm_k: of the image keys; given exactly where ``norm_q`` is.
+        text_norm_q: of the text queries.
+        text_norm_k: of the text keys.
+        eps: added to the mean square.
+        implementation: see `kernels.dispatch`.
+
+    Returns:
+        Outputs ``(B, N, H, D)`` and ``(B, L, H, D)`` in the inputs' dtype; the second is None without text.
+
+    Raises:
+        KernelError: for input that does not fit together or is not built; the message says what would.
+        KernelUnavailable: if triton is asked for where it cannot run.
+        RuntimeError: in a backward pass through the backward pass.
+    """
+    text = (text_q, text_k, text_v)
+    if any(t is None for t in text) != all(t is None for t in text):
+        raise KernelError("text_q, text_k and text_v go together: pass all three, or none")
+    absent = text_q is None
+    streams = Streams(q, k, v, *(q.new_empty(q.shape[0], 0, *q.shape[2:]) if t is None else t for t in text))
+    norms = Norms(norm_q, norm_k, text_norm_q, text_norm_k)
+    check(streams, norms)
+    out, text_out, _ = _forward(*streams, *norms, eps, implementation)
+    return out, None if absent else text_out
+
+
+@torch.library.custom_op("ladd_kernels::joint_attention", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, text_k: Tensor, text_v: Tensor,
+    norm_q: Tensor | None, norm_k: Tensor | None, text_norm_q: Tensor | None, text_norm_k: Tensor | None,
+    eps: float, implementation: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    streams, norms = Streams(q, k, v, text_q, text_k, text_v), Norms(norm_q, norm_k, text_norm_q, text_norm_k)
+    if _choose(q, implementation) == "triton":
+        return launch.forward(streams, norms, eps)
+    return reference.forward(streams, norms, eps)
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1] + text_q.shape[1], dtype=wide)
+    return torch.empty_like(q), torch.empty_like(text_q), lse
+
+
+@torch.library.custom_op("ladd_kernels::joint_attention_backward", mutates_args=())
+def _backward(
+    d_out: Tensor, d_text_out: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, text_k: Tensor, text_v: Tensor,
+    norm_q: Tensor | None, norm_k: Tensor | None, text_norm_q: Tensor | None, text_norm_k: Tensor | None,
+    out: Tensor, text_out: Tensor, lse: Tensor, eps: float, implementation: str, weight_gradient: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the streams, and then of those norm weights that are given, if asked for."""
+    streams, norms = Streams(q, k, v, text_q, text_k, text_v), Norms(norm_q, norm_k, text_norm_q, text_norm_k)
+    saved = (d_out.contiguous(), d_text_out.contiguous(), streams, norms, (out, text_out), lse, eps)
+    if _choose(q, implementation) == "triton":
+        gradients, weights = launch.backward(*saved, weight_gradient)
+    else:
+        gradients, weights = reference.backward(*saved)
+    return [*gradients, *(w for w in weights if w is not None and weight_gradient)]
+
+
+@_backward.register_fake
+def _(d_out: Tensor, d_text_out: Tensor, *args: Any) -> list[Tensor]:
+    streams, norms, weight_gradient = args[:6], args[6:10], args[-1]
+    given = [w for w in norms if w is not None and weight_gradient]
+    return [torch.empty_like(x) for x in (*streams, *given)]
+
+
+def _choose(q: Tensor, implementation: str) -> str:
+    chosen = choose(q.device, implementation).implementation
+    if chosen == "triton" and q.dtype == torch.float64:
+        raise KernelError("q is float64, which the kernel does not compute: pass implementation='reference'")
+    return chosen
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.eps, ctx.implementation = inputs[10:]
+    ctx.save_for_backward(*inputs[:10], *output)
+
+
+def _differentiate(ctx: Any, d_out: Tensor, d_text_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    saved: Sequence[Any] = ctx.saved_tensors
+    norms = saved[6:10]
+    weight_gradient = any(ctx.needs_input_grad[6:10])
+    gradients = iter(_backward(d_out, d_text_out, *saved, ctx.eps, ctx.implementation, weight_gradient))
+    streams = [next(gradients) for _ in range(6)]
+    weights = [next(gradients) if weight_gradient and w is not None else None for w in norms]
+    return *streams, *weights, None, None
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "joint_attention has no second derivative: differentiate twice through diffusers' own attention "
+        "(kernels.attention=sdpa), or take the penalty on the heads' inputs"
+    )
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup)
+_backward.register_autograd(_refuse)

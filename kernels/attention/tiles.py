@@ -1,0 +1,95 @@
+"""Pieces that the forward and the backward kernels share.
+
+Legend: B batch, H heads, N tokens of a stream (its length), D head_dim, T image tokens and then text tokens.
+
+- Streams are ``(B, N, H, D)``, as the projections give them, and are never copied together.
+- Prepared queries or keys are ``(B H, P, D)``: normalised, weighted, and with every stream padded to whole tiles, so
+  that a tile belongs to one stream. P is the padded T.
+- Statistics are ``(B H, T)`` in fp32. Logits are in log2 units: queries carry the softmax scale and log2(e).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_of(tile, image_length, text_length, ROWS: tl.constexpr):
+    """Whether the tile is text, its first token within the stream, the stream's length, and its first row in T."""
+    image_tiles = tl.cdiv(image_length, ROWS)
+    is_text = tile >= image_tiles
+    start = tl.where(is_text, tile - image_tiles, tile) * ROWS
+    return is_text, start, tl.where(is_text, text_length, image_length), tl.where(is_text, image_length, 0)
+
+
+@triton.jit
+def load_rows(image, text, is_text, batch, head, heads, start, length, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Tokens ``start .. start + ROWS`` of one head of a stream ``(ROWS, D)``, zero past the end."""
+    rows = start + tl.arange(0, ROWS)
+    offsets = rows[:, None] * (heads * HEAD_DIM) + tl.arange(0, HEAD_DIM)[None, :]
+    base = tl.where(is_text, text, image) + (batch.to(tl.int64) * length * heads + head) * HEAD_DIM
+    return tl.load(base + offsets, mask=rows[:, None] < length, other=0.0)
+
+
+@triton.jit
+def store_rows(
+    image, text, is_text, tile, batch, head, heads, start, length, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr
+):
+    """Write ``(ROWS, D)`` to the tokens of one head of a stream, none past the end."""
+    rows = start + tl.arange(0, ROWS)
+    offsets = rows[:, None] * (heads * HEAD_DIM) + tl.arange(0, HEAD_DIM)[None, :]
+    base = tl.where(is_text, text, image) + (batch.to(tl.int64) * length * heads + head) * HEAD_DIM
+    tl.store(base + offsets, tile.to(image.dtype.element_ty), mask=rows[:, None] < length)
+
+
+@triton.jit
+def load_prepared(prepared, start, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Rows of prepared queries or keys ``(ROWS, D)``; ``prepared`` points to the rows of one head."""
+    offsets = (start + tl.arange(0, ROWS))[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    return tl.load(prepared + offsets)
+
+
+@triton.jit
+def load_weight(weight, HEAD_DIM: tl.constexpr):
+    """A norm weight ``(D,)`` in fp32."""
+    return tl.load(weight + tl.arange(0, HEAD_DIM)).to(tl.float32)
+
+
+@triton.jit
+def inverse_rms(rows, normed, eps, HEAD_DIM: tl.constexpr):
+    """``(ROWS,)`` inverse root mean squares in fp32, or ones where the stream has no norm."""
+    wide = rows.to(tl.float32)
+    return tl.where(normed, tl.rsqrt(tl.sum(wide * wide, 1) / HEAD_DIM + eps), 1.0)
+
+
+@triton.jit
+def norm_gradient(upstream, rows, weight, normed, eps, HEAD_DIM: tl.constexpr):
+    """Gradient of RMSNorm's input ``(ROWS, D)``, and of its weight ``(D,)`` summed over these rows.
+
+    Args:
+        upstream: gradient of the normalised, weighted rows.
+    """
+    rstd = inverse_rms(rows, normed, eps, HEAD_DIM)
+    unit = rows.to(tl.float32) * rstd[:, None]
+    inner = upstream * weight[None, :]
+    radial = tl.where(normed, tl.sum(inner * unit, 1) / HEAD_DIM, 0.0)
+    return rstd[:, None] * (inner - unit * radial[:, None]), tl.sum(upstream * unit, 0)
+
+
+@triton.jit
+def prepare(
+    image, text, weight_image, weight_text, prepared, heads, image_length, text_length, scale, eps,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, IMAGE_NORM: tl.constexpr, TEXT_NORM: tl.constexpr,
+):  # fmt: skip
+    """Prepared queries or keys of both streams, every one of the P rows written.
+
+    Grid: tiles of BLOCK rows, image then text; batch times heads.
+    """
+    batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    is_text, start, length, _ = tile_of(tl.program_id(0), image_length, text_length, BLOCK)
+    rows = load_rows(image, text, is_text, batch, head, heads, start, length, BLOCK, HEAD_DIM)
+    rstd = inverse_rms(rows, tl.where(is_text, TEXT_NORM, IMAGE_NORM), eps, HEAD_DIM) * scale
+    weight = load_weight(tl.where(is_text, weight_text, weight_image), HEAD_DIM)
+    ready = rows.to(tl.float32) * rstd[:, None] * weight[None, :]
+    first = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BLOCK * HEAD_DIM
+    offsets = tl.arange(0, BLOCK)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    tl.store(prepared + first + offsets, ready.to(prepared.dtype.element_ty))
