@@ -64,9 +64,7 @@ class Launcher:
         size = (self.x.q.shape[0], self.heads, self.image_length + self.text_length)
         return torch.empty(size, dtype=torch.float32, device=self.x.q.device)
 
-    def prepared(
-        self, image: Tensor, text: Tensor, weight: Tensor, text_weight: Tensor, scale: float, block: int
-    ) -> Tensor:
+    def prepared(self, image: Tensor, text: Tensor, weight: Tensor, text_weight: Tensor, scale: float, block: int) -> Tensor:
         """Normalised, weighted, scaled rows ``(B H, P, D)`` with every stream padded to multiples of ``block``."""
         tiles = self.tiles(block)
         out = image.new_empty(self.rows, tiles * block, self.head_dim)

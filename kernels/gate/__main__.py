@@ -10,7 +10,7 @@ from pathlib import Path
 
 import triton
 
-from kernels.gate.compile import Compiled, judge
+from kernels.gate.compile import Compiled, broken, compile_one
 from kernels.gate.shipped import ARCHS, FAMILIES, Shipped, shipped
 
 _HEAD = (
@@ -18,6 +18,16 @@ _HEAD = (
     "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 _WORKERS = 2
+
+
+def judge(family: str, arch: int, index: int) -> tuple[Compiled | None, list[str]]:
+    """Compile configuration ``index`` of a family and architecture; what came out, and the promises it breaks."""
+    config = list(shipped([family], [arch]))[index]
+    try:
+        compiled = compile_one(config)
+    except (triton.TritonError, RuntimeError) as error:
+        return None, [f"does not compile: {' '.join(str(error).split())[:200]}"]
+    return compiled, broken(config, compiled)
 
 
 def row(config: Shipped, compiled: Compiled | None, faults: list[str]) -> str:

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.gate.shipped import Shipped, shipped
+from kernels.gate.shipped import Shipped
 
 MMA = {80: "HMMA", 90: "HGMMA", 100: "UTC[A-Z]*MMA"}
 """Tensor-core instruction that each architecture's code has to use; older ones run at a fraction of the speed."""
@@ -107,13 +107,3 @@ def broken(config: Shipped, compiled: Compiled) -> list[str]:
     if config.tensor_cores and compiled.slow_mma:
         faults.append(f"{compiled.slow_mma} HMMA")
     return faults
-
-
-def judge(family: str, arch: int, index: int) -> tuple[Compiled | None, list[str]]:
-    """Compile configuration ``index`` of a family and architecture; what came out, and the promises it breaks."""
-    config = list(shipped([family], [arch]))[index]
-    try:
-        compiled = compile_one(config)
-    except (triton.TritonError, RuntimeError) as error:
-        return None, [f"does not compile: {' '.join(str(error).split())[:200]}"]
-    return compiled, broken(config, compiled)
