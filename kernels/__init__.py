@@ -16,6 +16,7 @@ _EXPORTS: dict[str, str] = {
     "hinge_per_head": "hinge.op",
     "joint_attention": "attention.op",
     "modulated_layer_norm": "modulation.op",
+    "project_tokens": "heads.projection",
 }
 """Public name -> submodule that defines it."""
 

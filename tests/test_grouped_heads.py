@@ -30,7 +30,9 @@ def test_the_registered_operation_keeps_pytorchs_contract(sample, dtype):
     opcheck(torch.ops.ladd.grouped_heads, (*inputs, groups, "reference"))
     gradient, plain = torch.randn(x.shape[:-1]), [t.detach() for t in inputs]
     empty = [x.new_empty(0)] * 4
-    opcheck(torch.ops.ladd.grouped_heads_backward, (gradient, plain[0], plain[1:], empty, groups, "reference"))
+    for by_weights in (True, False):
+        arguments = (gradient, plain[0], plain[1:], empty, groups, "reference", by_weights)
+        opcheck(torch.ops.ladd.grouped_heads_backward, arguments)
 
 
 @pytest.mark.parametrize("side", ["real", "fake", "generator"])

@@ -47,19 +47,25 @@ def forward(x: Tensor, weights: HeadWeights, groups: int) -> tuple[Tensor, Saved
     return out, Saved(y1, y2, moments1, moments2)
 
 
-def backward(gradient: Tensor, x: Tensor, weights: HeadWeights, groups: int, saved: Saved) -> tuple[Tensor, ...]:
-    """Gradients by ``x`` and by each of `HeadWeights`, in order; ``gradient`` ``(G, B, H, W)`` is by the logits."""
+def backward(
+    gradient: Tensor, x: Tensor, weights: HeadWeights, groups: int, saved: Saved, by_weights: bool
+) -> tuple[Tensor, ...]:
+    """Gradients by ``x`` and, if asked for, by each of `HeadWeights`, in order.
+
+    ``gradient`` ``(G, B, H, W)`` is by the logits.
+    """
     w, y1, y2, moments1, moments2 = weights, *saved
     gradient = gradient.float().contiguous()
-    dn2, partial2, dlogit = _logits_backward(gradient, y2, moments2, w.logit)
+    dn2, partial2 = _logits_backward(gradient, y2, moments2, w.logit)
     dy2, (dgamma2, dbeta2, dbias2) = _norm_backward(dn2, partial2, y2, moments2, w.gamma2, groups)
-    dconv2 = _weight_gradient(y1, moments1, dy2)
     dn1, partial1 = _input_gradient(dy2, w.conv2, activation=(y1, moments1))
     dy1, (dgamma1, dbeta1, dbias1) = _norm_backward(dn1, partial1, y1, moments1, w.gamma1, groups)
-    dconv1 = _weight_gradient(x, None, dy1)
     dx, _ = _input_gradient(dy1, w.conv1, activation=None)
-    first, second = (dconv1, dbias1, dgamma1, dbeta1), (dconv2, dbias2, dgamma2, dbeta2)
-    return dx, *first, *second, dlogit, gradient.sum((1, 2, 3))
+    if not by_weights:
+        return (dx,)
+    first = (_weight_gradient(x, None, dy1), dbias1, dgamma1, dbeta1)
+    second = (_weight_gradient(y1, moments1, dy2), dbias2, dgamma2, dbeta2)
+    return dx, *first, *second, partial2[2].sum(1).view_as(w.logit), gradient.sum((1, 2, 3))
 
 
 def _layer(
@@ -131,8 +137,8 @@ def _weight_gradient(x: Tensor, moments: Tensor | None, dy: Tensor) -> Tensor:
     return out
 
 
-def _logits_backward(gradient: Tensor, y: Tensor, moments: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient by the last norm's output, its partial sums, and the gradient of the logits' weights."""
+def _logits_backward(gradient: Tensor, y: Tensor, moments: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient by the last norm's output, and partial sums: its own two and those of the logits' weights."""
     grid, images, _, positions, n = _pointwise(y)
     dn = torch.empty_like(y)
     partial = torch.empty(3, images, grid[0], n, dtype=torch.float32, device=y.device)
@@ -140,7 +146,7 @@ def _logits_backward(gradient: Tensor, y: Tensor, moments: Tensor, weight: Tenso
         gradient, y, moments, weight, dn, partial, images, positions,
         C=n, BLOCK_M=POINTWISE_M, BLOCK_C=power(n, 16, POINTWISE_C),
     )  # fmt: skip
-    return dn, partial, partial[2].sum(1).view_as(weight)
+    return dn, partial
 
 
 def _norm_backward(

@@ -90,19 +90,26 @@ def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 @torch.library.custom_op("ladd::grouped_heads_backward", mutates_args=())
 def _backward(
-    gradient: Tensor, x: Tensor, weights: list[Tensor], saved: list[Tensor], groups: int, implementation: str
+    gradient: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    saved: list[Tensor],
+    groups: int,
+    implementation: str,
+    by_weights: bool,
 ) -> list[Tensor]:
-    """Gradients by ``x`` and each of `HeadWeights`."""
+    """Gradients by ``x`` and, if asked for, each of `HeadWeights`."""
     if implementation == "reference":
-        return reference_gradients(gradient, x, HeadWeights(*weights), groups)
+        return reference_gradients(gradient, x, HeadWeights(*weights), groups, by_weights)
     from kernels.heads import launch
 
-    return list(launch.backward(gradient, x, HeadWeights(*weights), groups, launch.Saved(*saved)))
+    return list(launch.backward(gradient, x, HeadWeights(*weights), groups, launch.Saved(*saved), by_weights))
 
 
 @_backward.register_fake
 def _(gradient: Tensor, x: Tensor, weights: list[Tensor], *rest: Any) -> list[Tensor]:
-    return [torch.empty_like(t) for t in (x, *weights)]
+    by_weights = rest[-1]
+    return [torch.empty_like(t) for t in (x, *(weights if by_weights else ()))]
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -117,7 +124,9 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor |
         return (None,) * (count + 2)
     x, *rest = ctx.saved_tensors
     weights, saved = rest[: count - 1], rest[count - 1 :]
-    return *_backward(gradient, x, weights, saved, ctx.groups, ctx.implementation), None, None
+    by_weights = any(ctx.needs_input_grad[1:count])
+    found = _backward(gradient, x, weights, saved, ctx.groups, ctx.implementation, by_weights)
+    return *found, *(None for _ in range(count - len(found))), None, None
 
 
 def _refuse(ctx: Any, *_: Any) -> None:

@@ -30,8 +30,10 @@ def grouped_heads_reference(x: Tensor, weights: HeadWeights, groups: int) -> Ten
     return (logits + weights.logit_bias.view(-1, 1, 1, 1)).contiguous()
 
 
-def reference_gradients(gradient: Tensor, x: Tensor, weights: HeadWeights, groups: int) -> list[Tensor]:
-    """Gradients of `grouped_heads_reference` by ``x`` and each of `HeadWeights`, without autograd.
+def reference_gradients(
+    gradient: Tensor, x: Tensor, weights: HeadWeights, groups: int, by_weights: bool
+) -> list[Tensor]:
+    """Gradients of `grouped_heads_reference` by ``x`` and, if asked for, each of `HeadWeights`, without autograd.
 
     A registered operation runs below autograd, which can then not be asked for them.
     """
@@ -45,11 +47,13 @@ def reference_gradients(gradient: Tensor, x: Tensor, weights: HeadWeights, group
     n2, *moments2 = _normalised(y2, second, norms)
     h2_BGNHW = F.leaky_relu(n2, SLOPE).unflatten(1, (heads, -1))
 
-    dlogit = torch.einsum("gbhw,bgnhw->gbn", gradient, h2_BGNHW)
     dh2 = torch.einsum("gbhw,gbn->bgnhw", gradient, weights.logit).flatten(1, 2)
-    dh1, *second_gradients = _layer_gradients(dh2, h1, y2, n2, moments2, second, heads, norms)
-    dplanes, *first_gradients = _layer_gradients(dh1, planes, y1, n1, moments1, first, heads, norms)
+    dh1, *second_gradients = _layer_gradients(dh2, h1, y2, n2, moments2, second, heads, norms, by_weights)
+    dplanes, *first_gradients = _layer_gradients(dh1, planes, y1, n1, moments1, first, heads, norms, by_weights)
     dx = dplanes.unflatten(1, (heads, -1)).permute(1, 0, 3, 4, 2).contiguous()
+    if not by_weights:
+        return [dx]
+    dlogit = torch.einsum("gbhw,bgnhw->gbn", gradient, h2_BGNHW)
     found = (*first_gradients, *second_gradients, dlogit, gradient.sum((1, 2, 3)))
     return [dx, *(g.to(w.dtype) for g, w in zip(found, weights, strict=True))]
 
@@ -79,15 +83,17 @@ def _layer_gradients(
     layer: tuple[Tensor, ...],
     heads: int,
     norms: int,
+    by_weights: bool,
 ) -> tuple[Tensor, ...]:
     """Gradients by a layer's input, filters, bias and norm parameters: ``h = leaky(n)``, ``n = norm(y)``."""
     batch, channels, height, width = y.shape
+    mask = [True, by_weights, by_weights]
     dn = torch.where(n > 0, dh, dh * SLOPE).to(n.dtype).contiguous()
     dy, dgamma, dbeta = torch.ops.aten.native_group_norm_backward(
-        dn, _at_least_fp32(y), *moments, layer[2], batch, channels, height * width, norms, [True] * 3
+        dn, _at_least_fp32(y), *moments, layer[2], batch, channels, height * width, norms, mask
     )
     dx, dfilters, dbias = torch.ops.aten.convolution_backward(
-        dy.to(x.dtype), x, layer[0].to(x.dtype), [channels], [1, 1], [1, 1], [1, 1], False, [0, 0], heads, [True] * 3
+        dy.to(x.dtype), x, layer[0].to(x.dtype), [channels], [1, 1], [1, 1], [1, 1], False, [0, 0], heads, mask
     )
     return dx, dfilters, dbias, dgamma, dbeta
 

@@ -34,7 +34,9 @@ def _convolutions(arch: int, dtype: str, size: int) -> Iterator[Shipped]:
         constants = {"K": k, "N": n, "TURN": turn, "NORMALISE": normalise, "EPILOGUE": epilogue, unit: 1}
         wide = "stride_k" if turn else "stride_n"
         signature = _pointers("convolve", dtype) | dict.fromkeys((*_INTEGERS[:4], wide), "i32")
-        yield _config("convolve", f"{name} {dtype}", arch, signature, constants, tiles, (wide,), blocks)
+        yield _config(
+            "convolve", f"{name} {dtype}", arch, signature, constants, tiles, (wide,), blocks if arch == 90 else 1
+        )
 
 
 def _weight_gradients(arch: int, dtype: str, size: int) -> Iterator[Shipped]:
@@ -42,7 +44,9 @@ def _weight_gradients(arch: int, dtype: str, size: int) -> Iterator[Shipped]:
         tiles = weight_tiles(_POSITIONS, k, n, size)
         signature = _pointers("weight_gradient", dtype) | dict.fromkeys(_INTEGERS[:4], "i32")
         constants = {"K": k, "N": n, "NORMALISE": normalise}
-        yield _config("weight_gradient", f"{name} weight gradient {dtype}", arch, signature, constants, tiles)
+        yield _config(
+            "weight_gradient", f"{name} weight gradient {dtype}", arch, signature, constants, tiles, blocks=1
+        )
 
 
 def _pointwise(arch: int, dtype: str) -> Iterator[Shipped]:
@@ -87,7 +91,7 @@ def _config(
     constants: dict[str, Any],
     tiles: Tiles | None = None,
     divisible: tuple[str, ...] = (),
-    blocks: int = 1,
+    blocks: int = 2,
 ) -> Shipped:
     warps, stages = (tiles.num_warps, tiles.num_stages) if tiles else (4, 3)
     if tiles:
@@ -101,6 +105,6 @@ def _config(
         num_warps=warps,
         num_stages=stages,
         divisible=divisible,
-        blocks=1 if arch == 80 else blocks,
+        blocks=blocks,
         tensor_cores=tiles is not None,
     )

@@ -19,13 +19,12 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import HeadWeights, grouped_heads, grouped_heads_reference
+from kernels import HeadWeights, grouped_heads, grouped_heads_reference, project_tokens
 from kernels.dispatch import triton_obstacle
 from kernels.heads.weights import WIDTH_STEP
 from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.errors import LaddError
 from ladd_dist.flow import TIMESTEP_SCALE
-from ladd_dist.models.projection import project
 
 _FREQUENCIES = 256
 
@@ -113,7 +112,7 @@ class DiscriminatorHeads(nn.Module):
         if gradients == "inputs":
             weights = HeadWeights(*(w.detach() for w in weights))
             project_weight, project_bias = project_weight.detach(), project_bias.detach()
-        x_GBNK = project(features, project_weight, project_bias, _compute_dtype(features[0]))
+        x_GBNK = project_tokens(features, project_weight, project_bias, _compute_dtype(features[0]))
         with torch.autocast(x_GBNK.device.type, enabled=False):
             x_GBHWK = x_GBNK.unflatten(2, grid)
             if self.path == "torch" or gradients == "twice":

@@ -1,9 +1,11 @@
-"""Tokens of many blocks, each projected by its own matrix into its slot of one buffer."""
+"""Tokens of many blocks, each projected by its own matrix into its slot of the buffer that the heads read."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from kernels.errors import KernelError
 
 
 class _Project(torch.autograd.Function):
@@ -33,7 +35,7 @@ class _Project(torch.autograd.Function):
         return dweight, dbias, *(g @ w.mT for g, w in zip(gradient, weight.to(gradient.dtype), strict=True))
 
 
-def project(features: list[Tensor], weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+def project_tokens(features: list[Tensor], weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     """``features[g] @ weight[g] + bias[g]`` for every head g, each written where it belongs.
 
     Args:
@@ -44,6 +46,15 @@ def project(features: list[Tensor], weight: Tensor, bias: Tensor, dtype: torch.d
 
     Returns:
         ``(G, B, N, K)`` in ``dtype``, contiguous; differentiable twice.
+
+    Raises:
+        KernelError: if features and weights do not fit, naming what does not.
     """
+    want = (len(features), features[0].shape[-1], weight.shape[-1])
+    if tuple(weight.shape) != want or tuple(bias.shape) != (want[0], 1, want[2]):
+        shapes = f"weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}"
+        raise KernelError(f"{shapes}: {want[0]} features of width {want[1]} want {want} and {(want[0], 1, want[2])}")
+    if len({f.shape for f in features}) > 1:
+        raise KernelError("features differ in shape: pass blocks of one network, or project them one by one")
     with torch.autocast(weight.device.type, enabled=False):
         return _Project.apply(weight, bias, *(f.to(dtype) for f in features))
