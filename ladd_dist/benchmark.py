@@ -54,7 +54,7 @@ class BareStep:
             config.student.activation_checkpointing,
         )
         self.teacher, self.student = teacher.requires_grad_(False).eval().to(device), student.train().to(device)
-        self.heads = make_heads(config).to(device)
+        self.heads = make_heads(config, device).to(device)
         self.r1_weight = config.method.r1_weight
         self.updates: list[tuple[list[nn.Parameter], torch.optim.Optimizer]] = [
             (list(net.parameters()), torch.optim.AdamW(net.parameters(), betas=(0.0, 0.99), lr=1e-6, fused=True))

@@ -80,6 +80,8 @@ class DiscriminatorConfig(Section):
     """GroupNorm groups; divides both widths."""
     cond_width: PositiveInt = 256
     """Width of the shared embedding of noise level and pooled text."""
+    kept_features: PositiveInt = 8
+    """Blocks whose features are held at a time where the teacher runs without graph: so many heads learn together."""
 
     @model_validator(mode="after")
     def _groups_divide(self) -> "DiscriminatorConfig":
@@ -214,6 +216,9 @@ class KernelsConfig(Section):
     attention: Literal["auto", "triton", "sdpa"] = "auto"
     """Of student and teacher: this repository's fused kernel or diffusers' own over PyTorch's SDPA. ``auto`` takes
     the kernel on GPUs where `kernels.bench` found it faster, and says at start what it picked and why."""
+    heads: Literal["auto", "triton", "torch"] = "auto"
+    """The discriminator's heads and their losses: this repository's kernels or PyTorch's grouped convolutions.
+    ``auto`` takes the kernels on GPUs where `kernels.bench` found them faster. R1's pass is PyTorch's always."""
 
 
 class TrackingConfig(Section):

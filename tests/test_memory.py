@@ -87,7 +87,7 @@ def train_once(config: Config, world: World, ladd: Ladd, ema: Ema) -> None:
     ladd.iteration(0, [sample])
     ema.update(0)
     fake = ladd.predict(sample)
-    ladd.train_heads(sample, fake.features, share=1.0)
+    ladd.train_heads(sample, fake, share=1.0)
     ladd.train_student(sample, fake, share=1.0, last=True)
 
 

@@ -7,7 +7,10 @@ from typing import Literal, Protocol, cast
 
 from torch import Tensor
 
-BENCHES: dict[str, str] = {}
+BENCHES: dict[str, str] = {
+    "grouped_heads": "kernels.bench.grouped_heads",
+    "modulation": "kernels.bench.modulation",
+}
 """Benchmark -> module with the functions of `Bench`."""
 
 Run = Callable[[], tuple[Tensor, ...]]
