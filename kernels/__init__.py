@@ -10,6 +10,7 @@ from typing import Any
 _EXPORTS: dict[str, str] = {
     "HeadWeights": "heads.weights",
     "HingePerHead": "hinge.reference",
+    "fastest": "measured",
     "gated_residual": "modulation.op",
     "grouped_heads": "heads.op",
     "grouped_heads_reference": "heads.reference",
@@ -17,6 +18,7 @@ _EXPORTS: dict[str, str] = {
     "joint_attention": "attention.op",
     "modulated_layer_norm": "modulation.op",
     "project_tokens": "heads.projection",
+    "triton_obstacle": "dispatch",
 }
 """Public name -> submodule that defines it."""
 

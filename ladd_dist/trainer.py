@@ -11,7 +11,7 @@ from ladd_dist.checkpoint_writer import CheckpointWriter
 from ladd_dist.clock import Clock
 from ladd_dist.config import Config
 from ladd_dist.control import Control
-from ladd_dist.data.buckets import LatentSpace
+from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.reader import LatentReader, check_dataset
 from ladd_dist.distributed import World
 from ladd_dist.ema import Ema
@@ -22,6 +22,7 @@ from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.ladd import Ladd, Sample, draw_sample
 from ladd_dist.log import log, progress
+from ladd_dist.models.attention import Attention, Place, choose_attention, set_attention
 from ladd_dist.models.discriminator import DiscriminatorHeads, heads_path
 from ladd_dist.models.transformer import Backbone, fingerprint, load_config, make_transformer, meta_transformer
 from ladd_dist.models.weights import FolderWeights
@@ -182,12 +183,18 @@ def build_networks(config: Config, world: World, clock: Clock) -> Ladd:
     """
     dtype, start = compute_dtype(config), config.student.path or config.teacher.path
 
+    teacher_attention = pick_attention(config, "teacher", config.teacher.path, config.teacher.compile, world)
+    student_attention = pick_attention(config, "student", start, config.student.compile, world)
+
     def make_teacher() -> Backbone:
-        backbone = Backbone(make_transformer(config.teacher.path), dtype, config.teacher.activation_checkpointing)
-        return backbone.requires_grad_(False).eval()
+        net = make_transformer(config.teacher.path)
+        set_attention(net, teacher_attention)
+        return Backbone(net, dtype, config.teacher.activation_checkpointing).requires_grad_(False).eval()
 
     def make_student() -> Backbone:
-        return Backbone(make_transformer(start), dtype, config.student.activation_checkpointing).train()
+        net = make_transformer(start)
+        set_attention(net, student_attention)
+        return Backbone(net, dtype, config.student.activation_checkpointing).train()
 
     teacher = Blueprint(make_teacher, FolderWeights(config.teacher.path), dtype, config.teacher.compile)
     student = Blueprint(make_student, FolderWeights(start), torch.float32, config.student.compile)
@@ -199,6 +206,20 @@ def build_networks(config: Config, world: World, clock: Clock) -> Ladd:
         heads=ReplicatedEngine(heads, config.head_optimizer, dtype, world),
         clock=clock,
     )
+
+
+def pick_attention(config: Config, network: str, folder: str, compiled: bool, world: World) -> Attention:
+    """Choose a network's attention by device, shape and measurements, and log one line that says why.
+
+    Raises:
+        LaddError: if ``kernels.attention`` names one that cannot run.
+    """
+    space = LatentSpace.of(config.teacher.path)
+    grids = [space.grid(*space.shape(Bucket.parse(name))[1:]) for name in config.synthesis.buckets]
+    place = Place(world.device, compute_dtype(config), max(rows * columns for rows, columns in grids), compiled)
+    attention = choose_attention(config.kernels.attention, load_config(folder), place)
+    log(f"attention of the {network}: {attention}")
+    return attention
 
 
 def make_heads(config: Config, device: torch.device) -> DiscriminatorHeads:

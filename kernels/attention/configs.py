@@ -91,9 +91,7 @@ def _function(kernel: str) -> Any:
     return getattr(import_module(f"kernels.attention.{module}"), name)
 
 
-def _shipped(
-    kernel: str, chosen: Launch, constants: dict[str, Any], arch: int, dtype: str, head_dim: int
-) -> Shipped:
+def _shipped(kernel: str, chosen: Launch, constants: dict[str, Any], arch: int, dtype: str, head_dim: int) -> Shipped:
     known = constants | {
         "HEAD_DIM": head_dim, "BLOCK": PREPARE, "BLOCK_Q": chosen.block_q, "BLOCK_K": chosen.block_k,
         "PAD_Q": launch("backward_kv", arch, dtype, head_dim).block_q,

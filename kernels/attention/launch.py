@@ -3,7 +3,7 @@
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,6 +18,15 @@ from kernels.attention.tiles import prepare
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _PREPARE_WARPS = 4
+
+
+class Weights(NamedTuple):
+    """Norm weights ``(D,)``; ones for a stream without norm."""
+
+    q: Tensor
+    k: Tensor
+    text_q: Tensor
+    text_k: Tensor
 
 
 class Launcher:
@@ -35,7 +44,7 @@ class Launcher:
         self.scale = 1 / math.sqrt(self.head_dim)
         self.log2_scale = self.scale * math.log2(math.e)
         ones = _ones(x.q.device, self.head_dim)
-        self.weights = Norms(*(ones if weight is None else weight for weight in norms))
+        self.weights = Weights(*(ones if weight is None else weight for weight in norms))
         self.lengths = (self.heads, self.image_length, self.text_length)
         self.dtype = _NAMES[x.q.dtype]
         self.arch = _arch(x.q.device)
@@ -64,7 +73,9 @@ class Launcher:
         size = (self.x.q.shape[0], self.heads, self.image_length + self.text_length)
         return torch.empty(size, dtype=torch.float32, device=self.x.q.device)
 
-    def prepared(self, image: Tensor, text: Tensor, weight: Tensor, text_weight: Tensor, scale: float, block: int) -> Tensor:
+    def prepared(
+        self, image: Tensor, text: Tensor, weight: Tensor, text_weight: Tensor, scale: float, block: int
+    ) -> Tensor:
         """Normalised, weighted, scaled rows ``(B H, P, D)`` with every stream padded to multiples of ``block``."""
         tiles = self.tiles(block)
         out = image.new_empty(self.rows, tiles * block, self.head_dim)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.attention import launch, reference
+from kernels.attention import launch, library, reference
 from kernels.attention.streams import Norms, Streams, check
 from kernels.dispatch import choose
 from kernels.errors import KernelError
@@ -30,15 +30,17 @@ def joint_attention(
     text_norm_k: Tensor | None = None,
     eps: float = 1e-6,
     implementation: str = "auto",
+    library_backward: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over the joint sequence of image and text tokens, with QK RMSNorm per stream and no concatenation.
 
     ``softmax(norm(Q) norm(K)^T / sqrt(D)) V`` with Q, K, V the image's rows followed by the text's (SD3, Esser et al.
-    2024, arXiv 2403.03206; the norms as in SD3.5). Equal bits for equal inputs on one machine, forward and backward.
+    2024, arXiv 2403.03206; the norms as in SD3.5). Queries, normalised and times the softmax scale, and keys are
+    rounded to the inputs' dtype once; sums are fp32. Equal bits for equal inputs on one machine, both ways.
 
     Args:
-        q: image queries ``(B, N, H, D)``, contiguous, N at least 1, D of 32, 64 or 128, in bf16, fp16 or fp32 (float64
-            with the reference). A view of a projection's ``(B, N, H * D)`` is one.
+        q: image queries ``(B, N, H, D)``, contiguous, N at least 1, D of 32, 64 or 128, in bf16, fp16 or fp32
+            (float64 with the reference). A view of a projection's ``(B, N, H * D)`` is one.
         k: image keys, like ``q``.
         v: image values, like ``q``.
         text_q: text queries ``(B, L, H, D)``, L 0 or more; None for attention over the image alone.
@@ -50,6 +52,8 @@ def joint_attention(
         text_norm_k: of the text keys.
         eps: added to the mean square.
         implementation: see `kernels.dispatch`.
+        library_backward: take PyTorch's flash attention for the backward pass, on packed copies. Its bits may
+            differ from run to run.
 
     Returns:
         Outputs ``(B, N, H, D)`` and ``(B, L, H, D)`` in the inputs' dtype; the second is None without text.
@@ -66,7 +70,7 @@ def joint_attention(
     streams = Streams(q, k, v, *(q.new_empty(q.shape[0], 0, *q.shape[2:]) if t is None else t for t in text))
     norms = Norms(norm_q, norm_k, text_norm_q, text_norm_k)
     check(streams, norms)
-    out, text_out, _ = _forward(*streams, *norms, eps, implementation)
+    out, text_out, _ = _forward(*streams, *norms, eps, implementation, library_backward)
     return out, None if absent else text_out
 
 
@@ -74,7 +78,7 @@ def joint_attention(
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, text_k: Tensor, text_v: Tensor,
     norm_q: Tensor | None, norm_k: Tensor | None, text_norm_q: Tensor | None, text_norm_k: Tensor | None,
-    eps: float, implementation: str,
+    eps: float, implementation: str, library_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     streams, norms = Streams(q, k, v, text_q, text_k, text_v), Norms(norm_q, norm_k, text_norm_q, text_norm_k)
     if _choose(q, implementation) == "triton":
@@ -94,12 +98,15 @@ def _backward(
     d_out: Tensor, d_text_out: Tensor,
     q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, text_k: Tensor, text_v: Tensor,
     norm_q: Tensor | None, norm_k: Tensor | None, text_norm_q: Tensor | None, text_norm_k: Tensor | None,
-    out: Tensor, text_out: Tensor, lse: Tensor, eps: float, implementation: str, weight_gradient: bool,
+    out: Tensor, text_out: Tensor, lse: Tensor, eps: float, implementation: str, library_backward: bool,
+    weight_gradient: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the streams, and then of those norm weights that are given, if asked for."""
     streams, norms = Streams(q, k, v, text_q, text_k, text_v), Norms(norm_q, norm_k, text_norm_q, text_norm_k)
     saved = (d_out.contiguous(), d_text_out.contiguous(), streams, norms, (out, text_out), lse, eps)
-    if _choose(q, implementation) == "triton":
+    if library_backward:
+        gradients, weights = library.backward(*saved)
+    elif _choose(q, implementation) == "triton":
         gradients, weights = launch.backward(*saved, weight_gradient)
     else:
         gradients, weights = reference.backward(*saved)
@@ -121,7 +128,7 @@ def _choose(q: Tensor, implementation: str) -> str:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.eps, ctx.implementation = inputs[10:]
+    ctx.settings = inputs[10:]
     ctx.save_for_backward(*inputs[:10], *output)
 
 
@@ -129,10 +136,10 @@ def _differentiate(ctx: Any, d_out: Tensor, d_text_out: Tensor, _: Tensor) -> tu
     saved: Sequence[Any] = ctx.saved_tensors
     norms = saved[6:10]
     weight_gradient = any(ctx.needs_input_grad[6:10])
-    gradients = iter(_backward(d_out, d_text_out, *saved, ctx.eps, ctx.implementation, weight_gradient))
+    gradients = iter(_backward(d_out, d_text_out, *saved, *ctx.settings, weight_gradient))
     streams = [next(gradients) for _ in range(6)]
     weights = [next(gradients) if weight_gradient and w is not None else None for w in norms]
-    return *streams, *weights, None, None
+    return *streams, *weights, None, None, None
 
 
 def _refuse(ctx: Any, *_: Any) -> None:

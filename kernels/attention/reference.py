@@ -62,28 +62,27 @@ def backward(
     d, out = _wide(joint(d_out, d_text)), _wide(joint(*outs))
     p = torch.exp2(q @ k.mT * (scale / math.log(2)) - lse[..., None])
     ds = p * (d @ v.mT - (d * out).sum(-1, keepdim=True)) * scale
-    dq, dq_text, norm_q, norm_q_text = _norm_backward(ds @ k, x.q, x.text_q, norms.q, norms.text_q, length, eps)
-    dk, dk_text, norm_k, norm_k_text = _norm_backward(ds.mT @ q, x.k, x.text_k, norms.k, norms.text_k, length, eps)
+    dq, dq_text, norm_q, norm_q_text = norm_backward(ds @ k, x.q, x.text_q, norms.q, norms.text_q, length, eps)
+    dk, dk_text, norm_k, norm_k_text = norm_backward(ds.mT @ q, x.k, x.text_k, norms.k, norms.text_k, length, eps)
     dv, dv_text = (g.to(x.v.dtype) for g in split(p.mT @ d, length))
     return Streams(dq, dk, dv, dq_text, dk_text, dv_text), Norms(norm_q, norm_k, norm_q_text, norm_k_text)
 
 
-def _norm_backward(
+def norm_backward(
     upstream: Tensor, image: Tensor, text: Tensor, weight: Tensor | None, text_weight: Tensor | None,
     length: int, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of both streams before their norms ``(B, N, H, D)``, and of the weights, from the joint gradient."""
     d_image, d_text = split(upstream, length)
-    image_gradient, weight_gradient = _one_norm_backward(d_image, image, weight, eps)
-    text_gradient, text_weight_gradient = _one_norm_backward(d_text, text, text_weight, eps)
+    image_gradient, weight_gradient = _stream_backward(d_image, image, weight, eps)
+    text_gradient, text_weight_gradient = _stream_backward(d_text, text, text_weight, eps)
     return image_gradient, text_gradient, weight_gradient, text_weight_gradient
 
 
-def _one_norm_backward(
-    upstream: Tensor, x: Tensor, weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor | None]:
+def _stream_backward(upstream: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor | None]:
     if weight is None:
         return upstream.to(x.dtype), None
     rstd = _inverse_rms(_wide(x), eps)
-    unit, inner = _wide(x) * rstd, upstream * _wide(weight)
+    unit, inner = _wide(x) * rstd, _wide(upstream) * _wide(weight)
     gradient = rstd * (inner - unit * (inner * unit).mean(-1, keepdim=True))
     return gradient.to(x.dtype), (upstream * unit).sum((0, 1, 2)).to(weight.dtype)

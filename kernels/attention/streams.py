@@ -49,7 +49,9 @@ def check(x: Streams, norms: Norms) -> None:
         wanted = (x.text_q if name.startswith("text") else q).shape
         if tensor.shape != wanted:
             other = "text_q" if name.startswith("text") else "q"
-            raise KernelError(f"{name} has shape {tuple(tensor.shape)}, but {other} has {tuple(wanted)}: make them equal")
+            raise KernelError(
+                f"{name} has shape {tuple(tensor.shape)}, but {other} has {tuple(wanted)}: make them equal"
+            )
     if (x.text_q.shape[0], *x.text_q.shape[2:]) != (q.shape[0], *q.shape[2:]):
         raise KernelError(
             f"text_q has shape {tuple(x.text_q.shape)} and q {tuple(q.shape)}: batch, heads and head_dim must agree"
@@ -67,7 +69,9 @@ def _check_layout(x: Streams) -> None:
         if tensor.device != q.device:
             raise KernelError(f"{name} is on {tensor.device}, but q on {q.device}: move them to one device")
         if not tensor.is_contiguous():
-            raise KernelError(f"{name} is not contiguous in (batch, tokens, heads, head_dim): call .contiguous() first")
+            raise KernelError(
+                f"{name} is not contiguous in (batch, tokens, heads, head_dim): call .contiguous() first"
+            )
     if q.shape[3] not in HEAD_DIMS:
         raise KernelError(f"head_dim is {q.shape[3]}: only {', '.join(map(str, HEAD_DIMS))} are built")
 
@@ -77,7 +81,9 @@ def _check_norms(x: Streams, norms: Norms) -> None:
         if weight is None:
             continue
         if weight.shape != x.q.shape[3:] or not weight.is_contiguous():
-            raise KernelError(f"the norm of {name} has weights {tuple(weight.shape)}: pass ({x.q.shape[3]},), contiguous")
+            raise KernelError(
+                f"the norm of {name} has weights {tuple(weight.shape)}: pass ({x.q.shape[3]},), contiguous"
+            )
         if weight.device != x.q.device:
             raise KernelError(f"the norm of {name} is on {weight.device}, but q on {x.q.device}: move it there")
     for one, other in ((norms.q, norms.k), (norms.text_q, norms.text_k)):

@@ -40,8 +40,9 @@ def test_streams_without_norm(norms):
 
 
 @given(
-    dtype=st.sampled_from(HALVES), image=st.integers(1, 140), text=st.integers(0, 70), heads=st.integers(1, 2), batch=st.integers(1, 2),
-    norms=st.tuples(st.booleans(), st.booleans()), seed=st.integers(0, 1000),
+    dtype=st.sampled_from(HALVES), image=st.integers(1, 140), text=st.integers(0, 70),
+    heads=st.integers(1, 2), batch=st.integers(1, 2), norms=st.tuples(st.booleans(), st.booleans()),
+    seed=st.integers(0, 1000),
 )  # fmt: skip
 @settings(max_examples=8, deadline=None, derandomize=True)
 def test_any_shape(dtype, image, text, heads, batch, norms, seed):

@@ -1,0 +1,61 @@
+"""What was measured on which GPU, for choices that only a measurement can make.
+
+``measured.json`` beside this file is empty until a benchmark ran on a GPU. ``python -m kernels.measured FILE...``
+makes it from the JSON that `kernels.bench` writes.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).with_name("measured.json")
+Row = dict[str, Any]
+
+
+def fastest(
+    op: str, gpu: str, dtype: str, head_dim: int, tokens: int, candidates: Iterable[str], table: Path = TABLE
+) -> tuple[str, Row] | None:
+    """The fastest of the candidates, forward and backward end to end, and the row that says so.
+
+    The row is the measured one nearest in image tokens on the same GPU, dtype and head_dim; None without any.
+
+    Args:
+        candidates: providers of the benchmark; a row that lacks one of them decides nothing.
+    """
+    names = list(candidates)
+    wanted = {"op": op, "gpu": gpu, "dtype": dtype, "head_dim": head_dim}
+    rows = [row for row in json.loads(table.read_text()) if wanted.items() <= row.items()]
+    rows = [row for row in rows if set(names) <= set(row["p50_ms"])]
+    if not rows:
+        return None
+    row = min(rows, key=lambda row: abs(math.log(row["image"] / tokens)))
+    return min(names, key=row["p50_ms"].__getitem__), row
+
+
+def condense(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """A row per GPU, dtype and shape of batch 1: each provider's slower round, so that noise favours nobody."""
+    table: dict[str, Row] = {}
+    for row in rows:
+        shape = row["shape"]
+        if (row["scope"], row["direction"], shape.get("batch")) != ("end_to_end", "both", 1):
+            continue
+        key = {name: row[name] for name in ("op", "gpu", "dtype", "commit", "date")} | shape
+        entry = table.setdefault(json.dumps(key, sort_keys=True), key | {"p50_ms": {}})
+        times = entry["p50_ms"]
+        times[row["provider"]] = max(row["p50_ms"], times.get(row["provider"], 0.0))
+    return list(table.values())
+
+
+def main() -> None:
+    """Replace the table by what the given benchmark files say."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.measured", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, help="JSON rows of kernels.bench")
+    rows = [row for file in parser.parse_args().files for row in json.loads(file.read_text())]
+    TABLE.write_text(json.dumps(condense(rows), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Which attention a transformer runs: diffusers' own over SDPA, or this repository's fused kernel.
+
+`choose_attention` decides once per network, before it is placed, and its words go to the log; `set_attention` puts
+the processor in.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, nn
+
+from kernels import fastest, joint_attention, triton_obstacle
+from kernels.attention.configs import HEAD_DIMS
+from ladd_dist.errors import LaddError
+
+_DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+_OURS = {"triton": False, "triton + library backward": True}
+"""The benchmark's names of our kernel -> whether its backward pass is the library's."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What runs, and why in words for the log."""
+
+    fused: bool
+    library_backward: bool
+    reason: str
+
+    def __str__(self) -> str:
+        name = "diffusers over SDPA" if not self.fused else "fused Triton kernel"
+        return f"{name}{', backward by the library' if self.library_backward else ''} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and on what a network will run: ``tokens`` image tokens of the largest bucket."""
+
+    device: torch.device
+    dtype: torch.dtype
+    tokens: int
+    compiled: bool
+
+
+def choose_attention(setting: Literal["auto", "triton", "sdpa"], config: dict[str, Any], place: Place) -> Attention:
+    """Pick the attention of a network.
+
+    ``auto`` takes the fused kernel where a measurement on this GPU, nearest in tokens, found it fastest.
+
+    Args:
+        setting: ``kernels.attention``.
+        config: the diffusers transformer's.
+
+    Raises:
+        LaddError: if ``setting`` is triton and it cannot run.
+    """
+    if setting == "sdpa":
+        return Attention(False, False, "as kernels.attention=sdpa asks")
+    obstacle = _obstacle(config, place)
+    if setting == "triton":
+        if obstacle:
+            raise LaddError(f"kernels.attention=triton: {obstacle}; set kernels.attention=auto or sdpa")
+        return Attention(True, False, "as kernels.attention=triton asks")
+    if obstacle:
+        return Attention(False, False, obstacle)
+    return _measured(config["attention_head_dim"], place)
+
+
+def _obstacle(config: dict[str, Any], place: Place) -> str:
+    """Why the fused kernel cannot run, or an empty string."""
+    if config["attention_head_dim"] not in HEAD_DIMS:
+        return f"the kernel has no head_dim of {config['attention_head_dim']}, only {', '.join(map(str, HEAD_DIMS))}"
+    if config.get("qk_norm") not in (None, "rms_norm"):
+        return f"the kernel has no qk_norm of {config['qk_norm']}, only rms_norm or none"
+    return triton_obstacle(place.device)
+
+
+def _measured(head_dim: int, place: Place) -> Attention:
+    gpu, dtype = torch.cuda.get_device_name(place.device), _DTYPES[place.dtype]
+    theirs = "diffusers compiled" if place.compiled else "diffusers eager"
+    found = fastest("joint_attention", gpu, dtype, head_dim, place.tokens, [*_OURS, theirs])
+    if found is None:
+        return Attention(False, False, f"nothing was measured on {gpu} in {dtype}: run make gpu-check there")
+    name, row = found
+    times = ", ".join(f"{key} {row['p50_ms'][key]:.3f}" for key in (*_OURS, theirs))
+    reason = f"ms at {row['image']} image tokens on {gpu}: {times}"
+    return Attention(name in _OURS, _OURS.get(name, False), reason)
+
+
+def set_attention(net: SD3Transformer2DModel, attention: Attention) -> None:
+    """Make every attention of the network run what was chosen."""
+    if attention.fused:
+        net.set_attn_processor(JointAttentionProcessor("triton", attention.library_backward))
+
+
+class JointAttentionProcessor:
+    """diffusers attention processor of SD3's blocks: joint, image-only (SD3.5 medium's second) and last ones.
+
+    Parameters and state are diffusers' own; only the computation between the projections differs.
+
+    Args:
+        implementation: see `kernels.joint_attention`.
+    """
+
+    def __init__(self, implementation: str = "auto", library_backward: bool = False) -> None:
+        self.implementation, self.library_backward = implementation, library_backward
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention of image tokens ``(B, N, C)`` and, if given, text tokens ``(B, L, C)``.
+
+        Raises:
+            LaddError: for an attention mask, which SD3 never has.
+        """
+        if attention_mask is not None:
+            raise LaddError("joint attention takes no attention_mask: set kernels.attention=sdpa")
+        image = _heads(attn, hidden_states, attn.to_q, attn.to_k, attn.to_v)
+        norms = {"norm_q": _weight(attn.norm_q), "norm_k": _weight(attn.norm_k)}
+        text: tuple[Tensor, ...] = ()
+        if encoder_hidden_states is not None:
+            text = _heads(attn, encoder_hidden_states, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            norms |= {"text_norm_q": _weight(attn.norm_added_q), "text_norm_k": _weight(attn.norm_added_k)}
+        out, text_out = joint_attention(
+            *image, *text, **norms, eps=attn.norm_q.eps if attn.norm_q is not None else 1e-6,
+            implementation=self.implementation, library_backward=self.library_backward,
+        )  # fmt: skip
+        result = attn.to_out[1](attn.to_out[0](out.flatten(2)))
+        if text_out is None:
+            return result
+        text_result = text_out.flatten(2)
+        return result, text_result if attn.context_pre_only else attn.to_add_out(text_result)
+
+
+def _heads(attn: Any, x: Tensor, *projections: nn.Module) -> tuple[Tensor, ...]:
+    return tuple(project(x).unflatten(-1, (attn.heads, -1)) for project in projections)
+
+
+def _weight(norm: Any) -> Tensor | None:
+    return None if norm is None else norm.weight

@@ -1,0 +1,196 @@
+"""kernels.attention: what is picked and said, and a student that computes the same whichever runs."""
+
+import json
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from conftest import tiny_config
+from diffusers import SD3Transformer2DModel
+from ranks import ENGINES, ranks
+from torch import Tensor
+
+from kernels import measured
+from ladd_dist import trainer
+from ladd_dist.conditioning import Conditioning
+from ladd_dist.config import Config, load
+from ladd_dist.distributed import World
+from ladd_dist.errors import LaddError
+from ladd_dist.models.attention import Attention, JointAttentionProcessor, Place, choose_attention, set_attention
+from ladd_dist.models.transformer import Backbone
+from ladd_dist.tracking import read_metrics
+from ladd_dist.trainer import Trainer
+
+LARGE = {"attention_head_dim": 64, "qk_norm": "rms_norm"}
+CPU = Place(torch.device("cpu"), torch.bfloat16, 4096, compiled=False)
+GPU = Place(torch.device("cuda", 0), torch.bfloat16, 4032, compiled=False)
+OURS, WITH_LIBRARY, EAGER, COMPILED = (
+    "triton", "triton + library backward", "diffusers eager", "diffusers compiled",
+)  # fmt: skip
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Pretended GPU")
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """Write the measured table: milliseconds by provider, at 4,096 and at 1,024 tokens."""
+
+    def write(*rows: dict) -> None:
+        key = {"op": "joint_attention", "gpu": "Pretended GPU", "dtype": "bf16", "head_dim": 64}
+        path = tmp_path / "measured.json"
+        path.write_text(json.dumps([key | row for row in rows]))
+        monkeypatch.setattr(measured.fastest, "__defaults__", (path,))
+
+    return write
+
+
+def times(image: int, **p50: float) -> dict:
+    return {"image": image, "p50_ms": {OURS: 1.0, WITH_LIBRARY: 1.1, EAGER: 1.2, COMPILED: 0.9} | p50}
+
+
+def test_the_cpu_keeps_diffusers_numbers():
+    choice = choose_attention("auto", LARGE, CPU)
+    assert str(choice) == "diffusers over SDPA (there is no Triton for device cpu)"
+
+
+@pytest.mark.parametrize(
+    ("config", "place", "words"),
+    [
+        (LARGE, CPU, "kernels.attention=triton: there is no Triton for device cpu; set kernels.attention=auto"),
+        (LARGE | {"attention_head_dim": 16}, GPU, "no head_dim of 16, only 32, 64, 128"),
+        (LARGE | {"qk_norm": "layer_norm"}, GPU, "no qk_norm of layer_norm"),
+    ],
+)
+def test_triton_where_it_cannot_run_is_refused(gpu, config, place, words):
+    with pytest.raises(LaddError, match=words):
+        choose_attention("triton", config, place)
+    assert not choose_attention("auto", config, place).fused
+
+
+def test_a_named_attention_is_taken(gpu):
+    assert choose_attention("triton", LARGE, GPU).fused
+    assert not choose_attention("sdpa", LARGE, GPU).fused
+
+
+def test_auto_says_that_nothing_was_measured(gpu, table):
+    table()
+    choice = choose_attention("auto", LARGE, GPU)
+    assert str(choice) == (
+        "diffusers over SDPA (nothing was measured on Pretended GPU in bf16: run make gpu-check there)"
+    )
+
+
+def test_the_shipped_table_holds_nothing_that_was_not_measured():
+    assert all(row["commit"] and row["date"] for row in json.loads(measured.TABLE.read_text()))
+
+
+def test_auto_takes_the_fastest_at_the_nearest_size(gpu, table):
+    table(times(4096), times(1024, triton=9.0))
+    assert choose_attention("auto", LARGE, GPU) == Attention(
+        True, False, "ms at 4096 image tokens on Pretended GPU: triton 1.000, triton + library backward 1.100, "
+        "diffusers eager 1.200",
+    )  # fmt: skip
+    compiled = Place(GPU.device, GPU.dtype, GPU.tokens, compiled=True)
+    assert not choose_attention("auto", LARGE, compiled).fused
+    small = Place(GPU.device, GPU.dtype, 1000, compiled=False)
+    assert choose_attention("auto", LARGE, small).library_backward
+    assert not choose_attention("auto", LARGE | {"attention_head_dim": 128}, GPU).fused
+
+
+def test_the_table_is_made_of_end_to_end_rows_of_both_passes():
+    row = {
+        "op": "joint_attention", "gpu": "g", "dtype": "bf16", "commit": "c", "date": "d", "provider": OURS,
+        "scope": "end_to_end", "direction": "both", "p50_ms": 1.0, "round": 1,
+        "shape": {"batch": 1, "image": 4096, "text": 154, "heads": 38, "head_dim": 64},
+    }  # fmt: skip
+    rows = [row, row | {"round": 2, "p50_ms": 1.5}, row | {"direction": "forward"}, row | {"scope": "raw"}]
+    (condensed,) = measured.condense(rows)
+    assert condensed["p50_ms"] == {OURS: 1.5}
+    assert (condensed["image"], condensed["head_dim"], condensed["commit"]) == (4096, 64, "c")
+
+
+def test_the_setting_is_strict():
+    assert load("configs/tiny_cpu.yaml").kernels.attention == "auto"
+    with pytest.raises(LaddError, match="kernels.attention"):
+        load("configs/tiny_cpu.yaml", ["kernels.attention=flash"])
+
+
+def make_student() -> Backbone:
+    """Both kinds of block and a last one without text output."""
+    torch.manual_seed(0)
+    net = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=32,
+        num_attention_heads=2, joint_attention_dim=24, caption_projection_dim=64, pooled_projection_dim=12,
+        pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    return Backbone(net)
+
+
+def student_results(backbone: Backbone) -> tuple[Tensor, dict[str, Tensor]]:
+    g = torch.Generator().manual_seed(1)
+    cond = Conditioning(torch.randn(2, 7, 24, generator=g), torch.randn(2, 12, generator=g))
+    out = backbone(torch.randn(2, 4, 6, 10, generator=g), torch.tensor([0.25, 1.0]), cond)
+    backbone.zero_grad()
+    out.square().sum().backward()
+    return out.detach(), {n: p.grad for n, p in backbone.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("library_backward", [False, True])
+def test_the_whole_student_computes_the_same(library_backward):
+    """Within 1e-5 of each tensor's largest value, in fp32."""
+    backbone = make_student()
+    out, gradients = student_results(backbone)
+    backbone.net.set_attn_processor(JointAttentionProcessor("reference", library_backward))
+    fused_out, fused = student_results(backbone)
+    torch.testing.assert_close(fused_out, out, rtol=0, atol=1e-5 * float(out.abs().max()))
+    assert fused.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(fused[name], gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+def test_every_attention_gets_the_processor():
+    net = make_student().net
+    set_attention(net, Attention(False, False, ""))
+    assert not any(isinstance(p, JointAttentionProcessor) for p in net.attn_processors.values())
+    set_attention(net, Attention(True, True, ""))
+    assert len(net.attn_processors) == 4
+    assert all(isinstance(p, JointAttentionProcessor) and p.library_backward for p in net.attn_processors.values())
+
+
+def test_a_mask_is_refused():
+    attention = make_student().net.transformer_blocks[0].attn
+    with pytest.raises(LaddError, match="takes no attention_mask"):
+        JointAttentionProcessor()(attention, torch.zeros(1, 2, 64), attention_mask=torch.ones(1, 2))
+
+
+def train(world: World, config: Config, fused: bool) -> None:
+    """Run a trainer, with the operator in every block where asked for: its reference, as there is no GPU."""
+
+    def put(net: SD3Transformer2DModel, _: Attention) -> None:
+        if fused:
+            net.set_attn_processor(JointAttentionProcessor("reference"))
+
+    with patch.object(trainer, "set_attention", put):
+        Trainer(config, world).run()
+
+
+@pytest.mark.parametrize("engine", ["local", "fsdp2", "zero3"])
+def test_every_engine_trains_through_the_operator(engine, dataset: Path, tmp_path):
+    """Norm weights are read outside their own modules, which sharded engines have to have gathered."""
+    short = ["train.iterations=4", "train.checkpoint_every=4", "student.activation_checkpointing=true"]
+    adam = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4"]
+    rows = []
+    for name, overrides, fused in (("plain", [], False), ("fused", ENGINES[engine], True)):
+        size = 2 if overrides else 1
+        share = [f"train.micro_batch={8 // size}", "teacher.placement=shard" if size == 2 else "engine=local"]
+        config = tiny_config(tmp_path / name, dataset, *short, *adam, *share, *overrides)
+        ranks(size)(train, config, fused)
+        rows.append(read_metrics(tmp_path / name))
+    for plain, own in zip(*rows, strict=True):
+        for key in ("d_loss", "g_loss", "student_grad_norm", "head_grad_norm"):
+            assert own[key] == pytest.approx(plain[key], rel=1e-3, abs=1e-5), key
