@@ -59,6 +59,8 @@ $(SECOND_TRITON): | $(INSTALLED)
 # On a machine with a GPU, see docs/gpu.md: correctness there, then times.
 gpu-check: $(INSTALLED)
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
+	$(BIN)/python -m kernels.bench grouped_heads --only batch=1,4
+	$(BIN)/python -m kernels.bench modulation --only batch=1
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

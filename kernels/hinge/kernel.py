@@ -25,7 +25,7 @@ def hinge_tile(logit_ptr, partial_ptr, size, SIDE: tl.constexpr, BLOCK: tl.const
     slot, step = partial_ptr + head * tl.num_programs(0) + tile, tl.num_programs(0) * tl.num_programs(1)
     tl.store(slot, tl.sum(tl.where(real, margin(x, SIDE), 0.0)))
     tl.store(slot + step, tl.sum(x))
-    tl.store(slot + 2 * step, tl.sum(tl.where(real & right, 1.0, 0.0)))
+    tl.store(slot + 2 * step, tl.sum(tl.where(right, 1.0, 0.0)))  # what is not there is loaded as zero: not right
 
 
 @triton.jit

@@ -19,8 +19,7 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import HeadWeights, grouped_heads, grouped_heads_reference, project_tokens
-from kernels.dispatch import triton_obstacle
+from kernels import HeadWeights, grouped_heads, grouped_heads_reference, project_tokens, triton_obstacle
 from kernels.heads.weights import WIDTH_STEP
 from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.errors import LaddError
