@@ -1,4 +1,4 @@
-"""The Triton kernels in order: five launches forward, nine backward, however many heads there are."""
+"""The Triton kernels in order: seven launches forward, eleven backward, however many heads there are."""
 
 from dataclasses import asdict
 from typing import NamedTuple
