@@ -221,18 +221,18 @@ def git(root: Path, *args: str) -> str:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of this project's code: HEAD~1 as it is, HEAD with another slope of the heads' LeakyReLU."""
+    """A repository of this project's code: HEAD~1 as it is, HEAD with another hinge margin."""
     root = tmp_path_factory.mktemp("scratch")
     for folder in ("ladd_dist", "kernels", "launchers"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     git(root, "init", "--quiet", "--initial-branch=main")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "-m", "as it is")
-    heads = root / "kernels/heads/reference.py"
-    changed = heads.read_text().replace("SLOPE = 0.2\n", "SLOPE = 0.201\n")
-    assert changed != heads.read_text()
-    heads.write_text(changed)
-    git(root, "commit", "--quiet", "--all", "-m", "another slope")
+    hinge = root / "kernels/hinge/reference.py"
+    changed = hinge.read_text().replace("1 - ", "1.001 - ")  # in the loss and in its gradient
+    assert changed != hinge.read_text()
+    hinge.write_text(changed)
+    git(root, "commit", "--quiet", "--all", "-m", "another margin")
     return root
 
 
@@ -243,8 +243,8 @@ def trees(root: Path) -> list[str]:
 def test_a_commit_is_checked_out_beside_the_working_tree_and_removed(scratch: Path):
     (scratch / "untracked").touch()
     with checkout(scratch, "HEAD~1") as old, checkout(scratch, "main") as new, checkout(scratch, None) as working:
-        assert "SLOPE = 0.2\n" in (old / "kernels/heads/reference.py").read_text()
-        assert "SLOPE = 0.201\n" in (new / "kernels/heads/reference.py").read_text()
+        assert "relu(1 - x)" in (old / "kernels/hinge/reference.py").read_text()
+        assert "relu(1.001 - x)" in (new / "kernels/hinge/reference.py").read_text()
         assert working == scratch and not (new / "untracked").exists()
         assert len(trees(scratch)) == 3
     assert len(trees(scratch)) == 1 and not old.exists() and not new.exists()
