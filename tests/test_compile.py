@@ -22,7 +22,7 @@ from ladd_dist.engines.compiled import VARIANTS, compile_blocks
 from ladd_dist.ladd import Ladd, draw_sample
 from ladd_dist.trainer import build_networks
 
-BUCKETS = [(4, 4), (4, 8), (8, 4)]
+BUCKETS = [(4, 4), (8, 4), (8, 8)]  # of different numbers of tokens
 SMALL_HEADS = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "groups=4", "cond_width=16")]
 COMPILED = ["student.compile=true", "teacher.compile=true"]
 # AdamW's own epsilon would make whole steps of the rounding of gradients that are zero.
