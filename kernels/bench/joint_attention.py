@@ -43,10 +43,7 @@ def draw(
 
 
 def checks() -> Iterator[Check]:
-    """Our operator as this machine runs it, against float64: outputs and all ten gradients.
-
-    Without a GPU that is the reference; ``TRITON_INTERPRET=1 LADD_KERNELS=triton`` makes it the kernels.
-    """
+    """Our operator as this machine runs it, against float64: outputs and all ten gradients."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = choose(torch.device(device)).implementation
     for name, (dtype, tolerance) in _CHECKED.items():
