@@ -35,11 +35,10 @@ demo: $(INSTALLED)
 	$(BIN)/python launchers/export.py --config $(CONFIG) --overwrite $(OVERRIDES)
 	$(BIN)/python launchers/report.py --config $(CONFIG) $(OVERRIDES)
 
-# Everything, two files of tests at a time, then the whole demo with the machine to itself, held against its targets.
+# Everything, the whole demo held against its targets included.
 test: $(INSTALLED) $(TORCHAO)
 	tests/browser.sh
-	$(BIN)/pytest -m "slow or not slow" --durations=15 --numprocesses=2 --dist=loadfile --ignore=tests/test_demo.py
-	$(BIN)/pytest -m "slow or not slow" tests/test_demo.py
+	$(BIN)/pytest -m "slow or not slow" --durations=15
 
 # The tests of seconds.
 fast: $(INSTALLED)
