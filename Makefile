@@ -50,11 +50,15 @@ gate: $(INSTALLED) $(SECOND_TRITON)
 $(SECOND_TRITON): | $(INSTALLED)
 	$(BIN)/pip install --no-deps --target $@ triton==3.6.0
 
-# On a machine with a GPU, see docs/gpu.md: correctness there, then times.
+# On a machine with a GPU, one call of under ten minutes, see docs/gpu.md: correctness there, then times, then the table
+# that `auto` reads. BENCH_TIME is milliseconds of warm-up and of timing per provider and round.
+BENCH_TIME ?= --warmup 25 --rep 100
 gpu-check: $(INSTALLED)
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
-	$(BIN)/python -m kernels.bench grouped_heads --only batch=1,4
-	$(BIN)/python -m kernels.bench modulation --only batch=1
+	$(BIN)/python -m kernels.bench joint_attention $(BENCH_TIME) --only batch=1,4 --only text=154 --only scope=end_to_end
+	$(BIN)/python -m kernels.measured docs/benchmarks/joint_attention.json
+	$(BIN)/python -m kernels.bench grouped_heads $(BENCH_TIME) --only batch=1,4
+	$(BIN)/python -m kernels.bench modulation $(BENCH_TIME) --only batch=1
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

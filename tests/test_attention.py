@@ -153,6 +153,18 @@ def test_the_whole_student_computes_the_same(library_backward):
         torch.testing.assert_close(fused[name], gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()), msg=name)
 
 
+def test_compiled_blocks_hold_the_operator_whole():
+    """No graph break, in either pass."""
+    backbone = make_student()
+    backbone.net.set_attn_processor(JointAttentionProcessor("reference"))
+    out, gradients = student_results(backbone)
+    for block in backbone.wrap_points():
+        block.compile(backend="aot_eager", fullgraph=True)
+    compiled_out, compiled = student_results(backbone)
+    torch.testing.assert_close(compiled_out, out)
+    torch.testing.assert_close(compiled, gradients)
+
+
 def test_every_attention_gets_the_processor():
     net = make_student().net
     set_attention(net, Attention(False, False, ""))

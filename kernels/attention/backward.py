@@ -8,12 +8,12 @@ times sum(dS k), and a normalised key's is ln 2 times sum(dS q), since prepared 
 import triton
 import triton.language as tl
 
-from kernels.attention.tiles import load_prepared, load_rows, load_weight, norm_gradient, store_rows, tile_of
+from kernels.attention.tiles import SIZES, load_prepared, load_rows, load_weight, norm_gradient, store_rows, tile_of
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def attention_backward_q(
     q_image, q_text, q_prepared, k_prepared, v_image, v_text, wq_image, wq_text,
     out_image, out_text, d_out_image, d_out_text, lse, delta, dq_image, dq_text, d_weight,
@@ -70,7 +70,7 @@ def attention_backward_q(
         tl.store(d_weight + place + tl.arange(0, HEAD_DIM), share)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def attention_backward_kv(
     k_image, k_text, q_prepared, k_prepared, v_image, v_text, wk_image, wk_text,
     d_out_image, d_out_text, lse, delta, dk_image, dk_text, dv_image, dv_text, d_weight,

@@ -13,8 +13,8 @@ from kernels.gate.shipped import ARCHS, Shipped
 
 HEAD_DIMS = (32, 64, 128)
 DTYPES = ("bf16", "fp16", "fp32")
-PREPARE = 128
-"""Largest tile of the kernel that prepares rows; it takes the block of the kernel that reads them."""
+PREPARE_WARPS = 4
+"""The kernel that prepares rows takes the block of the kernel that reads them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ _SM100 = _SM90 | {
 _FP32 = {
     "forward": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1)},
     "backward_q": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1)},
-    "backward_kv": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 32, 8, 1)},
+    "backward_kv": {32: Launch(32, 32, 8, 1), 64: Launch(16, 32, 4, 1), 128: Launch(16, 32, 8, 1)},
 }
 
 
@@ -64,11 +64,17 @@ def shipped() -> Iterator[Shipped]:
     for arch in ARCHS:
         for dtype in DTYPES:
             for head_dim in HEAD_DIMS:
-                yield _shipped("prepare", Launch(PREPARE, PREPARE, 4, 1), {}, arch, dtype, head_dim)
+                for block in sorted(_prepared_blocks(arch, dtype, head_dim)):
+                    yield _shipped("prepare", Launch(block, block, PREPARE_WARPS, 1), {}, arch, dtype, head_dim)
                 for kernel, constants in _CONSTANTS.items():
                     if (kernel, dtype) != ("bounded", "fp16"):
                         chosen = launch("forward" if kernel == "bounded" else kernel, arch, dtype, head_dim)
                         yield _shipped(kernel, chosen, constants, arch, dtype, head_dim)
+
+
+def _prepared_blocks(arch: int, dtype: str, head_dim: int) -> set[int]:
+    forward, on_q, on_kv = (launch(k, arch, dtype, head_dim) for k in ("forward", "backward_q", "backward_kv"))
+    return {forward.block_k, on_q.block_k, on_kv.block_q}
 
 
 _CONSTANTS: dict[str, dict[str, Any]] = {
@@ -93,7 +99,7 @@ def _function(kernel: str) -> Any:
 
 def _shipped(kernel: str, chosen: Launch, constants: dict[str, Any], arch: int, dtype: str, head_dim: int) -> Shipped:
     known = constants | {
-        "HEAD_DIM": head_dim, "BLOCK": PREPARE, "BLOCK_Q": chosen.block_q, "BLOCK_K": chosen.block_k,
+        "HEAD_DIM": head_dim, "BLOCK": chosen.block_k, "BLOCK_Q": chosen.block_q, "BLOCK_K": chosen.block_k,
         "PAD_Q": launch("backward_kv", arch, dtype, head_dim).block_q,
         "PAD_K": launch("backward_q", arch, dtype, head_dim).block_k,
         "IMAGE_NORM": True, "TEXT_NORM": True, "PRECISION": precision(dtype),

@@ -9,7 +9,7 @@ synchronisation, and no cache that could go stale while the weights are trained.
 import triton
 import triton.language as tl
 
-from kernels.attention.tiles import inverse_rms, load_prepared, load_rows, load_weight, store_rows, tile_of
+from kernels.attention.tiles import SIZES, inverse_rms, load_prepared, load_rows, load_weight, store_rows, tile_of
 
 BOUND_LIMIT = tl.constexpr(60.0)
 """Largest logit bound in log2 units for which the maximum is left out."""
@@ -25,7 +25,7 @@ def logit_bound(wq_image, wk_image, wq_text, wk_text, text_length, scale, HEAD_D
     return tl.max(largest, 0) * scale * HEAD_DIM
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def attention_forward(
     q_image, q_text, k_prepared, v_image, v_text, wq_image, wk_image, wq_text, wk_text, out_image, out_text, lse,
     heads, image_length, text_length, scale, eps,

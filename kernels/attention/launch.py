@@ -17,7 +17,6 @@ from kernels.attention.streams import Norms, Streams
 from kernels.attention.tiles import prepare
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-_PREPARE_WARPS = 4
 
 
 class Weights(NamedTuple):
@@ -81,7 +80,7 @@ class Launcher:
         out = image.new_empty(self.rows, tiles * block, self.head_dim)
         prepare[(tiles, self.rows)](
             image, text, weight, text_weight, out, *self.lengths, scale, self.eps, BLOCK=block, **self.constants,
-            num_warps=_PREPARE_WARPS, num_stages=1, enable_fp_fusion=True,
+            num_warps=configs.PREPARE_WARPS, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
         return out
 

@@ -11,6 +11,9 @@ Legend: B batch, H heads, N tokens of a stream (its length), D head_dim, T image
 import triton
 import triton.language as tl
 
+SIZES = ["heads", "image_length", "text_length"]
+"""One binary serves all of them: a bucket of another length compiles nothing, and runs what the gate has seen."""
+
 
 @triton.jit
 def tile_of(tile, image_length, text_length, ROWS: tl.constexpr):
@@ -75,7 +78,7 @@ def norm_gradient(upstream, rows, weight, normed, eps, HEAD_DIM: tl.constexpr):
     return rstd[:, None] * (inner - unit * radial[:, None]), tl.sum(upstream * unit, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def prepare(
     image, text, weight_image, weight_text, prepared, heads, image_length, text_length, scale, eps,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, IMAGE_NORM: tl.constexpr, TEXT_NORM: tl.constexpr,

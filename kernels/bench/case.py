@@ -8,6 +8,7 @@ from typing import Literal, Protocol, cast
 from torch import Tensor
 
 BENCHES: dict[str, str] = {
+    "joint_attention": "kernels.bench.joint_attention",
     "grouped_heads": "kernels.bench.grouped_heads",
     "modulation": "kernels.bench.modulation",
 }
@@ -38,11 +39,13 @@ class Problem:
     Args:
         providers: name -> pass; ``absent`` says why others cannot run here.
         expected: the same outputs in float64.
+        part: what of a pass's outputs ``expected`` holds, where all of it in float64 would take too long.
     """
 
     providers: Mapping[str, Run]
     absent: Mapping[str, str]
     expected: tuple[Tensor, ...]
+    part: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = lambda outputs: outputs
 
 
 @dataclass(frozen=True)
@@ -86,5 +89,6 @@ def bench(name: str) -> Bench:
 
 def relative_error(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
     """Largest ``|got - expected| / |expected|`` over pairs of tensors, in float64; NaN where an output holds one."""
-    errors = [float((g.double() - e.double()).norm() / e.double().norm()) for g, e in zip(got, expected, strict=True)]
+    pairs = [(g.detach().double(), e.detach().double()) for g, e in zip(got, expected, strict=True)]
+    errors = [float((g - e).norm() / e.norm()) for g, e in pairs]
     return float("nan") if any(error != error for error in errors) else max(errors)

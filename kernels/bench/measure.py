@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from triton.testing import do_bench
 
-from kernels.bench.case import Case, Run, relative_error
+from kernels.bench.case import Case, Problem, Run, relative_error
 from kernels.bench.machine import QUANTILES, facts
 
 ROUNDS = 2
@@ -23,7 +23,7 @@ def measure(case: Case, warmup: int, rep: int) -> list[Row]:
     problem = case.prepare()
     for name, reason in problem.absent.items():
         print(f"  {name}: not here, {reason}")
-    accuracy = {name: _accuracy(run, problem.expected) for name, run in problem.providers.items()}
+    accuracy = {name: _accuracy(run, problem) for name, run in problem.providers.items()}
     rows = []
     for turn in range(1, ROUNDS + 1):
         for name, run in problem.providers.items():
@@ -32,14 +32,14 @@ def measure(case: Case, warmup: int, rep: int) -> list[Row]:
     return rows
 
 
-def _accuracy(run: Run, expected: tuple[torch.Tensor, ...]) -> Mapping[str, float]:
+def _accuracy(run: Run, problem: Problem) -> Mapping[str, float]:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     got = run()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
-    return {"error": relative_error(got, expected), "peak_bytes": peak}
+    return {"error": relative_error(problem.part(got), problem.expected), "peak_bytes": peak}
 
 
 def _row(case: Case, provider: str, turn: int, times: list[float], accuracy: Mapping[str, float]) -> Row:

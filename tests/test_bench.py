@@ -1,0 +1,106 @@
+"""Benchmarks without a GPU: they say so, check, and write nothing; tables are made of rows alone."""
+
+import json
+
+import pytest
+import torch
+from test_joint_attention import norms, streams
+from torch.nn import functional
+
+from kernels.attention import reference
+from kernels.attention.streams import Norms
+from kernels.bench import __main__ as command
+from kernels.bench.case import BENCHES, Check, bench, relative_error
+from kernels.bench.joint_attention import _sample
+from kernels.bench.joint_attention_providers import Provider, diffusers_way
+from kernels.bench.report import table, write
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_without_a_gpu_only_the_correctness_part_runs(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench", name, "--out", str(tmp_path)])
+    assert command.main() == 0
+    out = capsys.readouterr().out
+    assert "no GPU: the correctness part ran, nothing was timed and no row is written" in out
+    assert out.count("ok: ") >= 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_kernel_ends_the_benchmark(monkeypatch):
+    class Wrong:
+        def checks(self):
+            yield Check("nan", float("nan"), 1.0)
+
+    monkeypatch.setattr("sys.argv", ["bench", "joint_attention"])
+    monkeypatch.setattr(command, "bench", lambda _: Wrong())
+    assert command.main() == 1
+
+
+def test_joint_attention_covers_what_it_has_to():
+    cases = list(bench("joint_attention").cases())
+    shapes = [case.shape for case in cases]
+    assert {s["batch"] for s in shapes} == {1, 2, 4, 8}
+    assert {s["text"] for s in shapes} == {154, 333}
+    assert len({s["image"] for s in shapes}) == 3
+    assert {(c.scope, c.direction) for c in cases} == {
+        (s, d) for s in ("raw", "end_to_end") for d in ("forward", "backward", "both")
+    }
+
+
+def test_the_floor_is_kernels_own():
+    """223 us and 557 us at 788 TFLOP/s: two and five products of 4,250 x 4,250 x 64 for 38 heads."""
+    flops = {
+        c.direction: c.flops
+        for c in bench("joint_attention").cases()
+        if command.selected(c, ["batch=1", "image=4096", "text=154"])
+    }
+    assert flops["forward"] / 788e6 == pytest.approx(223, abs=1)
+    assert flops["backward"] / 788e6 == pytest.approx(557, abs=1)
+
+
+def test_diffusers_way_is_the_reference():
+    x, weights = streams(torch.float32), norms(torch.float32)
+    got = diffusers_way(x, Norms(*weights.values()), 1e-6, functional.scaled_dot_product_attention)
+    torch.testing.assert_close(got, reference.forward(x, Norms(*weights.values()), 1e-6)[:2])
+
+
+def test_a_providers_passes_agree():
+    x = torch.randn(3, requires_grad=True)
+    provider = Provider(lambda: (x.square(),), [x], (torch.ones(3),))
+    torch.testing.assert_close(provider.bind("forward")(), (x.detach().square(),))
+    for direction in ("backward", "both"):
+        run = provider.bind(direction)
+        for _ in range(2):
+            torch.testing.assert_close(run(), (2 * x.detach(),))
+
+
+def test_the_sample_leaves_norm_weights_out():
+    assert [t.shape for t in _sample((torch.zeros(2, 5, 3, 4), torch.zeros(4)))] == [(1, 5, 2, 4)]
+
+
+def test_errors_are_relative_and_nan_is_one():
+    a, b = torch.ones(4), torch.full((4,), 1.1)
+    assert relative_error((b,), (a,)) == pytest.approx(0.1, rel=1e-5)
+    assert not Check("", relative_error((a, a * float("nan")), (a, a)), 1.0).passed
+
+
+def row(provider: str, turn: int, p50: float) -> dict:
+    return {
+        "op": "o", "scope": "raw", "direction": "both", "shape": {"batch": 1}, "dtype": "bf16", "provider": provider,
+        "round": turn, "p20_ms": p50, "p50_ms": p50, "p80_ms": p50, "flops": 10, "bytes": 5, "floor_ms": 0.1,
+        "tflops": 1.0, "gbps": 2.0, "floor_share": 0.1 / p50, "error": 1e-3, "peak_bytes": 1 << 20, "gpu": "g",
+        "driver": "d", "torch": "t", "triton": "3", "cudnn": 9, "commit": "c", "date": "2026-01-01",
+        "matmul_tflops": 788.0, "copy_gbps": 4300.0,
+    }  # fmt: skip
+
+
+def test_reports_are_made_of_rows_and_never_of_none(tmp_path):
+    rows = [row(p, turn, ms + turn / 100) for turn in (1, 2) for p, ms in (("slow", 2.0), ("fast", 1.0))]
+    paths = write(rows, tmp_path, "o")
+    assert json.loads(paths[0].read_text()) == rows
+    lines = table(rows, "o").splitlines()
+    assert [line.split(" | ")[3] for line in lines[-2:]] == ["fast", "slow"]
+    assert "1.010, 1.010, 1.010 | 1.020" in lines[-2]
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no rows"):
+        write([], tmp_path, "o")

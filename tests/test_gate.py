@@ -1,0 +1,80 @@
+"""The ahead-of-time gate's own arithmetic and judgement; `make gate` runs it on every kernel."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from kernels.gate.compile import Compiled, broken, planned_blocks
+from kernels.gate.shipped import ARCHS, FAMILIES, Shipped, shipped
+
+
+def config(**changes):
+    settings = {"name": "k", "arch": 90, "kernel": lambda: None, "signature": {}, "constexprs": {}} | changes
+    return Shipped(**({"num_warps": 8, "num_stages": 2} | settings))
+
+
+def compiled(**changes):
+    return Compiled(
+        **({"registers": 128, "stack": 0, "spills": 0, "shared": 0, "mma": 8, "slow_mma": 0, "blocks": 2} | changes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arch", "registers", "shared", "warps", "blocks"),
+    [
+        (90, 128, 0, 8, 2), (90, 129, 0, 8, 1), (90, 255, 0, 8, 1), (90, 168, 0, 4, 3), (80, 32, 0, 4, 16),
+        (90, 32, 113 * 1024, 4, 2), (80, 32, 82 * 1024, 4, 1), (90, 16, 0, 1, 32),
+    ],
+)  # fmt: skip
+def test_planned_blocks(arch, registers, shared, warps, blocks):
+    assert planned_blocks(arch, registers, shared, warps) == blocks
+
+
+def test_what_breaks_a_promise():
+    assert broken(config(), compiled()) == []
+    assert broken(config(tensor_cores=False), compiled(mma=0)) == []
+    for result, words in [
+        (compiled(spills=2), "spills (2"),
+        (compiled(stack=8), "8 bytes of stack"),
+        (compiled(mma=0), "no HGMMA"),
+        (compiled(slow_mma=3), "3 HMMA"),
+        (compiled(blocks=0), "0 blocks fit, 1 promised"),
+    ]:
+        assert words in broken(config(), result)[0]
+
+
+def test_every_family_ships_to_every_architecture_without_torch():
+    code = (
+        "import sys\nfrom kernels.gate.shipped import *\n"
+        "for family in FAMILIES:\n"
+        "    configs = list(shipped([family], list(ARCHS)))\n"
+        "    assert {c.arch for c in configs} == set(ARCHS), family\n"
+        "    assert len({(c.name, c.arch) for c in configs}) == len(configs), family\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_joint_attention_ships_what_it_launches():
+    names = {c.name.rsplit(" ", 1)[0] for c in shipped(["joint_attention"], [90])}
+    kernels = ("prepare", "forward", "bounded", "backward_q", "backward_kv")
+    wanted = {f"{k} {dtype} d{d}" for k in kernels for dtype in ("bf16", "fp16", "fp32") for d in (32, 64, 128)}
+    assert names == wanted - {f"bounded fp16 d{d}" for d in (32, 64, 128)}
+    assert set(ARCHS) == {80, 90, 100}
+    assert "joint_attention" in FAMILIES
+
+
+def test_one_kernel_through_the_whole_gate():
+    """And a promise that it cannot keep is found: sm_90 code has no tensor-core products in fp32."""
+    code = (
+        "from dataclasses import replace\n"
+        "from kernels.gate.compile import broken, compile_one\n"
+        "from kernels.gate.shipped import shipped\n"
+        "config = next(c for c in shipped(['joint_attention'], [90]) if c.name.startswith('forward fp32 d32'))\n"
+        "compiled = compile_one(config)\n"
+        "assert broken(config, compiled) == []\n"
+        "assert broken(replace(config, tensor_cores=True, blocks=99), compiled)[1:] == ['no HGMMA']\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=240)
