@@ -8,6 +8,7 @@ from typing import Literal, Protocol, cast
 from torch import Tensor
 
 BENCHES: dict[str, str] = {
+    "joint_attention": "kernels.bench.joint_attention",
     "grouped_heads": "kernels.bench.grouped_heads",
     "joint_attention": "kernels.bench.joint_attention",
     "modulation": "kernels.bench.modulation",
