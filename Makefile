@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/tiny_cpu.yaml
 OVERRIDES ?=
 INSTALLED := $(VENV)/.installed
+# torchao lies beside the environment: diffusers looks for it there, and warns in every process that has it.
+TORCHAO := $(VENV)/8bit
 # A second version of triton, seen only by a process that has it on its PYTHONPATH.
 SECOND_TRITON := $(VENV)/triton-3.6
 # OpenMP threads that wait for one another spin; on cores shared with other work that costs a factor of ten. This many
@@ -20,6 +22,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(TORCHAO): $(INSTALLED)
+	$(BIN)/pip install --no-deps --target $@ --constraint constraints.txt torchao
+	touch $@
+
 # Every step goes on where it was stopped; a finished run is only evaluated and reported again.
 demo: $(INSTALLED)
 	$(BIN)/python launchers/synthesize.py --config $(CONFIG) $(OVERRIDES)
@@ -30,7 +36,7 @@ demo: $(INSTALLED)
 	$(BIN)/python launchers/report.py --config $(CONFIG) $(OVERRIDES)
 
 # Everything, the whole demo held against its targets included.
-test: $(INSTALLED)
+test: $(INSTALLED) $(TORCHAO)
 	tests/browser.sh
 	$(BIN)/pytest -m "slow or not slow" --durations=15
 
@@ -57,6 +63,8 @@ gpu-check: $(INSTALLED)
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
 	$(BIN)/python -m kernels.bench joint_attention $(BENCH_TIME) --only batch=1,4 --only text=154 --only scope=end_to_end
 	$(BIN)/python -m kernels.measured docs/benchmarks/joint_attention.json
+	$(BIN)/python -m kernels.bench grouped_heads $(BENCH_TIME) --only batch=1,4
+	$(BIN)/python -m kernels.bench modulation $(BENCH_TIME) --only batch=1
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from ladd_dist.flow import add_noise, x0_from_velocity
 from ladd_dist.ladd import Ladd, Metrics, Sample
 from ladd_dist.log import progress
 from ladd_dist.losses import hinge_discriminator, hinge_generator, r1_penalty
+from ladd_dist.models.discriminator import Gradients
 from ladd_dist.models.transformer import Backbone, load_transformer
 from ladd_dist.traffic import Traffic, TrafficCounter, expected, gathered_elements
 from ladd_dist.trainer import Trainer, build_networks, make_heads
@@ -54,7 +55,7 @@ class BareStep:
             config.student.activation_checkpointing,
         )
         self.teacher, self.student = teacher.requires_grad_(False).eval().to(device), student.train().to(device)
-        self.heads = make_heads(config).to(device)
+        self.heads = make_heads(config, device).to(device)
         self.r1_weight = config.method.r1_weight
         self.updates: list[tuple[list[nn.Parameter], torch.optim.Optimizer]] = [
             (list(net.parameters()), torch.optim.AdamW(net.parameters(), betas=(0.0, 0.99), lr=1e-6, fused=True))
@@ -78,14 +79,15 @@ class BareStep:
             x_r = add_noise(batch.latents, draws.real_noise, sample.r)
             real = self.teacher(x_r, sample.r, batch.cond, taps)
         real = [f.requires_grad_(self.r1_weight > 0) for f in real]
-        d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled)
+        gradients: Gradients = "twice" if self.r1_weight else "once"
+        d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled, 0, gradients)
         d_fake = self.heads([f.detach() for f in fake], sample.grid, sample.s, batch.cond.pooled)
         loss = hinge_discriminator(d_real, d_fake)
         if self.r1_weight:
             loss = loss + self.r1_weight * r1_penalty(d_real, real)
         loss.backward()
         self._update(0)
-        g_loss = hinge_generator(self.heads(fake, sample.grid, sample.s, batch.cond.pooled))
+        g_loss = hinge_generator(self.heads(fake, sample.grid, sample.s, batch.cond.pooled, 0, "inputs"))
         (gradient,) = torch.autograd.grad(g_loss, cut)
         x0_hat.backward(gradient)
         self._update(1)

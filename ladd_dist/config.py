@@ -37,7 +37,7 @@ class TeacherConfig(Section):
     """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
     activation_checkpointing: bool = False
     compile: bool = False
-    """torch.compile each block by itself."""
+    """torch.compile the blocks, once for all of one kind and for every aspect ratio."""
     max_t5_tokens: PositiveInt = 256
     """T5 tokens appended to the 77 of CLIP, where the teacher has a T5 encoder."""
 
@@ -80,6 +80,8 @@ class DiscriminatorConfig(Section):
     """GroupNorm groups; divides both widths."""
     cond_width: PositiveInt = 256
     """Width of the shared embedding of noise level and pooled text."""
+    kept_features: PositiveInt = 8
+    """Blocks whose features are held at a time where the teacher runs without graph: so many heads learn together."""
 
     @model_validator(mode="after")
     def _groups_divide(self) -> "DiscriminatorConfig":
@@ -214,6 +216,9 @@ class KernelsConfig(Section):
     attention: Literal["auto", "triton", "sdpa"] = "auto"
     """Of student and teacher: this repository's fused kernel or diffusers' own over PyTorch's SDPA. ``auto`` takes
     the kernel on GPUs where `kernels.bench` found it faster, and says at start what it picked and why."""
+    heads: Literal["auto", "triton", "torch"] = "auto"
+    """The discriminator's heads and their losses: this repository's kernels or PyTorch's grouped convolutions.
+    ``auto`` takes the kernels on GPUs where `kernels.bench` found them faster. R1's pass is PyTorch's always."""
 
 
 class TrackingConfig(Section):

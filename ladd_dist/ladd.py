@@ -9,23 +9,33 @@
 
 The gradient is cut at x0_hat: teacher and heads give dL_G / dx0_hat, and the student's engine backpropagates
 that vector. An engine only ever sees its own network's graph, so sharding stays its private matter.
+
+L_D adds up over real and fake and averages over heads, which do not see one another: where the teacher runs without
+graph, a few heads learn from a few blocks' features as soon as these appear, and the features are let go.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from kernels import HingePerHead, hinge_per_head
 from ladd_dist.batch import Batch
 from ladd_dist.clock import Clock
 from ladd_dist.config import Config, MethodConfig
 from ladd_dist.draws import StepDraws, step_draws
 from ladd_dist.engines.base import Engine
 from ladd_dist.flow import add_noise, choose_time, logit_normal, shifted_location, x0_from_velocity
-from ladd_dist.losses import hinge_discriminator, hinge_generator, poison, r1_penalty
+from ladd_dist.losses import poison, r1_penalty
+from ladd_dist.models.transformer import Few
 from ladd_dist.schedule import learning_rate
 
 Metrics = dict[str, Tensor]
+
+IMPLEMENTATION = {"triton": "triton", "torch": "reference"}
+"""Name of the hinge's implementation that goes with each path of the heads."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,14 @@ class Sample:
     s: Tensor
     r: Tensor
     draws: StepDraws
+
+
+@dataclass(frozen=True)
+class View:
+    """Noise level ``(B,)`` of latents that the teacher is shown, and the side of L_D that they are on."""
+
+    level: Tensor
+    side: Literal["real", "fake"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,7 @@ class Ladd:
         self.clock = clock
         self.student, self.teacher, self.heads = student, teacher, heads
         self.taps: tuple[int, ...] = heads.module.taps  # type: ignore[assignment]
+        self.hinge = partial(hinge_per_head, implementation=IMPLEMENTATION[heads.module.path])  # type: ignore[index]
 
     def iteration(self, index: int, samples: list[Sample]) -> Metrics:
         """Update the heads, then the student, once, on this rank's micro-batches of the global batch.
@@ -93,10 +112,10 @@ class Ladd:
         if self.config.method.fake_pass == "shared":
             (sample,) = samples
             fakes = [self.predict(sample)]
-            logs = [self.train_heads(sample, fakes[0].features, share=1.0)]
+            logs = [self.train_heads(sample, fakes[0], share=1.0)]
         else:
             fakes = []
-            logs = [self.train_heads(s, self.predict_without_graph(s).features, 1 / len(samples)) for s in samples]
+            logs = [self.train_heads(s, None, 1 / len(samples)) for s in samples]
         iterations = self.config.train.iterations
         self.clock.mark("optimizer")
         head_norm = self.heads.step(learning_rate(self.config.head_optimizer, index, iterations))
@@ -115,51 +134,78 @@ class Ladd:
 
     def predict(self, sample: Sample) -> Fake:
         """The student's clean prediction and the teacher's view of it, renoised to level ``s``."""
-        batch, draws = sample.batch, sample.draws
-        self.clock.mark("student forward")
-        x_t = add_noise(batch.latents, draws.student_noise, sample.t)
-        x0_hat = x0_from_velocity(x_t, self.student(x_t, sample.t, batch.cond), sample.t)
+        x0_hat = self.denoise(sample)
         self.clock.mark("teacher forward")
         cut = x0_hat.detach().requires_grad_()
-        x_s = add_noise(cut, draws.fake_noise, sample.s)
-        return Fake(x0_hat, cut, self.teacher(x_s, sample.s, batch.cond, self.taps))
+        x_s = add_noise(cut, sample.draws.fake_noise, sample.s)
+        return Fake(x0_hat, cut, self.teacher(x_s, sample.s, sample.batch.cond, self.taps))
 
-    @torch.no_grad()
-    def predict_without_graph(self, sample: Sample) -> Fake:
-        """`predict`, for the heads' update alone."""
-        return self.predict(sample)
+    def denoise(self, sample: Sample) -> Tensor:
+        """The student's clean prediction ``x0_hat``."""
+        self.clock.mark("student forward")
+        x_t = add_noise(sample.batch.latents, sample.draws.student_noise, sample.t)
+        return x0_from_velocity(x_t, self.student(x_t, sample.t, sample.batch.cond), sample.t)
 
-    def train_heads(self, sample: Sample, fake: list[Tensor], share: float) -> Metrics:
-        """Accumulate the gradient of ``share * (L_D + R1)`` in the heads."""
-        batch, draws = sample.batch, sample.draws
+    def train_heads(self, sample: Sample, fake: Fake | None, share: float) -> Metrics:
+        """Accumulate the gradient of ``share * (L_D + R1)`` in the heads, predicting a fake if not given one."""
+        x_r = add_noise(sample.batch.latents, sample.draws.real_noise, sample.r)
+        real, r1 = self.learn_in_passing(x_r, View(sample.r, "real"), sample, share)
+        if fake is not None:
+            judged, _ = self.learn([f.detach() for f in fake.features], 0, View(sample.s, "fake"), sample, share)
+        else:
+            with torch.no_grad():
+                x_s = add_noise(self.denoise(sample), sample.draws.fake_noise, sample.s)
+            judged, _ = self.learn_in_passing(x_s, View(sample.s, "fake"), sample, share)
+        return {
+            "d_loss": real.loss.mean() + judged.loss.mean(),
+            "r1": r1.mean(),
+            "real_logit": real.logit,
+            "fake_logit": judged.logit,
+            "real_right": real.right.mean(),
+            "fake_right": judged.right.mean(),
+        }
+
+    def learn_in_passing(self, x: Tensor, view: View, sample: Sample, share: float) -> tuple[HingePerHead, Tensor]:
+        """`learn`, a few heads at a time, while the teacher looks at noised latents ``x`` without graph."""
+        learned: list[tuple[HingePerHead, Tensor]] = []
+
+        def learn(first: int, features: list[Tensor]) -> None:
+            with torch.enable_grad():
+                learned.append(self.learn(features, first, view, sample, share))
+            self.clock.mark("teacher forward")
+
         self.clock.mark("teacher forward")
+        few = Few(self.config.discriminator.kept_features, len(self.taps), learn)
         with torch.no_grad():  # not inference_mode: the heads' autograd must accept these features
-            x_r = add_noise(batch.latents, draws.real_noise, sample.r)
-            real = self.teacher(x_r, sample.r, batch.cond, self.taps)
-        weight = self.config.method.r1_weight
-        real = [f.detach().requires_grad_(weight > 0) for f in real]
+            self.teacher(x, view.level, sample.batch.cond, self.taps, few)
+        hinges, penalties = zip(*learned, strict=True)
+        return HingePerHead(*(torch.cat(parts) for parts in zip(*hinges, strict=True))), torch.cat(penalties)
+
+    def learn(
+        self, features: list[Tensor], first: int, view: View, sample: Sample, share: float
+    ) -> tuple[HingePerHead, Tensor]:
+        """Accumulate the part of one side's loss that the heads from ``first`` on have, given their features.
+
+        Returns:
+            Loss and statistics of each of these heads, and their R1 penalty, ``(heads,)``.
+        """
+        weight = self.config.method.r1_weight if view.side == "real" else 0.0
+        features = [f.requires_grad_(weight > 0) for f in features]
         self.clock.mark("head forward")
-        d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled)
-        d_fake = self.heads([f.detach() for f in fake], sample.grid, sample.s, batch.cond.pooled)
-        d_loss = hinge_discriminator(d_real, d_fake)
-        r1 = r1_penalty(d_real, real) if weight > 0 else torch.zeros_like(d_loss)
-        loss = d_loss + weight * r1
+        gradients = "twice" if weight > 0 else "once"
+        logits = self.heads(features, sample.grid, view.level, sample.batch.cond.pooled, first, gradients)
+        hinge = self.hinge(logits, view.side)
+        r1 = r1_penalty(logits, features) if weight > 0 else torch.zeros_like(hinge.loss[0])
+        loss = (hinge.loss.mean() + weight * r1) * (len(features) / len(self.taps))
         self.clock.mark("head backward")
         self.heads.backward(share * loss * poison(loss))
-        return {
-            "d_loss": d_loss.detach(),
-            "r1": r1.detach(),
-            "real_logit": d_real.detach().mean((1, 2, 3)),
-            "fake_logit": d_fake.detach().mean((1, 2, 3)),
-            "real_right": (d_real.detach() > 0).float().mean(),
-            "fake_right": (d_fake.detach() < 0).float().mean(),
-        }
+        return HingePerHead(*(t.detach() for t in hinge)), r1.detach().expand(len(features))
 
     def train_student(self, sample: Sample, fake: Fake, share: float, last: bool) -> Tensor:
         """Accumulate the gradient of ``share * L_G`` in the student; returns the loss."""
         self.clock.mark("head forward")
-        d_fake = self.heads(fake.features, sample.grid, sample.s, sample.batch.cond.pooled)
-        loss = hinge_generator(d_fake)
+        d_fake = self.heads(fake.features, sample.grid, sample.s, sample.batch.cond.pooled, 0, "inputs")
+        loss = self.hinge(d_fake, "generator").loss.mean()
         self.clock.mark("teacher backward")
         (gradient,) = torch.autograd.grad(loss, fake.cut)
         self.clock.mark("student backward")

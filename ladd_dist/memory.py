@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,16 @@ def expected_state(config: Config, size: int, rank: int = 0) -> State:
 def on(state: State, place: Place) -> int:
     """Bytes in one place."""
     return sum(size for (where, _), size in state.items() if where == place)
+
+
+def describe(state: State) -> str:
+    """One line: GB in each place, and of what, largest first."""
+    return "; ".join(_describe(state, place) for place in get_args(Place) if on(state, place))
+
+
+def _describe(state: State, place: Place) -> str:
+    kinds = [f"{kind} {size / 1e9:.3g}" for (where, kind), size in state.most_common() if where == place and size]
+    return f"{on(state, place) / 1e9:.3g} GB of {place} memory ({', '.join(kinds)})"
 
 
 def _shapes(module: nn.Module) -> list[torch.Size]:
@@ -168,7 +178,7 @@ def measured_state(ladd: Ladd, ema: Ema) -> Counter[str]:
     """Bytes of the storages that this rank's networks and average hold, by kind; a shared one counts once."""
     state, seen = Counter[str](), set[int]()
     for kind, tensor in _tensors(ladd, ema):
-        for storage in _storages(tensor):
+        for storage in storages(tensor):
             if storage.data_ptr() not in seen:
                 state[kind] += storage.nbytes()
                 seen.add(storage.data_ptr())
@@ -201,7 +211,8 @@ def _gradients(module: nn.Module) -> Iterator[Tensor]:
         yield from (group.grad for group in deepspeed.fp32_partitioned_groups_flat if group.grad is not None)
 
 
-def _storages(tensor: Any) -> Iterable[torch.UntypedStorage]:
+def storages(tensor: Any) -> Iterable[torch.UntypedStorage]:
+    """What a tensor is stored in: this rank's part of a sharded one, codes and scales of a quantized one."""
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     if hasattr(tensor, "__tensor_flatten__"):

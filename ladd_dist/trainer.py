@@ -22,8 +22,9 @@ from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.ladd import Ladd, Sample, draw_sample
 from ladd_dist.log import log, progress
+from ladd_dist.memory import describe, expected_state
 from ladd_dist.models.attention import Attention, Place, choose_attention, set_attention
-from ladd_dist.models.discriminator import DiscriminatorHeads
+from ladd_dist.models.discriminator import DiscriminatorHeads, heads_path
 from ladd_dist.models.transformer import Backbone, fingerprint, load_config, make_transformer, meta_transformer
 from ladd_dist.models.weights import FolderWeights
 from ladd_dist.preview import Preview
@@ -54,8 +55,10 @@ class Trainer:
         self.space = LatentSpace.of(config.teacher.path)
         check_student(config)
         self.teacher_id = fingerprint(config.teacher.path)
+        check_weights(config)
         manifest = check_dataset(config, self.space, self.teacher_id)
 
+        log(f"each rank will hold {describe(expected_state(config, world.size))}")
         self.ladd = build_networks(config, world, self.clock)
         self.ema = Ema(self.ladd.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         self.reader = LatentReader(config, manifest, world)
@@ -175,6 +178,16 @@ def check_student(config: Config) -> None:
             )
 
 
+def check_weights(config: Config) -> None:
+    """Hold the weights of teacher and student against their config.json.
+
+    Raises:
+        LaddError: naming the folder and the first tensor that is missing or of another shape.
+    """
+    for folder in dict.fromkeys((config.teacher.path, config.student.path or config.teacher.path)):
+        FolderWeights(folder).check(Backbone(meta_transformer(folder)))
+
+
 def build_networks(config: Config, world: World, clock: Clock) -> Ladd:
     """Build teacher, student and heads where the configuration puts them.
 
@@ -198,7 +211,7 @@ def build_networks(config: Config, world: World, clock: Clock) -> Ladd:
 
     teacher = Blueprint(make_teacher, FolderWeights(config.teacher.path), dtype, config.teacher.compile)
     student = Blueprint(make_student, FolderWeights(start), torch.float32, config.student.compile)
-    heads = make_heads(config).to(world.device)
+    heads = make_heads(config, world.device).to(world.device)
     return Ladd(
         config,
         student=build_engine(config, student, world),
@@ -220,9 +233,17 @@ def pick_attention(config: Config, network: str, folder: str, compiled: bool, wo
     return attention
 
 
-def make_heads(config: Config) -> DiscriminatorHeads:
-    """The discriminator's heads with their initial weights, a function of the seed."""
+def make_heads(config: Config, device: torch.device) -> DiscriminatorHeads:
+    """The discriminator's heads for ``device``, with their initial weights on the CPU, a function of the seed.
+
+    Raises:
+        LaddError: if the kernels that the configuration asks for cannot run there.
+    """
+    path = heads_path(config.kernels.heads, config.discriminator, device)
+    log(f"discriminator heads: {path} (kernels.heads={config.kernels.heads})")
     net = meta_transformer(config.teacher.path)
     teacher = Backbone(net)
     torch.manual_seed(config.seed)
-    return DiscriminatorHeads(config.discriminator, teacher.depth, teacher.width, net.config.pooled_projection_dim)
+    return DiscriminatorHeads(
+        config.discriminator, teacher.depth, teacher.width, net.config.pooled_projection_dim, path
+    )

@@ -9,14 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ALONE, ROOT, TEACHER, TINY, tiny_config, tiny_overrides
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from launch import launch
+from ranks import ranks
+from safetensors.torch import load_file, save_file
 
-from ladd_dist import checkpoint, distributed
-from ladd_dist.config import load
+from ladd_dist import checkpoint, distributed, trainer
+from ladd_dist.config import Config, load
 from ladd_dist.data.mds import Manifest
+from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
 from ladd_dist.trainer import Trainer
 
@@ -119,6 +123,32 @@ _BAD_KEYS = [
 @pytest.mark.parametrize(("override", "message"), _BAD_KEYS, ids=[override for override, _ in _BAD_KEYS])
 def test_a_bad_key_or_value_is_named(refused: Refused, override: str, message: str) -> None:
     assert message in refused("train.py", override)
+
+
+_ZERO3_COMPILED = "compile=true: the hooks of engine=zero3 cannot be compiled; set engine=fsdp2"
+_ON_CPU = "state=8bit needs a GPU, but this run is on the CPU: set"
+_UNFIT = [
+    ("fsdp2.replicas=2", "fsdp2.replicas is only read by engine=fsdp2, but engine=local"),
+    (
+        "engine=zero3 fsdp2.forward_prefetch=1",
+        "fsdp2.forward_prefetch is only read by engine=fsdp2, but engine=zero3",
+    ),
+    ("engine=fsdp2 zero3.offload=all", "zero3.offload is only read by engine=zero3, but engine=fsdp2"),
+    (
+        "engine=zero3 student_optimizer.state=8bit",
+        "engine=zero3 partitions only fp32 state; set fp32, or engine=fsdp2",
+    ),
+    ("engine=zero3 zero3.offload=optimizer student_optimizer.state=8bit", "engine=zero3 offloads only fp32 state"),
+    ("engine=zero3 student.compile=true", _ZERO3_COMPILED),
+    ("engine=zero3 teacher.compile=true teacher.placement=shard", _ZERO3_COMPILED),
+    ("student_optimizer.state=8bit", f"student_optimizer.{_ON_CPU} student_optimizer.state=fp32"),
+    ("head_optimizer.state=8bit", f"head_optimizer.{_ON_CPU} head_optimizer.state=fp32"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), _UNFIT, ids=[overrides for overrides, _ in _UNFIT])
+def test_settings_that_do_not_fit_one_another_are_named(refused: Refused, overrides: str, message: str) -> None:
+    assert message in refused("train.py", *overrides.split())
 
 
 @pytest.mark.parametrize(
@@ -297,6 +327,35 @@ def test_a_teacher_not_wholly_downloaded_is_named(
     assert str(path) in line and "download the teacher again" in line
 
 
+@pytest.mark.parametrize("key", ["teacher.path", "student.path"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda shape: None, "has no tensor {name}: its weights do not belong to its config.json"),
+        (lambda shape: [3, *shape[1:]], "{name} has shape [3], but config.json says [64]"),
+    ],
+    ids=["missing", "another shape"],
+)
+def test_weights_that_do_not_belong_to_their_config_are_named(
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    key: str,
+    change: Callable[[list[int]], list[int] | None],
+    message: str,
+) -> None:
+    """Before anything is allocated for a network."""
+    monkeypatch.setattr(trainer, "build_networks", lambda *_: pytest.fail("networks are being built"))
+    folder, name = tmp_path / "other", "transformer_blocks.2.attn.to_q.bias"
+    shutil.copytree(TEACHER, folder)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    shape = change(list(tensors.pop(name).shape))
+    save_file(tensors if shape is None else tensors | {name: torch.zeros(shape)}, path)
+    line = refused("train.py", f"{key}={folder}")
+    assert f"{folder}/transformer" in line and message.format(name=name) in line
+
+
 def test_blocks_that_the_teacher_does_not_have_are_named(refused: Refused) -> None:
     assert "discriminator.blocks=[1, 9]: the teacher has blocks 0 to 3" in refused(
         "train.py", "discriminator.blocks=[1,9]"
@@ -330,6 +389,19 @@ def test_ranks_that_do_not_divide_the_batch_all_leave(tmp_path: Path, dataset: P
     for line in errors:
         assert "train.global_batch=8 is not a multiple of train.micro_batch=2 x 3 ranks" in line
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def _refusal(world: World, config: Config) -> str:
+    with pytest.raises(LaddError) as caught:
+        Trainer(config, world)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("replicas", [3, 4])
+def test_a_mesh_that_the_ranks_do_not_fill_is_refused(tmp_path: Path, dataset: Path, replicas: int) -> None:
+    config = tiny_config(tmp_path, dataset, "engine=fsdp2", "train.micro_batch=null", f"fsdp2.replicas={replicas}")
+    line = f"fsdp2.replicas={replicas} does not divide 2 ranks: choose a divisor of them"
+    assert ranks(2)(_refusal, config) == [line, line]
 
 
 def test_the_local_engine_is_one_process(tmp_path: Path, dataset: Path) -> None:
@@ -393,10 +465,13 @@ def test_a_corrupt_checkpoint_that_was_asked_for_is_named(refused: Refused, copi
     assert f"checkpoint {copied_run} is damaged ({file.name} is not what SHA256SUMS says): pass another" in line
 
 
-def test_other_heads_cannot_go_on(refused: Refused, copied_run: Path) -> None:
-    line = refused("train.py", "discriminator.width=32")
-    assert f"checkpoint {copied_run} was trained with discriminator.width=16" in line
-    assert "this configuration has 32: restore it, or set a new run_dir" in line
+@pytest.mark.parametrize(
+    ("key", "theirs", "ours"), [("discriminator.width", 16, 32), ("method.r1_weight", 0.01, 0.5), ("seed", 0, 1)]
+)
+def test_another_run_cannot_go_on(refused: Refused, copied_run: Path, key: str, theirs: float, ours: float) -> None:
+    line = refused("train.py", f"{key}={ours}")
+    assert f"checkpoint {copied_run} was trained with {key}={theirs}" in line
+    assert f"this configuration has {ours}: restore it, or set a new run_dir" in line
 
 
 @pytest.mark.parametrize("name", ["sample.py", "export.py"])

@@ -228,10 +228,10 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(root, "init", "--quiet", "--initial-branch=main")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "-m", "as it is")
-    losses = root / "ladd_dist/losses.py"
-    changed = losses.read_text().replace("torch.relu(1 - real)", "torch.relu(1.001 - real)")
-    assert changed != losses.read_text()
-    losses.write_text(changed)
+    hinge = root / "kernels/hinge/reference.py"
+    changed = hinge.read_text().replace("1 - ", "1.001 - ")  # in the loss and in its gradient
+    assert changed != hinge.read_text()
+    hinge.write_text(changed)
     git(root, "commit", "--quiet", "--all", "-m", "another margin")
     return root
 
@@ -243,8 +243,8 @@ def trees(root: Path) -> list[str]:
 def test_a_commit_is_checked_out_beside_the_working_tree_and_removed(scratch: Path):
     (scratch / "untracked").touch()
     with checkout(scratch, "HEAD~1") as old, checkout(scratch, "main") as new, checkout(scratch, None) as working:
-        assert "relu(1 - real)" in (old / "ladd_dist/losses.py").read_text()
-        assert "relu(1.001 - real)" in (new / "ladd_dist/losses.py").read_text()
+        assert "relu(1 - x)" in (old / "kernels/hinge/reference.py").read_text()
+        assert "relu(1.001 - x)" in (new / "kernels/hinge/reference.py").read_text()
         assert working == scratch and not (new / "untracked").exists()
         assert len(trees(scratch)) == 3
     assert len(trees(scratch)) == 1 and not old.exists() and not new.exists()

@@ -3,12 +3,11 @@ import math
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
-from torch import nn
 from torch.nn import functional as F
 
 from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.errors import LaddError
-from ladd_dist.models.discriminator import DiscriminatorHeads
+from ladd_dist.models.discriminator import DiscriminatorHeads, heads_path
 
 CONFIG = DiscriminatorConfig(width=16, out_width=8, groups=4, cond_width=12)
 
@@ -77,10 +76,9 @@ def test_heads_and_samples_do_not_see_one_another():
     assert changed.tolist() == [[False, False], [True, False], [False, False]]
 
 
-def test_convolutions_see_true_neighbours_not_row_ends():
+def test_convolutions_see_true_neighbours_not_row_ends(monkeypatch):
+    monkeypatch.setattr("kernels.heads.reference._normalised", lambda y, *_: (y,))  # norms see the whole grid
     module, inputs = heads(), features(grid=(6, 6))
-    norm_free = nn.Identity()
-    module.norm1, module.norm2 = norm_free, norm_free
     before = module(inputs, (6, 6), T, POOLED)
     inputs[0][:, 2 * 6 + 5] += 1.0  # row 2, last column
     changed = (module(inputs, (6, 6), T, POOLED) != before)[0, 0]
@@ -111,3 +109,35 @@ def test_heads_of_the_8b_teacher_are_about_57m_parameters():
 def test_a_grid_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="do not fill"):
         heads()(features(), (4, 4), T, POOLED)
+
+
+def test_a_few_heads_judge_as_they_do_among_all():
+    module, inputs = heads(), features()
+    together = module(inputs, (3, 5), T, POOLED)
+    torch.testing.assert_close(module(inputs[1:], (3, 5), T, POOLED, 1), together[1:], rtol=1e-5, atol=1e-6)
+
+
+def test_judging_for_the_generator_leaves_the_weights_out():
+    module, inputs = heads(), [f.requires_grad_() for f in features()]
+    logits = module(inputs, (3, 5), T, POOLED, 0, "inputs")
+    assert torch.equal(logits, module(inputs, (3, 5), T, POOLED))
+    found = torch.autograd.grad(logits.sum(), [*inputs, *module.parameters()], allow_unused=True)
+    assert all(g is not None for g in found[:3])
+    assert all(g is None for g in found[3:])
+
+
+def test_kernels_that_cannot_run_are_refused_and_auto_does_without(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert [heads_path(setting, CONFIG, cpu) for setting in ("auto", "torch")] == ["torch", "torch"]
+    with pytest.raises(LaddError, match="make discriminator.out_width a multiple of 16"):
+        heads_path("triton", CONFIG, gpu)
+    wide = CONFIG.model_copy(update={"out_width": 16})
+    with pytest.raises(
+        LaddError, match="kernels.heads=triton, but there is no Triton.*set kernels.heads=auto or torch"
+    ):
+        heads_path("triton", wide, cpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert (heads_path("triton", wide, gpu), heads_path("auto", wide, gpu)) == ("triton", "torch")
+    monkeypatch.setattr("ladd_dist.models.discriminator._FASTER", {(9, 0)})
+    assert [heads_path("auto", config, gpu) for config in (wide, CONFIG)] == ["triton", "torch"]

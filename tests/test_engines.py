@@ -306,3 +306,35 @@ def test_weights_move_at_a_rate_that_bf16_weights_would_not_notice(engine: str) 
     assert relative(moved, ways) < 0.1
     large = torch.cat([(weights()[name].abs() > 0.01).flatten() for name in moved])
     assert not torch.cat([(rounded[n] != weights()[n].bfloat16()).flatten() for n in moved])[large].any()
+
+
+# Prefetch
+
+PREFETCH = ["fsdp2.forward_prefetch=2", "fsdp2.backward_prefetch=2"]
+
+
+def prefetched(world: World, config: Config) -> list[str]:
+    """What FSDP2 gathers ahead in one step, in this order, by the names that it gives its own events."""
+    engine = build(world, config)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        engine.backward(loss_of(engine(batch(0, world.rank, 0))))
+    events = sorted(profile.events(), key=lambda event: event.time_range.start)
+    return [event.name.removeprefix("FSDP::") for event in events if "_prefetch for" in event.name]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "forward", "backward"), [(0, "", "210"), (1, "12", "210"), (2, "122", "2100")], ids=["0", "1", "2"]
+)
+def test_as_many_blocks_are_gathered_ahead_as_the_setting_says(ahead: int, forward: str, backward: str) -> None:
+    """By itself FSDP2 gathers none ahead in this way in the forward pass, and one in the backward pass."""
+    config = settings("fsdp2", f"fsdp2.forward_prefetch={ahead}", f"fsdp2.backward_prefetch={ahead}")
+    expected = [("forward", block) for block in forward] + [("backward", block) for block in backward]
+    for events in ranks(2)(prefetched, config):
+        assert events == [f"{way}_prefetch for blocks.{block}" for way, block in expected]
+
+
+def test_prefetching_changes_no_bit() -> None:
+    plain, ahead = (ranks(2)(play, settings("fsdp2", *choice), [None] * 3) for choice in ([], PREFETCH))
+    for ours, theirs in zip(ahead, plain, strict=True):
+        assert ours[-1].norm == theirs[-1].norm
+        assert all(same(ours[-1].state[kind], theirs[-1].state[kind]) for kind in STATE_KINDS)

@@ -88,7 +88,7 @@ def test_student_gradient_equals_autograd_through_the_whole_chain():
 def test_head_gradient_equals_autograd_of_the_discriminator_loss(r1):
     cfg = config(f"method.r1_weight={r1}")
     ladd, s = system(cfg), sample(cfg)
-    got = gradients_of(ladd.heads, lambda: ladd.train_heads(s, ladd.predict(s).features, 1.0))
+    got = gradients_of(ladd.heads, lambda: ladd.train_heads(s, ladd.predict(s), 1.0))
 
     heads, c, view = ladd.heads.module, s.batch.cond, (-1, 1, 1, 1)
     x_r = (1 - s.r.view(view)) * s.batch.latents + s.r.view(view) * s.draws.real_noise
@@ -111,7 +111,7 @@ def test_nothing_but_the_trained_network_gets_a_gradient():
     ladd.train_student(s, fake, 1.0, True)
     assert all(p.grad is None for p in ladd.heads.module.parameters())
     ladd.student.module.zero_grad()
-    ladd.train_heads(s, fake.features, 1.0)
+    ladd.train_heads(s, fake, 1.0)
     assert all(p.grad is None for p in ladd.student.module.parameters())
     assert all(p.grad is None for p in ladd.teacher.parameters())
 

@@ -216,6 +216,11 @@ def test_every_way_to_run_makes_the_same_numbers(train: Train, oracle: Run, case
     assert beyond(loss_distances(run, oracle) | tensor_distances(run, oracle), FP32) == {}
 
 
+def test_gathering_blocks_ahead_changes_no_numbers(train: Train, oracle: Run) -> None:
+    run = train(SHARDED[1], "fsdp2.forward_prefetch=1", "fsdp2.backward_prefetch=2")
+    assert beyond(loss_distances(run, oracle) | tensor_distances(run, oracle), FP32) == {}
+
+
 @pytest.mark.parametrize("case", IN_BF16, ids=name_of)
 def test_in_bf16_the_numbers_are_as_near_as_bf16_itself(train: Train, bf16_oracle: Run, case: Case) -> None:
     run = train(case, "train.precision=bf16")

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-FAMILIES: dict[str, str] = {"joint_attention": "kernels.attention.configs"}
+FAMILIES: dict[str, str] = {
+    "joint_attention": "kernels.attention.configs",
+    "heads": "kernels.heads.shipped",
+    "modulation": "kernels.modulation.shipped",
+}
 """Kernel family -> module whose ``shipped()`` yields its `Shipped` configurations. The module imports no torch."""
 
 ARCHS = (80, 90, 100)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ladd_dist.engines.base import Shard, Weights, fill
+from ladd_dist.engines.compiled import compile_blocks
 
 
 class Wrappable(Protocol):
@@ -22,8 +23,8 @@ class Wrappable(Protocol):
 class Blueprint:
     """How to build a network, and where its weights are read from.
 
-    ``build`` allocates nothing on the meta device. Parameters are made in ``dtype``; ``compile`` compiles each
-    wrap point by itself.
+    ``build`` allocates nothing on the meta device. Parameters are made in ``dtype``; ``compile`` has the
+    wrap points compiled (see `engines.compiled`).
     """
 
     build: Callable[[], nn.Module]
@@ -36,8 +37,7 @@ class Blueprint:
         with torch.device("meta"):
             module = self.build().to(self.dtype)
         if self.compile:
-            for block in wrap_points(module):
-                block.compile()
+            compile_blocks(wrap_points(module))
         return module
 
     def whole(self, device: torch.device) -> nn.Module:

@@ -1,8 +1,6 @@
 """DeepSpeed ZeRO-3: the same contract as FSDP2, for clusters that run DeepSpeed."""
 
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +17,12 @@ def _deepspeed(world: World) -> Any:
     """DeepSpeed, imported late: it probes for compilers and devices, and needs to be told about a CPU run."""
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-        # There it compiles an operator by whichever ninja comes first. Two versions of it undo one another's work:
-        # let it be the one that was installed with DeepSpeed, however this process was started.
-        own = str(Path(sys.executable).parent)
-        if not os.environ["PATH"].startswith(own):
-            os.environ["PATH"] = own + os.pathsep + os.environ["PATH"]
     import deepspeed
 
+    if world.device.type == "cpu":
+        # There it would compile an all-reduce for inference at the first start, which training never calls. A process
+        # that is killed meanwhile leaves a lock behind that every later start waits for, without end.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 

@@ -1,42 +1,49 @@
 """The trainable part of the discriminator: one conv head behind each tapped block of the frozen teacher.
 
-All heads are one module with stacked parameters, run as grouped convolutions: 38 small heads one after the
-other would leave a GPU idle. A head reads its block's image tokens on their true 2-D grid and gives one logit
-per position, conditioned on noise level and pooled text by projection (Miyato & Koyama 2018):
+All heads are one module with stacked parameters and run together, by `kernels.grouped_heads` or as PyTorch's
+grouped convolutions: 38 small heads one after the other would leave a GPU idle. A head reads its block's image
+tokens on their true 2-D grid and gives one logit per position, conditioned on noise level and pooled text by
+projection (Miyato & Koyama 2018):
 
-    h = conv3x3(lrelu(norm(conv3x3(lrelu(project(x))))));  logit = w . h + <V c, h>
+    h = lrelu(norm(conv3x3(lrelu(norm(conv3x3(project(x)))))));  logit = w . h + <V c, h>
 
-Shape legend: G heads, B batch, N = H*W image tokens, D teacher width, K head width, E embedding width.
+Shape legend: G heads, B batch, N = H*W image tokens, D teacher width, K head width, O the width behind the second
+convolution.
 """
 
 import math
+from typing import Literal
 
 import torch
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels import HeadWeights, grouped_heads, grouped_heads_reference, project_tokens, triton_obstacle
+from kernels.heads.weights import WIDTH_STEP
 from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.errors import LaddError
 from ladd_dist.flow import TIMESTEP_SCALE
 
 _FREQUENCIES = 256
-_SLOPE = 0.2
+
+Path = Literal["triton", "torch"]
+Gradients = Literal["once", "twice", "inputs"]
+"""What may be differentiated: logits by features and weights; those gradients once more, as R1 does, for which the
+kernels have no formula; or logits by features alone, which spares the work on weights."""
+
+_FASTER: frozenset[tuple[int, int]] = frozenset()
+"""Compute capabilities on which ``python -m kernels.bench grouped_heads`` has shown the kernels to be faster."""
 
 
 class GroupedConv(nn.Module):
-    """``heads`` independent 3x3 convolutions in one call, ``(B, G*in, H, W) -> (B, G*out, H, W)``."""
+    """Parameters of ``heads`` independent 3x3 convolutions, laid out for one grouped call."""
 
     def __init__(self, heads: int, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.heads = heads
         self.weight = nn.Parameter(torch.empty(heads * channels_out, channels_in, 3, 3))
         self.bias = nn.Parameter(torch.zeros(heads * channels_out))
         nn.init.normal_(self.weight, std=math.sqrt(2 / (9 * channels_in)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zero-padded, so the grid keeps its size."""
-        return F.conv2d(x, self.weight, self.bias, padding=1, groups=self.heads)
 
 
 class DiscriminatorHeads(nn.Module):
@@ -47,12 +54,15 @@ class DiscriminatorHeads(nn.Module):
         depth: blocks of the teacher.
         width: D, channels of the teacher's image tokens.
         pooled_width: P, channels of the pooled text embedding.
+        path: what computes convolutions, norms and logits; see `heads_path`. Parameters are the same.
 
     Raises:
         LaddError: if ``config.blocks`` names blocks that the teacher does not have.
     """
 
-    def __init__(self, config: DiscriminatorConfig, depth: int, width: int, pooled_width: int) -> None:
+    def __init__(
+        self, config: DiscriminatorConfig, depth: int, width: int, pooled_width: int, path: Path = "torch"
+    ) -> None:
         super().__init__()
         self.taps = tuple(range(depth)) if config.blocks is None else tuple(sorted(set(config.blocks)))
         if not self.taps or self.taps[-1] >= depth:
@@ -60,6 +70,7 @@ class DiscriminatorHeads(nn.Module):
         heads, mid, out, embed = len(self.taps), config.width, config.out_width, config.cond_width
         self.project = nn.Parameter(torch.randn(heads, width, mid) / math.sqrt(width))
         self.project_bias = nn.Parameter(torch.zeros(heads, 1, mid))
+        self.path, self.groups = path, config.groups
         self.conv1 = GroupedConv(heads, mid, mid)
         self.norm1 = nn.GroupNorm(heads * config.groups, heads * mid)
         self.conv2 = GroupedConv(heads, mid, out)
@@ -71,38 +82,81 @@ class DiscriminatorHeads(nn.Module):
         self.embed_pooled = nn.Linear(pooled_width, embed)
         self.embed = nn.Linear(embed, heads * out)
 
-    def forward(self, features: list[Tensor], grid: tuple[int, int], t: Tensor, pooled: Tensor) -> Tensor:
-        """Judge features.
+    def forward(
+        self,
+        features: list[Tensor],
+        grid: tuple[int, int],
+        t: Tensor,
+        pooled: Tensor,
+        first: int = 0,
+        gradients: Gradients = "once",
+    ) -> Tensor:
+        """Judge features with all heads, or with the few that they belong to.
 
         Args:
             features: one ``(B, N, D)`` per head, in the order of ``taps``.
             grid: ``(H, W)`` with H * W = N.
             t: noise levels ``(B,)`` of the latents behind the features.
             pooled: pooled text embedding ``(B, P)``.
+            first: the head that the first of the features belongs to.
+            gradients: see `Gradients`.
 
         Returns:
-            Logits ``(G, B, H, W)``, fp32.
+            Logits ``(len(features), B, H, W)``, fp32.
         """
-        x = self._on_grid(features, grid)
-        x = F.leaky_relu(self.norm1(self.conv1(x)), _SLOPE)
-        x = F.leaky_relu(self.norm2(self.conv2(x)), _SLOPE)
-        x_BGKHW = x.unflatten(1, self.logit.shape)
-        weight_BGK = self.logit + self._condition(t, pooled)
-        logits = torch.einsum("bgkhw,bgk->gbhw", x_BGKHW, weight_BGK.to(x.dtype))
-        return logits.float() + self.logit_bias.view(-1, 1, 1, 1)
+        if features[0].shape[1] != grid[0] * grid[1]:
+            raise ValueError(f"{features[0].shape[1]} tokens do not fill a {grid[0]}x{grid[1]} grid")
+        part = slice(first, first + len(features))
+        weights, project_weight, project_bias = self._weights(part, t, pooled)
+        if gradients == "inputs":
+            weights = HeadWeights(*(w.detach() for w in weights))
+            project_weight, project_bias = project_weight.detach(), project_bias.detach()
+        x_GBNK = project_tokens(features, project_weight, project_bias, _compute_dtype(features[0]))
+        with torch.autocast(x_GBNK.device.type, enabled=False):
+            x_GBHWK = x_GBNK.unflatten(2, grid)
+            if self.path == "torch" or gradients == "twice":
+                return grouped_heads_reference(x_GBHWK, weights, self.groups)
+            return grouped_heads(x_GBHWK, weights, self.groups, "triton")
 
-    def _on_grid(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
-        """Project every head's tokens and lay them out on the grid: ``(B, G*K, H, W)``."""
-        x_GBND = torch.stack([f.to(self.project.dtype) for f in features])
-        if x_GBND.shape[2] != grid[0] * grid[1]:
-            raise ValueError(f"{x_GBND.shape[2]} tokens do not fill a {grid[0]}x{grid[1]} grid")
-        x_GMK = torch.baddbmm(self.project_bias.to(x_GBND.dtype), x_GBND.flatten(1, 2), self.project)
-        x_GBHWK = x_GMK.unflatten(1, (-1, *grid))
-        return x_GBHWK.permute(1, 0, 4, 2, 3).flatten(1, 2)
+    def _weights(self, part: slice, t: Tensor, pooled: Tensor) -> tuple[HeadWeights, Tensor, Tensor]:
+        """Parameters of some heads, the logit's with each sample's condition, and their projections."""
+        layers = [p for c, n in ((self.conv1, self.norm1), (self.conv2, self.norm2)) for p in _parameters(c, n)]
+        heads = len(self.taps)
+        rows = [p.unflatten(0, (heads, -1))[part].flatten(0, 1) for p in layers]
+        logit_GBO = self.logit[part, None] + self._condition(t, pooled)[:, part].transpose(0, 1).float()
+        weights = HeadWeights(*rows, logit_GBO.contiguous(), self.logit_bias[part])
+        return weights, self.project[part], self.project_bias[part]
 
     def _condition(self, t: Tensor, pooled: Tensor) -> Tensor:
-        """Per-sample addition to the logit weights, ``(B, G, K)``."""
+        """Per-sample addition to the logit weights, ``(B, G, O)``."""
         waves = self.frequencies(t.float() * TIMESTEP_SCALE)
         shared = self.embed_time(waves) + self.embed_pooled(pooled.to(waves.dtype))
         embedded = self.embed(F.silu(shared)).unflatten(1, self.logit.shape)
         return embedded / math.sqrt(self.logit.shape[1])
+
+
+def _parameters(conv: GroupedConv, norm: nn.GroupNorm) -> tuple[Tensor, ...]:
+    return conv.weight, conv.bias, norm.weight, norm.bias
+
+
+def _compute_dtype(features: Tensor) -> torch.dtype:
+    kind = features.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+
+
+def heads_path(setting: str, config: DiscriminatorConfig, device: torch.device) -> Path:
+    """What `DiscriminatorHeads` computes with, given ``kernels.heads``.
+
+    Raises:
+        LaddError: if the kernels are asked for and cannot run.
+    """
+    narrow = [key for key in ("width", "out_width") if getattr(config, key) % WIDTH_STEP]
+    if setting == "auto":
+        faster = device.type == "cuda" and torch.cuda.get_device_capability(device) in _FASTER
+        return "triton" if faster and not narrow else "torch"
+    if setting == "triton":
+        if narrow:
+            raise LaddError(f"kernels.heads=triton: make discriminator.{narrow[0]} a multiple of {WIDTH_STEP}")
+        if obstacle := triton_obstacle(device):
+            raise LaddError(f"kernels.heads=triton, but {obstacle}: set kernels.heads=auto or torch")
+    return "triton" if setting == "triton" else "torch"

@@ -9,6 +9,7 @@ Shape legend: B batch, C latent channels, H W latent size, N image tokens, D wid
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -46,7 +47,12 @@ class Backbone(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     def forward(
-        self, x_t: Tensor, t: Tensor, cond: Conditioning, taps: tuple[int, ...] | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        taps: tuple[int, ...] | None = None,
+        consume: Callable[[Tensor], None] | None = None,
     ) -> Tensor | list[Tensor]:
         """Velocity, or the features of tapped blocks.
 
@@ -56,6 +62,7 @@ class Backbone(nn.Module):
             cond: text conditioning.
             taps: indices of blocks, ascending. Given, the pass ends behind the last of them and returns
                 features instead of velocity.
+            consume: gets each tapped block's features as they appear; this pass then keeps and returns none.
 
         Returns:
             Velocity ``(B, C, H, W)`` in fp32, or one ``(B, N, D)`` per tap in ``compute_dtype``, with N the
@@ -72,7 +79,7 @@ class Backbone(nn.Module):
         for index, block in enumerate(blocks if taps is None else blocks[: taps[-1] + 1]):
             text, image = self._run(block, image, text, temb)
             if taps is not None and index in taps:
-                features.append(image)
+                (consume or features.append)(image)
         if taps is not None:
             return features
         return self._unpatchify(net.proj_out(net.norm_out(image, temb)), *size).float()
@@ -100,6 +107,27 @@ class Backbone(nn.Module):
     def width(self) -> int:
         """Channels D of the image tokens."""
         return self.net.inner_dim
+
+
+class Few:
+    """Passes features on in runs of ``most``, the last one shorter, and keeps none of them.
+
+    Args:
+        total: how many will come.
+        consume: gets the index of a run's first features, and the run.
+    """
+
+    def __init__(self, most: int, total: int, consume: Callable[[int, list[Tensor]], None]) -> None:
+        self._most, self._total, self._consume = most, total, consume
+        self._seen, self._held = 0, list[Tensor]()
+
+    def __call__(self, features: Tensor) -> None:
+        """Take the next block's."""
+        self._held.append(features)
+        self._seen += 1
+        if len(self._held) == self._most or self._seen == self._total:
+            run, self._held = self._held, []
+            self._consume(self._seen - len(run), run)
 
 
 def token_grid(config: dict, height: int, width: int) -> tuple[int, int]:

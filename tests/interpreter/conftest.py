@@ -31,3 +31,21 @@ if INTERPRETED:
         return _dot(self, _widened(a), _widened(b), *rest)
 
     InterpreterBuilder.create_dot = _correct_dot
+
+    _cast, _cast_float = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp
+
+    def _rounded(operand):
+        """The interpreter cuts off the digits that bf16 has no room for, where a GPU rounds to nearest."""
+        bits = torch.from_numpy(np.ascontiguousarray(operand.data)).bfloat16().view(torch.uint16).numpy()
+        return TensorHandle(bits, tl.bfloat16)
+
+    def _narrows(operand, target):
+        return operand.dtype.scalar == tl.float32 and target.scalar == tl.bfloat16
+
+    def _correct_cast(self, operand, target):
+        return _rounded(operand) if _narrows(operand, target) else _cast(self, operand, target)
+
+    def _correct_cast_float(self, operand, target, rounding):
+        return _rounded(operand) if _narrows(operand, target) else _cast_float(self, operand, target, rounding)
+
+    InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp = _correct_cast, _correct_cast_float

@@ -1,0 +1,137 @@
+"""`grouped_heads`, registered with PyTorch: all conv heads of the discriminator as one differentiable operation.
+
+The two operations ``ladd::grouped_heads`` and ``ladd::grouped_heads_backward`` hold the choice of implementation,
+so that a compiled graph does not. What the forward pass saves for the backward pass is among its results.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import choose
+from kernels.errors import KernelError
+from kernels.heads.reference import grouped_heads_reference, reference_gradients
+from kernels.heads.weights import HeadWeights, check
+
+_TWICE = (
+    "the gradient of grouped_heads cannot be differentiated again: for a penalty on gradients, such as R1, use the "
+    "reference (kernels.grouped_heads_reference; in the trainer the torch path, which R1 passes take by themselves)"
+)
+
+
+def grouped_heads(x: Tensor, weights: HeadWeights, groups: int, implementation: str = "auto") -> Tensor:
+    """Judge projected tokens with every head at once.
+
+    Per head: 3x3 convolution, GroupNorm, LeakyReLU (0.2), the same again, and a 1x1 convolution to one logit per
+    position whose weights are each sample's own, since they carry noise level and text. Results do not change from
+    run to run.
+
+    Args:
+        x: projected tokens ``(G, B, H, W, K)``, contiguous, fp32, fp16 or bf16, which is the compute dtype. Any
+            grid; K and N are multiples of 16.
+        weights: see `HeadWeights`; fp32.
+        groups: GroupNorm groups of each head; divides K and N.
+        implementation: "auto", "triton" or "reference".
+
+    Returns:
+        Logits ``(G, B, H, W)`` in fp32; differentiable once, by ``x`` and all of ``weights``.
+
+    Raises:
+        KernelError: for arguments that do not fit, naming the argument and the remedy.
+        KernelUnavailable: if Triton is asked for where it cannot run.
+    """
+    check(x, weights, groups)
+    return _forward(x, *weights, groups, choose(x.device, implementation).implementation)[0]
+
+
+@torch.library.custom_op("ladd::grouped_heads", mutates_args=())
+def _forward(
+    x: Tensor,
+    conv1: Tensor,
+    bias1: Tensor,
+    gamma1: Tensor,
+    beta1: Tensor,
+    conv2: Tensor,
+    bias2: Tensor,
+    gamma2: Tensor,
+    beta2: Tensor,
+    logit: Tensor,
+    logit_bias: Tensor,
+    groups: int,
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Logits and what the backward pass needs; for the reference, which starts anew, the latter is empty."""
+    weights = HeadWeights(conv1, bias1, gamma1, beta1, conv2, bias2, gamma2, beta2, logit, logit_bias)
+    if implementation == "reference":
+        return grouped_heads_reference(x, weights, groups), *_saved(x, weights, implementation)
+    from kernels.heads import launch  # late: it imports triton, which CPU users need not have
+
+    logits, saved = launch.forward(x, weights, groups)
+    return logits, *saved
+
+
+def _saved(x: Tensor, weights: HeadWeights, implementation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tensors of the shapes of what the forward pass saves."""
+    if implementation == "reference":
+        return x.new_empty(0), x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    heads, batch, *grid, k = x.shape
+    y2 = x.new_empty(heads, batch, *grid, weights.logit.shape[2])
+    moments1, moments2 = (weights.logit.new_empty(5, heads * batch, width) for width in (k, y2.shape[4]))
+    return torch.empty_like(x), y2, moments1, moments2
+
+
+@_forward.register_fake
+def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *weights, _, implementation = rest
+    logits = x.new_empty(x.shape[:-1], dtype=torch.float32)
+    return logits, *_saved(x, HeadWeights(*weights), implementation)
+
+
+@torch.library.custom_op("ladd::grouped_heads_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    saved: list[Tensor],
+    groups: int,
+    implementation: str,
+    by_weights: bool,
+) -> list[Tensor]:
+    """Gradients by ``x`` and, if asked for, each of `HeadWeights`."""
+    if implementation == "reference":
+        return reference_gradients(gradient, x, HeadWeights(*weights), groups, by_weights)
+    from kernels.heads import launch
+
+    return list(launch.backward(gradient, x, HeadWeights(*weights), groups, launch.Saved(*saved), by_weights))
+
+
+@_backward.register_fake
+def _(gradient: Tensor, x: Tensor, weights: list[Tensor], *rest: Any) -> list[Tensor]:
+    by_weights = rest[-1]
+    return [torch.empty_like(t) for t in (x, *(weights if by_weights else ()))]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, *weights, ctx.groups, ctx.implementation = inputs
+    ctx.save_for_backward(x, *weights, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    count = 1 + len(HeadWeights._fields)
+    if gradient is None:
+        return (None,) * (count + 2)
+    x, *rest = ctx.saved_tensors
+    weights, saved = rest[: count - 1], rest[count - 1 :]
+    by_weights = any(ctx.needs_input_grad[1:count])
+    found = _backward(gradient, x, weights, saved, ctx.groups, ctx.implementation, by_weights)
+    return *found, *(None for _ in range(count - len(found))), None, None
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise KernelError(_TWICE)
+
+
+_forward.register_autograd(_differentiate, setup_context=_remember)
+_backward.register_autograd(_refuse)

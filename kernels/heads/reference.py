@@ -1,0 +1,102 @@
+"""The conv heads in plain PyTorch, for every device and dtype: the definition of correct.
+
+Shapes as PyTorch's convolutions have them: planes ``(B, G*K, H, W)``.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.heads.weights import HeadWeights
+
+SLOPE = 0.2
+"""Of LeakyReLU."""
+EPS = 1e-5
+"""Added to GroupNorm's variance."""
+
+
+def grouped_heads_reference(x: Tensor, weights: HeadWeights, groups: int) -> Tensor:
+    """Logits ``(G, B, H, W)`` in fp32 of projected tokens ``(G, B, H, W, K)``; differentiable as often as one likes.
+
+    One grouped convolution per layer over all heads, in the dtype of ``x``; norms and logits in at least fp32. On a
+    GPU it stays channels-last, which is where cuDNN is fast; on a CPU grouped convolutions are faster on planes (see
+    docs/log.md).
+    """
+    heads = x.shape[0]
+    first, second = (tuple(weights)[i : i + 4] for i in (0, 4))
+    h1 = F.leaky_relu(_normalised(_convolved(_planes(x), first, heads), first, heads * groups)[0], SLOPE)
+    h2 = F.leaky_relu(_normalised(_convolved(h1.to(x.dtype), second, heads), second, heads * groups)[0], SLOPE)
+    logits = torch.einsum("bgnhw,gbn->gbhw", h2.unflatten(1, (heads, -1)), weights.logit)
+    return (logits + weights.logit_bias.view(-1, 1, 1, 1)).contiguous()
+
+
+def reference_gradients(
+    gradient: Tensor, x: Tensor, weights: HeadWeights, groups: int, by_weights: bool
+) -> list[Tensor]:
+    """Gradients of `grouped_heads_reference` by ``x`` and, if asked for, each of `HeadWeights`, without autograd.
+
+    A registered operation runs below autograd, which can then not be asked for them.
+    """
+    heads, norms = x.shape[0], x.shape[0] * groups
+    first, second = (tuple(weights)[i : i + 4] for i in (0, 4))
+    planes = _planes(x)
+    y1 = _convolved(planes, first, heads)
+    n1, *moments1 = _normalised(y1, first, norms)
+    h1 = F.leaky_relu(n1, SLOPE).to(x.dtype)
+    y2 = _convolved(h1, second, heads)
+    n2, *moments2 = _normalised(y2, second, norms)
+    h2_BGNHW = F.leaky_relu(n2, SLOPE).unflatten(1, (heads, -1))
+
+    dh2 = torch.einsum("gbhw,gbn->bgnhw", gradient, weights.logit).flatten(1, 2)
+    dh1, *second_gradients = _layer_gradients(dh2, h1, y2, n2, moments2, second, heads, norms, by_weights)
+    dplanes, *first_gradients = _layer_gradients(dh1, planes, y1, n1, moments1, first, heads, norms, by_weights)
+    dx = dplanes.unflatten(1, (heads, -1)).permute(1, 0, 3, 4, 2).contiguous()
+    if not by_weights:
+        return [dx]
+    dlogit = torch.einsum("gbhw,bgnhw->gbn", gradient, h2_BGNHW)
+    found = (*first_gradients, *second_gradients, dlogit, gradient.sum((1, 2, 3)))
+    return [dx, *(g.to(w.dtype) for g, w in zip(found, weights, strict=True))]
+
+
+def _planes(x: Tensor) -> Tensor:
+    planes = x.permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2)
+    return planes.contiguous(memory_format=torch.channels_last if x.is_cuda else torch.contiguous_format)
+
+
+def _convolved(x: Tensor, layer: tuple[Tensor, ...], heads: int) -> Tensor:
+    return F.conv2d(x, layer[0].to(x.dtype), layer[1].to(x.dtype), padding=1, groups=heads)
+
+
+def _normalised(y: Tensor, layer: tuple[Tensor, ...], norms: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Output of GroupNorm, and mean and rstd of its groups."""
+    batch, channels, height, width = y.shape
+    wide = _at_least_fp32(y)
+    return torch.native_group_norm(wide, layer[2], layer[3], batch, channels, height * width, norms, EPS)
+
+
+def _layer_gradients(
+    dh: Tensor,
+    x: Tensor,
+    y: Tensor,
+    n: Tensor,
+    moments: list[Tensor],
+    layer: tuple[Tensor, ...],
+    heads: int,
+    norms: int,
+    by_weights: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients by a layer's input, filters, bias and norm parameters: ``h = leaky(n)``, ``n = norm(y)``."""
+    batch, channels, height, width = y.shape
+    mask = [True, by_weights, by_weights]
+    dn = torch.where(n > 0, dh, dh * SLOPE).to(n.dtype).contiguous()
+    dy, dgamma, dbeta = torch.ops.aten.native_group_norm_backward(
+        dn, _at_least_fp32(y), *moments, layer[2], batch, channels, height * width, norms, mask
+    )
+    dx, dfilters, dbias = torch.ops.aten.convolution_backward(
+        dy.to(x.dtype), x, layer[0].to(x.dtype), [channels], [1, 1], [1, 1], [1, 1], False, [0, 0], heads, mask
+    )
+    return dx, dfilters, dbias, dgamma, dbeta
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x

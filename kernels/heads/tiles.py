@@ -1,0 +1,39 @@
+"""Tile sizes and launch options, chosen from shapes alone; the ahead-of-time gate compiles the same ones."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A kernel's tile and its launch options, under the kernel's own argument names."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+
+def power(n: int, least: int, most: int) -> int:
+    """The smallest power of two that covers ``n``, within bounds."""
+    return min(most, max(least, 1 << (n - 1).bit_length()))
+
+
+def conv_tiles(positions: int, k: int, n: int, itemsize: int) -> Tiles:
+    """Of `convolve`. ``BLOCK_K`` divides ``k``, a multiple of 16; the other two are masked."""
+    wide = itemsize == 2  # fp32 runs without tensor cores: smaller tiles keep its accumulators in registers
+    deep = next(block for block in (64, 32, 16) if k % block == 0 and (wide or block <= 32))
+    m, n = power(positions, 16, 128 if wide else 64), power(n, 16, 128 if wide else 64)
+    return Tiles(m, n, deep, num_warps=8 if m * n >= 128 * 64 else 4, num_stages=3 if wide else 2)
+
+
+def weight_tiles(positions: int, k: int, n: int, itemsize: int) -> Tiles:
+    """Of `weight_gradient`; everything is masked."""
+    most = 128 if itemsize == 2 else 64
+    k, n = power(k, 16, most), power(n, 16, most)
+    m = power(positions, 16, most // 2)
+    return Tiles(m, n, k, num_warps=8 if k * n >= 128 * 64 else 4, num_stages=3 if itemsize == 2 else 2)
+
+
+POINTWISE_M, POINTWISE_C = 64, 64
+"""Of the kernels between the convolutions."""

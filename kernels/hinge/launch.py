@@ -1,0 +1,30 @@
+"""Launches of the hinge kernels."""
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.hinge.kernel import hinge_finish, hinge_gradient, hinge_tile
+
+TILE, ADDED = 2048, 256
+"""Logits per program of the first stage, and sums that the second stage adds at a time."""
+
+
+def forward(logits: Tensor, side: str) -> Tensor:
+    """Means ``(3, G)``: loss, logit, right."""
+    heads, size = logits.shape[0], logits[0].numel()
+    tiles = triton.cdiv(size, TILE)
+    partial = torch.empty(3, heads, tiles, dtype=torch.float32, device=logits.device)
+    means = torch.empty(3, heads, dtype=torch.float32, device=logits.device)
+    hinge_tile[(tiles, heads)](logits, partial, size, SIDE=side, BLOCK=TILE)
+    hinge_finish[(3 * heads,)](partial, means, size, tiles, BLOCK=ADDED)
+    return means
+
+
+def backward(gradient: Tensor, logits: Tensor, side: str) -> Tensor:
+    """Gradient by the logits, given that by the losses ``(G,)``."""
+    heads, size = logits.shape[0], logits[0].numel()
+    out = torch.empty_like(logits)
+    grid = (triton.cdiv(size, TILE), heads)
+    hinge_gradient[grid](gradient.contiguous(), logits, out, size, SIDE=side, BLOCK=TILE)
+    return out

@@ -1,0 +1,38 @@
+"""The hinge losses per head in plain PyTorch: the definition of correct."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Side = Literal["real", "fake", "generator"]
+
+
+class HingePerHead(NamedTuple):
+    """One value per head, fp32, each a mean over batch and positions. Only ``loss`` has a gradient."""
+
+    loss: Tensor
+    """``(G,)``: of ``relu(1 - x)`` for real, ``relu(1 + x)`` for fake, ``-x`` for the generator."""
+    logit: Tensor
+    """``(G,)``: of the logits."""
+    right: Tensor
+    """``(G,)``: share on the discriminator's right side, above 0 for real and below 0 otherwise."""
+
+
+def hinge_reference(logits: Tensor, side: Side) -> HingePerHead:
+    """`kernels.hinge_per_head` for every device and dtype."""
+    x = logits.flatten(1)
+    if side == "real":
+        loss, right = torch.relu(1 - x), x > 0
+    else:
+        loss, right = torch.relu(1 + x) if side == "fake" else -x, x < 0
+    return HingePerHead(loss.mean(1), x.detach().mean(1), right.to(x.dtype).mean(1))
+
+
+def reference_gradient(gradient: Tensor, logits: Tensor, side: Side) -> Tensor:
+    """Gradient by the logits, given that by the losses; at the margin itself it is zero, as PyTorch's."""
+    share = (gradient / logits[0].numel()).view(-1, 1, 1, 1)
+    if side == "generator":
+        return -share.expand_as(logits).contiguous()
+    inside = 1 - logits > 0 if side == "real" else 1 + logits > 0
+    return torch.where(inside, -share if side == "real" else share, 0.0)

@@ -1,0 +1,33 @@
+"""torch.compile for a network's blocks, one by one and never silently given up."""
+
+from collections.abc import Callable, Iterable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+VARIANTS = 6
+"""Without gradient, with one, and with one for all inputs but the text, as in a frozen network's first block; each
+for several samples and for a single one, whose size torch does not leave open."""
+_OPTIONS: dict[str, Any] = {
+    "fullgraph": True,
+    "dynamic": True,
+    "isolate_recompiles": True,
+    "recompile_limit": VARIANTS,
+}
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Have each block's forward compiled when it first runs, together with all blocks of the same shapes.
+
+    Sizes of inputs stay open, so that one variant serves every aspect ratio and batch. The forward is compiled and
+    not the call: the hooks with which engines gather and release a block stay outside. What cannot be compiled
+    whole, and more than `VARIANTS` of one kind of block, raise when they run, where torch would go on uncompiled.
+    """
+    forwards: dict[object, Callable[..., Any]] = {}
+    for block in blocks:
+        kind = type(block), tuple((name, p.shape) for name, p in block.named_parameters())
+        if kind not in forwards:
+            forwards[kind] = torch.compile(type(block).forward, **_OPTIONS)
+        block.forward = MethodType(forwards[kind], block)

@@ -1,0 +1,66 @@
+"""The heads', the hinge's and adaLN's kernels on the GPU at hand: against float64, bit for bit from run to run."""
+
+import pytest
+import torch
+
+import kernels
+from kernels.bench.case import relative_error
+from kernels.bench.grouped_heads import LARGE, inputs
+from kernels.bench.library_heads import library_heads
+from kernels.hinge.reference import hinge_reference
+from kernels.modulation.reference import gated_residual_reference, modulated_layer_norm_reference
+
+ODD = {"heads": 3, "batch": 2, "height": 24, "width": 36, "features": 1, "k": 48, "n": 32, "groups": 8}
+SHAPES = [ODD, ODD | {"height": 7, "width": 5}, LARGE | {"batch": 1, "heads": 4}]
+
+
+def triton(x, weights, groups):
+    return kernels.grouped_heads(x, weights, groups, implementation="triton")
+
+
+def run(heads, x, weights, groups):
+    """Logits and all gradients."""
+    leaves = [t.detach().requires_grad_() for t in (x, *weights)]
+    logits = heads(leaves[0], kernels.HeadWeights(*leaves[1:]), groups)
+    direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits) + 1
+    return logits.detach(), *torch.autograd.grad(logits, leaves, direction)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_heads_are_as_near_to_float64_as_the_library(shape, dtype):
+    made = inputs(shape, dtype, "cuda")
+    x, weights, groups = made["x"], made["weights"], shape["groups"]
+    exact = run(kernels.grouped_heads_reference, x.double(), [w.double() for w in weights], groups)
+    ours, theirs = (run(heads, x, weights, groups) for heads in (triton, library_heads))
+    for got, other, want in zip(ours, theirs, exact, strict=True):
+        bound = 1e-5 if dtype == torch.float32 else 2 * relative_error((other,), (want,)) + 1e-3
+        assert relative_error((got,), (want,)) < bound
+
+
+def test_heads_repeat_bit_for_bit():
+    made = inputs(LARGE | {"batch": 2, "heads": 8}, torch.bfloat16, "cuda")
+    first, second = (run(triton, made["x"], made["weights"], LARGE["groups"]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("side", ["real", "fake", "generator"])
+def test_hinge(side):
+    logits = torch.randn(38, 2, 64, 64, device="cuda")
+    first, second = (kernels.hinge_per_head(logits, side, "triton") for _ in range(2))
+    for got, again, want in zip(first, second, hinge_reference(logits.double(), side), strict=True):
+        assert torch.equal(got, again)
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["norm", "residual"])
+def test_modulation(name, dtype):
+    full, shared = (torch.randn(*s, device="cuda").to(dtype) for s in ((2, 1037, 2432), (2, 2432)))
+    if name == "norm":
+        got = kernels.modulated_layer_norm(full, shared, shared, implementation="triton")
+        want = modulated_layer_norm_reference(full.double(), shared.double(), shared.double())
+    else:
+        got = kernels.gated_residual(full, shared, full, implementation="triton")
+        want = gated_residual_reference(full.double(), shared.double(), full.double())
+    assert relative_error((got,), (want,)) < (1e-5 if dtype == torch.float32 else 8e-3)

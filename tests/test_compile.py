@@ -1,0 +1,176 @@
+"""Compiled blocks: the numbers of uncompiled ones, and no more variants than are allowed for."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ALONE, TINY
+from diffusers import SD3Transformer2DModel
+from ranks import ranks
+from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
+from torch._dynamo.utils import counters
+
+from ladd_dist.batch import Batch
+from ladd_dist.clock import Clock
+from ladd_dist.conditioning import Conditioning
+from ladd_dist.config import Config, load
+from ladd_dist.distributed import World
+from ladd_dist.engines.compiled import VARIANTS, compile_blocks
+from ladd_dist.ladd import Ladd, draw_sample
+from ladd_dist.trainer import build_networks
+
+BUCKETS = [(4, 4), (8, 4), (8, 8)]  # of different numbers of tokens
+SMALL_HEADS = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "groups=4", "cond_width=16")]
+COMPILED = ["student.compile=true", "teacher.compile=true"]
+# AdamW's own epsilon would make whole steps of the rounding of gradients that are zero.
+EXACT = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4", "train.precision=fp32", "train.global_batch=8"]
+FP32 = 1e-5
+ENGINES = {"local": ["engine=local"], "fsdp2": ["engine=fsdp2", "teacher.placement=shard"]}
+
+
+def make_teacher(folder: Path, layers: int) -> str:
+    torch.manual_seed(0)
+    SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=layers, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=24, caption_projection_dim=32, pooled_projection_dim=24,
+        pos_embed_max_size=16, qk_norm="rms_norm",
+    ).save_pretrained(folder / "transformer")  # fmt: skip
+    return f"teacher.path={folder}"
+
+
+def variants() -> int:
+    """Variants compiled since the last reset."""
+    return counters["stats"]["unique_graphs"]
+
+
+torch_compile = torch.compile
+
+
+def use(backend: str) -> None:
+    """Start anew, compiling with a backend; ``eager`` only has torch trace and guard what it then runs as it is."""
+    torch.compiler.reset()
+    counters.clear()
+    torch.compile = partial(torch_compile, backend=backend)  # type: ignore[assignment]
+
+
+@pytest.fixture(autouse=True)
+def own_cache() -> Any:
+    """Each test starts with the backend that only traces, and leaves nothing behind."""
+    use("eager")
+    yield
+    torch.compile = torch_compile
+    torch.compiler.reset()
+
+
+def train(world: World, config: Config, backend: str) -> tuple[dict[str, Tensor], int]:
+    """Two iterations on each bucket; every number that they made, and the compilations."""
+    use(backend)
+    ladd = build_networks(config, world, Clock(world))
+    rows = [ladd.iteration(index, [sample(config, world, index)]) for index in range(2 * len(BUCKETS))]
+    torch.compile = torch_compile
+    numbers = {key: world_mean(world, torch.stack([row[key] for row in rows])) for key in rows[0]}
+    return numbers | weights(ladd), variants()
+
+
+def world_mean(world: World, value: Tensor) -> Tensor:
+    value = value.clone()
+    world.mean_([value])
+    return value
+
+
+def sample(config: Config, world: World, index: int) -> Any:
+    """This rank's share of a global batch of one bucket."""
+    height, width = BUCKETS[index % len(BUCKETS)]
+    draw = torch.Generator().manual_seed(index)
+    latents, context, pooled = (
+        torch.randn(8, *shape, generator=draw) for shape in ((4, height, width), (6, 24), (24,))
+    )
+    own = slice(world.rank * 8 // world.size, (world.rank + 1) * 8 // world.size)
+    batch = Batch(latents[own], Conditioning(context[own], pooled[own]), list(range(8))[own], f"{height}x{width}")
+    return draw_sample(config, index, batch, (height, width), world.device)
+
+
+def weights(ladd: Ladd) -> dict[str, Tensor]:
+    return {
+        f"{network} {name} {shard.offset}": shard.local.clone()
+        for network, engine in (("student", ladd.student), ("heads", ladd.heads))
+        for name, shard in engine.shards().items()
+    }
+
+
+def run(engine: str, *args: Any) -> list[tuple[dict[str, Tensor], int]]:
+    return [train(ALONE, *args)] if engine == "local" else ranks(2)(train, *args, timeout=280)
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Losses, logits and norms, each relative to its size over the run, and every tensor of student and heads."""
+    assert ours.keys() == theirs.keys()
+    far = {key: float((ours[key] - value).norm() / value.norm()) for key, value in theirs.items() if value.any()}
+    assert {key: distance for key, distance in far.items() if not distance < FP32} == {}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_three_buckets_take_one_variant_each_way_a_block_is_run(tmp_path: Path, engine: str) -> None:
+    """Three blocks of two kinds in the order with two passes: the student runs without gradient, too."""
+    settings = [make_teacher(tmp_path, 3), *SMALL_HEADS, *EXACT, *ENGINES[engine], "method.fake_pass=two_pass"]
+    plain = run(engine, load(TINY, settings), "eager")
+    compiled = run(engine, load(TINY, settings + COMPILED), "eager")
+    for (theirs, none), (ours, count) in zip(plain, compiled, strict=True):
+        assert_same(ours, theirs)
+        # Each network has two kinds, without gradient and with; in the teacher's first block the text has none.
+        assert (none, count) == (0, 9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "backend"), [("local", "inductor"), ("fsdp2", "aot_eager")])
+def test_compiled_code_makes_the_same_numbers(tmp_path: Path, engine: str, backend: str) -> None:
+    """One block of the student: g++ takes most of the time, so FSDP2 has its graphs split and not translated."""
+    settings = [make_teacher(tmp_path, 1), *SMALL_HEADS, *EXACT, *ENGINES[engine]]
+    plain = run(engine, load(TINY, settings), backend)
+    compiled = run(engine, load(TINY, [*settings, "student.compile=true"]), backend)
+    for (theirs, _), (ours, count) in zip(plain, compiled, strict=True):
+        assert_same(ours, theirs)
+        assert count == 1
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float = 2.0) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor([factor]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Speaks(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        print("not for a graph")
+        return super().forward(x)
+
+
+def test_blocks_of_a_kind_share_their_code_and_keep_their_weights() -> None:
+    blocks = [Scale(2.0), Scale(3.0), Scale(4.0)]
+    compile_blocks(blocks)
+    with torch.no_grad():
+        assert [float(block(torch.ones(2))[0]) for block in blocks] == [2.0, 3.0, 4.0]
+    assert variants() == 1
+
+
+def test_more_variants_than_allowed_for_are_an_error() -> None:
+    block = Scale()
+    compile_blocks([block])
+    for dimensions in range(1, VARIANTS + 1):
+        block(torch.ones([2] * dimensions))
+    with pytest.raises(FailOnRecompileLimitHit):
+        block(torch.ones([2] * (VARIANTS + 1)))
+    assert variants() == VARIANTS
+
+
+def test_what_cannot_be_compiled_whole_is_an_error() -> None:
+    block = Speaks()
+    compile_blocks([block])
+    with pytest.raises(Unsupported):
+        block(torch.ones(2))
