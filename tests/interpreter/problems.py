@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels import joint_attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-"""Relative, per output and gradient. The interpreter truncates to bf16 where a GPU rounds: twice the error."""
+"""Relative, per output and gradient."""
 NAMES = ("q", "k", "v", "text_q", "text_k", "text_v", "norm_q", "norm_k", "text_norm_q", "text_norm_k")
 
 
