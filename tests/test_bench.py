@@ -1,18 +1,20 @@
 """Benchmarks without a GPU: they say so, check, and write nothing; tables are made of rows alone."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from test_joint_attention import norms, streams
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 
 from kernels.attention import reference
 from kernels.attention.streams import Norms
 from kernels.bench import __main__ as command
 from kernels.bench.case import BENCHES, Check, bench, relative_error
 from kernels.bench.joint_attention import _sample
-from kernels.bench.joint_attention_providers import Provider, diffusers_way
+from kernels.bench.joint_attention_providers import Provider, _forced, compile_whole, diffusers_way
 from kernels.bench.report import table, write
 
 
@@ -63,6 +65,20 @@ def test_diffusers_way_is_the_reference():
     x, weights = streams(torch.float32), norms(torch.float32)
     got = diffusers_way(x, Norms(*weights.values()), 1e-6, functional.scaled_dot_product_attention)
     torch.testing.assert_close(got, reference.forward(x, Norms(*weights.values()), 1e-6)[:2])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_ways_hold_a_forced_backend_and_a_kept_graph(backend):
+    x, weights = streams(torch.float32), Norms(*norms(torch.float32).values())
+    attend = partial(_forced, SDPBackend.MATH)
+    compiled = compile_whole(diffusers_way, backend)
+    upstream = (torch.ones_like(x.q), torch.ones_like(x.text_q))
+    runs = [
+        Provider(partial(way, x, weights, 1e-6, attend), [*x, *weights], upstream).bind("backward")
+        for way in (compiled, diffusers_way)
+    ]
+    for _ in range(2):
+        torch.testing.assert_close(runs[0](), runs[1](), rtol=1e-4, atol=1e-4)
 
 
 def test_a_providers_passes_agree():

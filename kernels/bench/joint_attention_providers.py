@@ -106,14 +106,23 @@ def _split(out: Tensor, image: int) -> Outputs:
     return joint[:, :image], joint[:, image:]
 
 
+def compile_whole(function: Callable[..., Outputs], backend: str = "inductor") -> Callable[..., Outputs]:
+    """Compile for the shapes to come, or fail: past its limit of versions torch.compile would quietly run eager.
+
+    Backward passes are timed again and again through one graph, which has to keep its buffers.
+    """
+    torch._dynamo.reset()
+    torch._functorch.config.donated_buffer = False
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+
+
 def whole_providers(
     x: Streams, norms: Norms, upstream: Outputs, eps: float
 ) -> tuple[dict[str, Provider], dict[str, str]]:
     """From the projections' outputs on: eager, compiled, and compiled around each way to attend."""
     found, absent = attends()
     leaves = [t for t in (*x, *norms) if t is not None]
-    sdpa = functional.scaled_dot_product_attention
-    compiled = torch.compile(diffusers_way)
+    sdpa, compiled = functional.scaled_dot_product_attention, compile_whole(diffusers_way)
     forwards = {
         "diffusers eager": partial(diffusers_way, x, norms, eps, sdpa),
         "diffusers compiled": partial(compiled, x, norms, eps, sdpa),
