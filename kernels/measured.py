@@ -16,22 +16,24 @@ Row = dict[str, Any]
 
 
 def fastest(
-    op: str, gpu: str, dtype: str, head_dim: int, tokens: int, candidates: Iterable[str], table: Path = TABLE
+    where: Mapping[str, Any], near: tuple[str, int], candidates: Iterable[str], table: Path = TABLE
 ) -> tuple[str, Row] | None:
     """The fastest of the candidates, forward and backward end to end, and the row that says so.
 
-    The row is the measured one nearest in image tokens on the same GPU, dtype and head_dim; None without any.
-
     Args:
+        where: what a row has to have, such as ``op``, ``gpu``, ``dtype`` and sizes that do not scale.
+        near: name and value of the size by which the nearest of those rows is taken.
         candidates: providers of the benchmark; a row that lacks one of them decides nothing.
+
+    Returns:
+        None where nothing was measured.
     """
-    names = list(candidates)
-    wanted = {"op": op, "gpu": gpu, "dtype": dtype, "head_dim": head_dim}
-    rows = [row for row in json.loads(table.read_text()) if wanted.items() <= row.items()]
+    names, (size, value) = list(candidates), near
+    rows = [row for row in json.loads(table.read_text()) if where.items() <= row.items()]
     rows = [row for row in rows if set(names) <= set(row["p50_ms"])]
     if not rows:
         return None
-    row = min(rows, key=lambda row: abs(math.log(row["image"] / tokens)))
+    row = min(rows, key=lambda row: abs(math.log(row[size] / value)))
     return min(names, key=row["p50_ms"].__getitem__), row
 
 

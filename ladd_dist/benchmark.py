@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kernels import hinge_per_head
 from ladd_dist.clock import Clock
 from ladd_dist.config import Config
 from ladd_dist.distributed import World
@@ -21,7 +22,7 @@ from ladd_dist.errors import LaddError
 from ladd_dist.flow import add_noise, x0_from_velocity
 from ladd_dist.ladd import Ladd, Metrics, Sample
 from ladd_dist.log import progress
-from ladd_dist.losses import hinge_discriminator, hinge_generator, r1_penalty
+from ladd_dist.losses import r1_penalty
 from ladd_dist.models.discriminator import Gradients
 from ladd_dist.models.transformer import Backbone, load_transformer
 from ladd_dist.traffic import Traffic, TrafficCounter, expected, gathered_elements
@@ -82,12 +83,13 @@ class BareStep:
         gradients: Gradients = "twice" if self.r1_weight else "once"
         d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled, 0, gradients)
         d_fake = self.heads([f.detach() for f in fake], sample.grid, sample.s, batch.cond.pooled)
-        loss = hinge_discriminator(d_real, d_fake)
+        loss = hinge_per_head(d_real, "real").loss.mean() + hinge_per_head(d_fake, "fake").loss.mean()
         if self.r1_weight:
             loss = loss + self.r1_weight * r1_penalty(d_real, real)
         loss.backward()
         self._update(0)
-        g_loss = hinge_generator(self.heads(fake, sample.grid, sample.s, batch.cond.pooled, 0, "inputs"))
+        d_fake = self.heads(fake, sample.grid, sample.s, batch.cond.pooled, 0, "inputs")
+        g_loss = hinge_per_head(d_fake, "generator").loss.mean()
         (gradient,) = torch.autograd.grad(g_loss, cut)
         x0_hat.backward(gradient)
         self._update(1)

@@ -34,9 +34,6 @@ from ladd_dist.schedule import learning_rate
 
 Metrics = dict[str, Tensor]
 
-IMPLEMENTATION = {"triton": "triton", "torch": "reference"}
-"""Name of the hinge's implementation that goes with each path of the heads."""
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -95,7 +92,8 @@ class Ladd:
         self.clock = clock
         self.student, self.teacher, self.heads = student, teacher, heads
         self.taps: tuple[int, ...] = heads.module.taps  # type: ignore[assignment]
-        self.hinge = partial(hinge_per_head, implementation=IMPLEMENTATION[heads.module.path])  # type: ignore[index]
+        implementation: str = heads.module.implementation  # type: ignore[assignment]
+        self.hinge = partial(hinge_per_head, implementation=implementation)
 
     def iteration(self, index: int, samples: list[Sample]) -> Metrics:
         """Update the heads, then the student, once, on this rank's micro-batches of the global batch.

@@ -1,22 +1,7 @@
-"""The adversarial losses of LADD. Pure functions of logits and gradients.
-
-Shapes: logits ``(heads, B, H, W)``, one per head and latent position. Every loss is the mean over all of
-them, so heads and positions weigh alike in every aspect ratio (per-position logits, because a pooled
-logit at small batch saturates the hinge to exactly zero).
-"""
+"""What LADD adds to the hinge losses (`kernels.hinge_per_head`). Pure functions of logits and gradients."""
 
 import torch
 from torch import Tensor
-
-
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """``mean relu(1 - D_real) + mean relu(1 + D_fake)`` (LADD, arXiv 2403.12015, sec. 3; Lim & Ye 2017)."""
-    return torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
-
-
-def hinge_generator(fake: Tensor) -> Tensor:
-    """``-mean D_fake``. Not hinged: a hinged generator loss has zero gradient wherever it wins."""
-    return -fake.mean()
 
 
 def r1_penalty(logits: Tensor, head_inputs: list[Tensor]) -> Tensor:

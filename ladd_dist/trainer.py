@@ -24,7 +24,7 @@ from ladd_dist.ladd import Ladd, Sample, draw_sample
 from ladd_dist.log import log, progress
 from ladd_dist.memory import describe, expected_state
 from ladd_dist.models.attention import Attention, Place, choose_attention, set_attention
-from ladd_dist.models.discriminator import DiscriminatorHeads, heads_path
+from ladd_dist.models.discriminator import DiscriminatorHeads, choose_heads
 from ladd_dist.models.transformer import Backbone, fingerprint, load_config, make_transformer, meta_transformer
 from ladd_dist.models.weights import FolderWeights
 from ladd_dist.preview import Preview
@@ -239,11 +239,12 @@ def make_heads(config: Config, device: torch.device) -> DiscriminatorHeads:
     Raises:
         LaddError: if the kernels that the configuration asks for cannot run there.
     """
-    path = heads_path(config.kernels.heads, config.discriminator, device)
-    log(f"discriminator heads: {path} (kernels.heads={config.kernels.heads})")
-    net = meta_transformer(config.teacher.path)
+    net, discriminator = meta_transformer(config.teacher.path), config.discriminator
     teacher = Backbone(net)
+    heads = teacher.depth if discriminator.blocks is None else len(set(discriminator.blocks))
+    choice = choose_heads(config.kernels.heads, discriminator, heads, device, compute_dtype(config))
+    log(f"discriminator heads: {choice}")
     torch.manual_seed(config.seed)
     return DiscriminatorHeads(
-        config.discriminator, teacher.depth, teacher.width, net.config.pooled_projection_dim, path
+        discriminator, teacher.depth, teacher.width, net.config.pooled_projection_dim, choice.implementation
     )

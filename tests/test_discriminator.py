@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -5,9 +6,10 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch.nn import functional as F
 
+from kernels import measured
 from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.errors import LaddError
-from ladd_dist.models.discriminator import DiscriminatorHeads, heads_path
+from ladd_dist.models.discriminator import DiscriminatorHeads, choose_heads
 
 CONFIG = DiscriminatorConfig(width=16, out_width=8, groups=4, cond_width=12)
 
@@ -126,18 +128,41 @@ def test_judging_for_the_generator_leaves_the_weights_out():
     assert all(g is None for g in found[3:])
 
 
-def test_kernels_that_cannot_run_are_refused_and_auto_does_without(monkeypatch):
+@pytest.fixture
+def gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
-    assert [heads_path(setting, CONFIG, cpu) for setting in ("auto", "torch")] == ["torch", "torch"]
-    with pytest.raises(LaddError, match="make discriminator.out_width a multiple of 16"):
-        heads_path("triton", CONFIG, gpu)
-    wide = CONFIG.model_copy(update={"out_width": 16})
-    with pytest.raises(
-        LaddError, match="kernels.heads=triton, but there is no Triton.*set kernels.heads=auto or torch"
-    ):
-        heads_path("triton", wide, cpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert (heads_path("triton", wide, gpu), heads_path("auto", wide, gpu)) == ("triton", "torch")
-    monkeypatch.setattr("ladd_dist.models.discriminator._FASTER", {(9, 0)})
-    assert [heads_path("auto", config, gpu) for config in (wide, CONFIG)] == ["triton", "torch"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Pretended GPU")
+    return torch.device("cuda", 0)
+
+
+WIDE = CONFIG.model_copy(update={"out_width": 16})
+
+
+def choose(setting, config, device):
+    return choose_heads(setting, config, 3, device, torch.bfloat16)
+
+
+def test_kernels_that_cannot_run_are_refused_and_auto_does_without(gpu):
+    cpu = torch.device("cpu")
+    assert str(choose("auto", WIDE, cpu)) == "reference (there is no Triton for device cpu)"
+    assert choose("torch", WIDE, gpu).implementation == choose("auto", CONFIG, gpu).implementation == "reference"
+    with pytest.raises(LaddError, match="make discriminator.out_width a multiple of 16"):
+        choose("triton", CONFIG, gpu)
+    with pytest.raises(LaddError, match="kernels.heads=triton: there is no Triton.*set kernels.heads=auto or torch"):
+        choose("triton", WIDE, cpu)
+    assert choose("triton", WIDE, gpu).implementation == "triton"
+
+
+def test_auto_takes_what_was_measured_to_be_faster(gpu, monkeypatch, tmp_path):
+    table = tmp_path / "measured.json"
+    monkeypatch.setattr(measured.fastest, "__defaults__", (table,))
+    table.write_text("[]")
+    assert "nothing was measured on Pretended GPU in bf16 at these widths" in str(choose("auto", WIDE, gpu))
+    key = {"op": "grouped_heads", "gpu": "Pretended GPU", "dtype": "bf16", "k": WIDE.width, "n": WIDE.out_width}
+    few = key | {"heads": 4, "p50_ms": {"triton": 1.0, "grouped": 2.0, "loop": 0.5}}
+    many = key | {"heads": 38, "p50_ms": {"triton": 2.0, "grouped": 1.0}}
+    table.write_text(json.dumps([many, few]))
+    assert str(choose("auto", WIDE, gpu)) == "triton (ms for 4 heads on Pretended GPU: triton 1.000, torch 2.000)"
+    assert choose_heads("auto", WIDE, 30, gpu, torch.bfloat16).implementation == "reference"
+    assert choose_heads("auto", WIDE, 3, gpu, torch.float32).implementation == "reference"

@@ -1,6 +1,5 @@
 """AdamW with 8-bit moments (torchao), uncompiled and on the CPU, as far as that goes: a run has it on GPUs only."""
 
-import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,15 +27,13 @@ GPU = World(0, 1, 0, torch.device("cuda"))
 
 
 @pytest.fixture(autouse=True)
-def torchao() -> Iterator[None]:
+def torchao(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torchao, with its update run as it is written: compiling it takes a minute and is done on GPUs."""
     if not FOLDER.is_dir():
         pytest.skip("torchao is not there: `make test` installs it")
-    sys.path.append(str(FOLDER))
-    importlib.invalidate_caches()
+    monkeypatch.syspath_prepend(str(FOLDER))
     with torch.compiler.set_stance("force_eager"):
         yield
-    sys.path.remove(str(FOLDER))
 
 
 def engine(state: str, seed: int = 0, beta1: float = 0.0) -> ReplicatedEngine:

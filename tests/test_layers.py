@@ -84,6 +84,11 @@ def test_importing_kernels_loads_neither_torch_nor_triton():
     )
 
 
+def test_public_functions_load_triton_no_sooner_than_a_kernel_is_launched():
+    everything = "import sys, kernels; [getattr(kernels, name) for name in kernels._EXPORTS]"
+    assert run(f"{everything}; print('torch' in sys.modules, 'triton' in sys.modules)").split() == ["True", "False"]
+
+
 def test_diffusers_and_transformers_import_beside_kernels():
     out = run(
         "import kernels\n"

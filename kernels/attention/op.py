@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.attention import launch, library, reference
+from kernels.attention import library, reference
 from kernels.attention.streams import Norms, Streams, check
 from kernels.dispatch import choose
 from kernels.errors import KernelError
@@ -82,6 +82,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     streams, norms = Streams(q, k, v, text_q, text_k, text_v), Norms(norm_q, norm_k, text_norm_q, text_norm_k)
     if _choose(q, implementation) == "triton":
+        from kernels.attention import launch  # late: it imports triton, which CPU users need not have
+
         return launch.forward(streams, norms, eps)
     return reference.forward(streams, norms, eps)
 
@@ -107,6 +109,8 @@ def _backward(
     if library_backward:
         gradients, weights = library.backward(*saved)
     elif _choose(q, implementation) == "triton":
+        from kernels.attention import launch
+
         gradients, weights = launch.backward(*saved, weight_gradient)
     else:
         gradients, weights = reference.backward(*saved)

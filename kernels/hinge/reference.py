@@ -1,4 +1,9 @@
-"""The hinge losses per head in plain PyTorch: the definition of correct."""
+"""The hinge losses per head in plain PyTorch: the definition of correct.
+
+L_D = mean relu(1 - D_real) + mean relu(1 + D_fake) and L_G = -mean D_fake (LADD, arXiv 2403.12015, sec. 3; Lim & Ye
+2017) are means over heads of these. Logits are one per position, because a pooled logit at small batch saturates the
+hinge to exactly zero; the generator's is not hinged, because it would have no gradient wherever it wins.
+"""
 
 from typing import Literal, NamedTuple
 

@@ -80,7 +80,8 @@ def _measured(config: dict[str, Any], place: Place) -> Attention:
     gpu, dtype = torch.cuda.get_device_name(place.device), _DTYPES[place.dtype]
     theirs = "diffusers compiled" if place.compiled else "diffusers eager"
     tokens = (config["sample_size"] // config["patch_size"]) ** 2
-    found = fastest("joint_attention", gpu, dtype, config["attention_head_dim"], tokens, [*_OURS, theirs])
+    where = {"op": "joint_attention", "gpu": gpu, "dtype": dtype, "head_dim": config["attention_head_dim"]}
+    found = fastest(where, ("image", tokens), [*_OURS, theirs])
     if found is None:
         return Attention(False, False, f"nothing was measured on {gpu} in {dtype}: run make gpu-check there")
     name, row = found

@@ -19,7 +19,8 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import HeadWeights, grouped_heads, grouped_heads_reference, project_tokens, triton_obstacle
+from kernels import HeadWeights, fastest, grouped_heads, grouped_heads_reference, project_tokens, triton_obstacle
+from kernels.dispatch import Choice
 from kernels.heads.weights import WIDTH_STEP
 from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.errors import LaddError
@@ -27,13 +28,12 @@ from ladd_dist.flow import TIMESTEP_SCALE
 
 _FREQUENCIES = 256
 
-Path = Literal["triton", "torch"]
 Gradients = Literal["once", "twice", "inputs"]
 """What may be differentiated: logits by features and weights; those gradients once more, as R1 does, for which the
 kernels have no formula; or logits by features alone, which spares the work on weights."""
 
-_FASTER: frozenset[tuple[int, int]] = frozenset()
-"""Compute capabilities on which ``python -m kernels.bench grouped_heads`` has shown the kernels to be faster."""
+Implementation = Literal["triton", "reference"]
+"""Of convolutions, norms, logits and their losses: this repository's kernels, or grouped convolutions in PyTorch."""
 
 
 class GroupedConv(nn.Module):
@@ -54,14 +54,19 @@ class DiscriminatorHeads(nn.Module):
         depth: blocks of the teacher.
         width: D, channels of the teacher's image tokens.
         pooled_width: P, channels of the pooled text embedding.
-        path: what computes convolutions, norms and logits; see `heads_path`. Parameters are the same.
+        implementation: see `choose_heads`. Parameters are the same.
 
     Raises:
         LaddError: if ``config.blocks`` names blocks that the teacher does not have.
     """
 
     def __init__(
-        self, config: DiscriminatorConfig, depth: int, width: int, pooled_width: int, path: Path = "torch"
+        self,
+        config: DiscriminatorConfig,
+        depth: int,
+        width: int,
+        pooled_width: int,
+        implementation: Implementation = "reference",
     ) -> None:
         super().__init__()
         self.taps = tuple(range(depth)) if config.blocks is None else tuple(sorted(set(config.blocks)))
@@ -70,7 +75,7 @@ class DiscriminatorHeads(nn.Module):
         heads, mid, out, embed = len(self.taps), config.width, config.out_width, config.cond_width
         self.project = nn.Parameter(torch.randn(heads, width, mid) / math.sqrt(width))
         self.project_bias = nn.Parameter(torch.zeros(heads, 1, mid))
-        self.path, self.groups = path, config.groups
+        self.implementation, self.groups = implementation, config.groups
         self.conv1 = GroupedConv(heads, mid, mid)
         self.norm1 = nn.GroupNorm(heads * config.groups, heads * mid)
         self.conv2 = GroupedConv(heads, mid, out)
@@ -114,7 +119,7 @@ class DiscriminatorHeads(nn.Module):
         x_GBNK = project_tokens(features, project_weight, project_bias, _compute_dtype(features[0]))
         with torch.autocast(x_GBNK.device.type, enabled=False):
             x_GBHWK = x_GBNK.unflatten(2, grid)
-            if self.path == "torch" or gradients == "twice":
+            if self.implementation == "reference" or gradients == "twice":
                 return grouped_heads_reference(x_GBHWK, weights, self.groups)
             return grouped_heads(x_GBHWK, weights, self.groups, "triton")
 
@@ -144,19 +149,50 @@ def _compute_dtype(features: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
 
-def heads_path(setting: str, config: DiscriminatorConfig, device: torch.device) -> Path:
-    """What `DiscriminatorHeads` computes with, given ``kernels.heads``.
+def choose_heads(
+    setting: Literal["auto", "triton", "torch"],
+    config: DiscriminatorConfig,
+    heads: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Choice:
+    """What `DiscriminatorHeads` computes with, and why.
+
+    ``auto`` takes the kernels where they were measured to be faster on this GPU, nearest in the number of heads.
+
+    Args:
+        setting: ``kernels.heads``.
+        dtype: compute precision.
 
     Raises:
         LaddError: if the kernels are asked for and cannot run.
     """
-    narrow = [key for key in ("width", "out_width") if getattr(config, key) % WIDTH_STEP]
-    if setting == "auto":
-        faster = device.type == "cuda" and torch.cuda.get_device_capability(device) in _FASTER
-        return "triton" if faster and not narrow else "torch"
+    if setting == "torch":
+        return Choice("reference", "as kernels.heads=torch asks")
+    obstacle = _obstacle(config, device)
     if setting == "triton":
-        if narrow:
-            raise LaddError(f"kernels.heads=triton: make discriminator.{narrow[0]} a multiple of {WIDTH_STEP}")
-        if obstacle := triton_obstacle(device):
-            raise LaddError(f"kernels.heads=triton, but {obstacle}: set kernels.heads=auto or torch")
-    return "triton" if setting == "triton" else "torch"
+        if obstacle:
+            raise LaddError(f"kernels.heads=triton: {obstacle}; or set kernels.heads=auto or torch")
+        return Choice("triton", "as kernels.heads=triton asks")
+    return Choice("reference", obstacle) if obstacle else _measured(config, heads, device, dtype)
+
+
+def _obstacle(config: DiscriminatorConfig, device: torch.device) -> str:
+    """Why the kernels cannot run, or an empty string."""
+    for key in ("width", "out_width"):
+        if getattr(config, key) % WIDTH_STEP:
+            return f"make discriminator.{key} a multiple of {WIDTH_STEP}"
+    return triton_obstacle(device)
+
+
+def _measured(config: DiscriminatorConfig, heads: int, device: torch.device, dtype: torch.dtype) -> Choice:
+    gpu, name = torch.cuda.get_device_name(device), "bf16" if dtype == torch.bfloat16 else "fp32"
+    where = {"op": "grouped_heads", "gpu": gpu, "dtype": name, "k": config.width, "n": config.out_width}
+    found = fastest(where, ("heads", heads), ["triton", "grouped"])
+    if found is None:
+        return Choice(
+            "reference", f"nothing was measured on {gpu} in {name} at these widths: run make gpu-check there"
+        )
+    times = found[1]["p50_ms"]
+    reason = f"ms for {found[1]['heads']} heads on {gpu}: triton {times['triton']:.3f}, torch {times['grouped']:.3f}"
+    return Choice("triton" if found[0] == "triton" else "reference", reason)

@@ -12,22 +12,22 @@ GRID, BATCH = (3, 5), 2
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (2**-8, 5e-2)}
 
 
-def heads(path):
+def heads(implementation):
     torch.manual_seed(0)
     config = DiscriminatorConfig(width=16, out_width=16, groups=4, cond_width=8)
-    module = DiscriminatorHeads(config, 2, 10, 6, path)
+    module = DiscriminatorHeads(config, 2, 10, 6, implementation)
     with torch.no_grad():
         for p in module.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return module
 
 
-def run(path, dtype, gradients="once", first=0):
+def run(implementation, dtype, gradients="once", first=0):
     """Logits, and their gradients by features and parameters."""
     g = torch.Generator().manual_seed(1)
     draw = [torch.randn(BATCH, 15, 10, generator=g).to(dtype).requires_grad_() for _ in range(2)]
     features, t, pooled = draw[first:], torch.tensor([0.2, 0.9]), torch.randn(BATCH, 6, generator=g)
-    module = heads(path)
+    module = heads(implementation)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         logits = module(features, GRID, t, pooled, first, gradients)
     direction = 1 + torch.randn(2, *logits.shape[1:], generator=g)[first:]
@@ -40,7 +40,7 @@ def apart(a, b):
 
 
 def test_both_paths_have_one_state_dict():
-    torch_path, triton_path = heads("torch").state_dict(), heads("triton").state_dict()
+    torch_path, triton_path = heads("reference").state_dict(), heads("triton").state_dict()
     assert list(torch_path) == list(triton_path)
     assert all(torch.equal(torch_path[key], value) for key, value in triton_path.items())
 
@@ -48,7 +48,9 @@ def test_both_paths_have_one_state_dict():
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("gradients_first", [("once", 0), ("once", 1), ("inputs", 0)], ids=str)
 def test_both_paths_make_the_same_logits_and_gradients(dtype, gradients_first):
-    (ours, our_gradients), (theirs, their_gradients) = (run(p, dtype, *gradients_first) for p in ("triton", "torch"))
+    (ours, our_gradients), (theirs, their_gradients) = (
+        run(i, dtype, *gradients_first) for i in ("triton", "reference")
+    )
     forward, backward = TOLERANCE[dtype]
     assert apart(ours, theirs) < forward
     # Of all heads together: a bias in front of a norm hardly has a gradient of its own.
@@ -57,4 +59,4 @@ def test_both_paths_make_the_same_logits_and_gradients(dtype, gradients_first):
 
 def test_r1_takes_the_torch_path_by_itself():
     logits, _ = run("triton", torch.float32, "twice")
-    assert torch.equal(logits, run("torch", torch.float32)[0])
+    assert torch.equal(logits, run("reference", torch.float32)[0])
