@@ -73,7 +73,7 @@ class DiscriminatorConfig(Section):
     """Conv heads on the frozen teacher's blocks (design: 1x1 to ``width``, 3x3, 3x3 to ``out_width``, logit)."""
 
     blocks: list[NonNegativeInt] | None = None
-    """Transformer blocks that carry a head; null means every block."""
+    """Transformer blocks that carry a head; null means every block. The teacher is built up to the last of them."""
     width: PositiveInt = 256
     out_width: PositiveInt = 128
     groups: PositiveInt = 32

@@ -20,7 +20,7 @@ from ladd_dist.engines.base import STATE_KINDS, Engine
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.ladd import Ladd
 from ladd_dist.models.discriminator import DiscriminatorHeads
-from ladd_dist.models.transformer import Backbone, meta_transformer
+from ladd_dist.models.transformer import Backbone, end_behind, meta_transformer
 
 Place = Literal["device", "host"]
 State = Counter[tuple[Place, str]]
@@ -73,6 +73,7 @@ def expected_state(config: Config, size: int, rank: int = 0) -> State:
         heads = DiscriminatorHeads(
             config.discriminator, teacher.depth, teacher.width, teacher.net.config.pooled_projection_dim
         )
+    end_behind(teacher.net, heads.taps[-1])
     layout = _layout(config, size, rank)
     return (
         _student(config, _shapes(student), layout, size)

@@ -24,8 +24,15 @@ from ladd_dist.ladd import Ladd, Sample, draw_sample
 from ladd_dist.log import log, progress
 from ladd_dist.memory import describe, expected_state
 from ladd_dist.models.attention import Attention, Place, choose_attention, set_attention
-from ladd_dist.models.discriminator import DiscriminatorHeads, choose_heads
-from ladd_dist.models.transformer import Backbone, fingerprint, load_config, make_transformer, meta_transformer
+from ladd_dist.models.discriminator import DiscriminatorHeads, choose_heads, tapped_blocks
+from ladd_dist.models.transformer import (
+    Backbone,
+    end_behind,
+    fingerprint,
+    load_config,
+    make_transformer,
+    meta_transformer,
+)
 from ladd_dist.models.weights import FolderWeights
 from ladd_dist.preview import Preview
 from ladd_dist.profiler import Profiler
@@ -198,9 +205,10 @@ def build_networks(config: Config, world: World, clock: Clock) -> Ladd:
 
     teacher_attention = pick_attention(config, "teacher", config.teacher.path, config.teacher.compile, world)
     student_attention = pick_attention(config, "student", start, config.student.compile, world)
+    heads = make_heads(config, world.device).to(world.device)
 
     def make_teacher() -> Backbone:
-        net = make_transformer(config.teacher.path)
+        net = end_behind(make_transformer(config.teacher.path), heads.taps[-1])
         set_attention(net, teacher_attention)
         return Backbone(net, dtype, config.teacher.activation_checkpointing).requires_grad_(False).eval()
 
@@ -211,7 +219,6 @@ def build_networks(config: Config, world: World, clock: Clock) -> Ladd:
 
     teacher = Blueprint(make_teacher, FolderWeights(config.teacher.path), dtype, config.teacher.compile)
     student = Blueprint(make_student, FolderWeights(start), torch.float32, config.student.compile)
-    heads = make_heads(config, world.device).to(world.device)
     return Ladd(
         config,
         student=build_engine(config, student, world),
@@ -241,7 +248,7 @@ def make_heads(config: Config, device: torch.device) -> DiscriminatorHeads:
     """
     net, discriminator = meta_transformer(config.teacher.path), config.discriminator
     teacher = Backbone(net)
-    heads = teacher.depth if discriminator.blocks is None else len(set(discriminator.blocks))
+    heads = len(tapped_blocks(discriminator, teacher.depth))
     choice = choose_heads(config.kernels.heads, discriminator, heads, device, compute_dtype(config))
     log(f"discriminator heads: {choice}")
     torch.manual_seed(config.seed)

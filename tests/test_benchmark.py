@@ -14,6 +14,7 @@ SHARD = "teacher.placement=shard"
 CASES = [
     ("fsdp2", 2, []),
     ("fsdp2", 2, [SHARD]),
+    ("fsdp2", 2, [SHARD, "discriminator.blocks=[0,1]", "fsdp2.forward_prefetch=1"]),
     ("fsdp2", 2, [SHARD, "train.precision=bf16", "student.activation_checkpointing=true"]),
     ("fsdp2", 3, [SHARD, "method.fake_pass=two_pass", "train.global_batch=12", "train.micro_batch=2"]),
     ("zero3", 2, [SHARD]),

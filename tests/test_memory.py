@@ -44,11 +44,13 @@ def under(engine: str, choices: list[list[str]]) -> list[list[str]]:
     return [[f"engine={engine}", *choice] for choice in choices]
 
 
+EARLY = [[SHARD, "discriminator.blocks=[0]"]]
+"""The heads end before the teacher does: what lies behind them is not kept."""
 CASES = {
     1: under("local", [[], [BF16, "train.ema_device=cpu"]])
     + under("fsdp2", PAIR)
     + under("zero3", PAIR + OFFLOADS[:1]),
-    2: under("fsdp2", EVERY) + under("zero3", EVERY + OFFLOADS[:2]),
+    2: under("fsdp2", EVERY + EARLY) + under("zero3", EVERY + EARLY + OFFLOADS[:2]),
     4: under("fsdp2", PAIR + [["fsdp2.replicas=2", *p] for p in PAIR]) + under("zero3", PAIR + OFFLOADS[2:]),
 }
 SCALARS = 4096
@@ -236,6 +238,8 @@ def test_the_8b_figures_of_the_design(large, placement, designed):
         # 59M parameters, their gradients and two moments; 192 x 192 positions of 2,432 channels in fp32 and bf16.
         assert extra / 1e9 == pytest.approx(0.947 + 0.538, abs=0.002)
         assert on(state, "host") == 0
+        # design.md counts the teacher's output layers, 12M parameters in bf16, which heads never reach.
+        output = 0.02398 / (1 if placement == "replicate" else size)
         # Rounded figures; on 512 ranks the padding of small tensors to whole rows adds 4% of 0.35 GB.
-        assert on(state, "device") / 1e9 == pytest.approx(gigabytes, abs=0.06)
+        assert on(state, "device") / 1e9 + output == pytest.approx(gigabytes, abs=0.06)
         print(f"{placement} on {size}: {on(state, 'device') / 1e9:.2f} GB + {extra / 1e9:.2f} GB")

@@ -4,7 +4,7 @@ from diffusers import SD3Transformer2DModel
 
 from ladd_dist.conditioning import Conditioning
 from ladd_dist.errors import LaddError
-from ladd_dist.models.transformer import Backbone, fingerprint, load_transformer, token_grid
+from ladd_dist.models.transformer import Backbone, end_behind, fingerprint, load_transformer, token_grid
 
 SIZES = {"joint": {}, "dual": {"dual_attention_layers": (0, 1)}, "patch1": {"patch_size": 1}}
 
@@ -54,6 +54,17 @@ def test_a_feature_pass_ends_behind_the_last_tap():
         block.register_forward_hook(lambda _m, _a, _o: runs.append(1))
     Backbone(net, torch.float64)(*inputs(), (0, 1))
     assert len(runs) == 2
+
+
+def test_a_network_cut_behind_the_last_tap_gives_the_same_features():
+    x, t, cond = inputs()
+    whole, cut = make(), end_behind(make(), 1)
+    expected, got = (Backbone(net, torch.float64)(x, t, cond, (0, 1)) for net in (whole, cut))
+    assert all(map(torch.equal, expected, got))
+    unused = whole.transformer_blocks[2], whole.norm_out, whole.proj_out
+    assert sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in cut.parameters()) == sum(
+        p.numel() for module in unused for p in module.parameters()
+    )
 
 
 @pytest.mark.parametrize("taps", [None, (0, 2)])

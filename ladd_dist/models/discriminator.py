@@ -46,6 +46,18 @@ class GroupedConv(nn.Module):
         nn.init.normal_(self.weight, std=math.sqrt(2 / (9 * channels_in)))
 
 
+def tapped_blocks(config: DiscriminatorConfig, depth: int) -> tuple[int, ...]:
+    """Which of a teacher's ``depth`` blocks carry a head, ascending.
+
+    Raises:
+        LaddError: if ``config.blocks`` names none, or one that the teacher does not have.
+    """
+    taps = tuple(range(depth)) if config.blocks is None else tuple(sorted(set(config.blocks)))
+    if not taps or taps[-1] >= depth:
+        raise LaddError(f"discriminator.blocks={config.blocks}: the teacher has blocks 0 to {depth - 1}")
+    return taps
+
+
 class DiscriminatorHeads(nn.Module):
     """``G`` independent heads over the teacher's features. Parameters are fp32.
 
@@ -69,9 +81,7 @@ class DiscriminatorHeads(nn.Module):
         implementation: Implementation = "reference",
     ) -> None:
         super().__init__()
-        self.taps = tuple(range(depth)) if config.blocks is None else tuple(sorted(set(config.blocks)))
-        if not self.taps or self.taps[-1] >= depth:
-            raise LaddError(f"discriminator.blocks={config.blocks}: the teacher has blocks 0 to {depth - 1}")
+        self.taps = tapped_blocks(config, depth)
         heads, mid, out, embed = len(self.taps), config.width, config.out_width, config.cond_width
         self.project = nn.Parameter(torch.randn(heads, width, mid) / math.sqrt(width))
         self.project_bias = nn.Parameter(torch.zeros(heads, 1, mid))

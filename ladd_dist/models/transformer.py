@@ -170,6 +170,17 @@ def load_config(folder: str | Path) -> dict:
     return SD3Transformer2DModel.load_config(path)
 
 
+def end_behind(net: SD3Transformer2DModel, block: int) -> SD3Transformer2DModel:
+    """Remove what a pass to the last tapped ``block`` never runs: a sharded network would be gathered for nothing.
+
+    Returns:
+        ``net``, whose backbone gives features and no velocity from now on.
+    """
+    del net.transformer_blocks[block + 1 :]
+    del net.norm_out, net.proj_out
+    return net
+
+
 def meta_transformer(folder: str | Path) -> SD3Transformer2DModel:
     """The transformer of a folder without storage: shapes and parameter counts only."""
     with torch.device("meta"):
