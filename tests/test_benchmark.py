@@ -40,6 +40,7 @@ def test_the_bare_step_is_the_trainers_mathematics(tmp_path, dataset):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_trainer_adds_little_to_the_mathematics(tmp_path, dataset):
     """A guard, wide enough for a busy machine; docs/log.md has what was measured."""
     settings = ["train.iterations=1000", "train.log_every=10", "train.checkpoint_every=1000"]
@@ -48,6 +49,7 @@ def test_the_trainer_adds_little_to_the_mathematics(tmp_path, dataset):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_shared_fake_pass_saves_a_fifth(tmp_path, dataset):
     """4 + 4f units of a student forward instead of 5 + 5f: the two-pass order takes 1.25 times as long."""
     config = tiny_config(tmp_path, dataset, "train.global_batch=24", "train.micro_batch=24")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 900
 """Ten minutes on two idle cores (docs/log.md has the measurement), and half of that again where they are shared."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,7 @@ for name, size in {"tiny": (8, 4, 4, 32, 32, 8), "mid": (2, 16, 16, 64, 64, 16)}
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_on_a_cpu_the_torch_path_beats_the_loop_by_half():
     """Forward and backward of 38 heads in alternating turns of one process with two threads: medians as ratios."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "100000"}
