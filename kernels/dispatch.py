@@ -7,9 +7,10 @@ fallback.
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -77,6 +78,11 @@ def triton_obstacle(device: torch.device) -> str:
     if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} is older than capability {FIRST_CAPABILITY[0]}.0"
     return ""
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensors' own."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def interpreted() -> bool:

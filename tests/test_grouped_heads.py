@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import kernels
@@ -27,29 +28,30 @@ def test_the_registered_operation_keeps_pytorchs_contract(sample, dtype):
     x, weights = problem(*shape, dtype)
     inputs = [t.requires_grad_() for t in (x, *weights)]
     kernels.grouped_heads(inputs[0], kernels.HeadWeights(*inputs[1:]), groups)  # registers it
-    opcheck(torch.ops.ladd.grouped_heads, (*inputs, groups, "reference"))
+    opcheck(torch.ops.ladd_kernels.grouped_heads, (*inputs, groups, "reference"))
     gradient, plain = torch.randn(x.shape[:-1]), [t.detach() for t in inputs]
     empty = [x.new_empty(0)] * 4
     for by_weights in (True, False):
-        arguments = (gradient, plain[0], plain[1:], empty, groups, "reference", by_weights)
-        opcheck(torch.ops.ladd.grouped_heads_backward, arguments)
+        arguments = (gradient, plain[0], plain[1:], empty, groups, by_weights)
+        opcheck(torch.ops.ladd_kernels.grouped_heads_backward, arguments)
 
 
 @pytest.mark.parametrize("side", ["real", "fake", "generator"])
 def test_the_registered_hinge_keeps_pytorchs_contract(side):
     logits = torch.randn(3, 2, 4, 5, requires_grad=True)
     kernels.hinge_per_head(logits, side)
-    opcheck(torch.ops.ladd.hinge, (logits, side, "reference"))
-    opcheck(torch.ops.ladd.hinge_backward, (torch.randn(3), logits.detach(), side, "reference"))
+    opcheck(torch.ops.ladd_kernels.hinge, (logits, side, "reference"))
+    opcheck(torch.ops.ladd_kernels.hinge_backward, (torch.randn(3), logits.detach(), side, "reference"))
 
 
-def test_shapes_of_the_triton_path_without_running_it():
+def test_shapes_of_the_triton_path_without_running_it(monkeypatch):
     """What a compiled graph believes about the operation on a GPU."""
-    with torch.device("meta"):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    with FakeTensorMode(), torch.device("cuda"):
         x = torch.empty(2, 3, 7, 5, 32, dtype=torch.bfloat16)
         layers = [(torch.empty(2 * c, 32, 3, 3), *(torch.empty(2 * c) for _ in range(3))) for c in (32, 16)]
         weights = (*layers[0], *layers[1], torch.empty(2, 3, 16), torch.empty(2))
-        logits, y1, y2, moments1, moments2 = torch.ops.ladd.grouped_heads(x, *weights, 4, "triton")
+        logits, y1, y2, moments1, moments2 = torch.ops.ladd_kernels.grouped_heads(x, *weights, 4, "triton")
     assert (logits.shape, logits.dtype) == ((2, 3, 7, 5), torch.float32)
     assert (y1.shape, y1.dtype, y2.shape) == (x.shape, torch.bfloat16, (2, 3, 7, 5, 16))
     assert (moments1.shape, moments2.shape, moments1.dtype) == ((5, 6, 32), (5, 6, 16), torch.float32)
@@ -63,6 +65,26 @@ def test_the_operation_equals_the_reference_and_its_gradients():
     assert torch.equal(got, want)
     pairs = zip(torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(want.sum(), inputs), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_backward_pass_stays_with_what_went_forward(monkeypatch):
+    x, weights = problem(1, 1, (3, 4), 16, 16)
+    logits = kernels.grouped_heads(x.requires_grad_(), weights, 4)
+    monkeypatch.setenv("LADD_KERNELS", "triton")
+    logits.sum().backward()
+    assert x.grad.abs().max() > 0
+
+
+def test_compilation_leaves_no_gap_and_changes_nothing():
+    x, weights = problem(2, 1, (3, 4), 16, 16)
+    x.requires_grad_()
+
+    def loss(x):
+        return kernels.hinge_per_head(kernels.grouped_heads(x, weights, 4), "generator").loss.sum()
+
+    (plain,) = torch.autograd.grad(loss(x), x)
+    (compiled,) = torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(x), x)
+    torch.testing.assert_close(compiled, plain)
 
 
 def test_a_second_derivative_of_the_operation_is_refused_and_the_reference_has_one():

@@ -14,10 +14,10 @@ def test_the_registered_operations_keep_pytorchs_contract(dtype):
     scale, shift = torch.randn(2, 2, 24, dtype=dtype).unbind()
     inputs = [t.clone().requires_grad_() for t in (x, scale, shift, y)]
     kernels.modulated_layer_norm(x, scale, shift)  # registers them
-    opcheck(torch.ops.ladd.modulated_layer_norm, (*inputs[:3], 1e-6, "reference"))
-    opcheck(torch.ops.ladd.modulated_layer_norm_backward, (y, x, scale, 1e-6, "reference"))
-    opcheck(torch.ops.ladd.gated_residual, (inputs[0], inputs[1], inputs[3], "reference"))
-    opcheck(torch.ops.ladd.gated_residual_backward, (x, scale, y, "reference"))
+    opcheck(torch.ops.ladd_kernels.modulated_layer_norm, (*inputs[:3], 1e-6, "reference"))
+    opcheck(torch.ops.ladd_kernels.modulated_layer_norm_backward, (y, x, scale, 1e-6, "reference"))
+    opcheck(torch.ops.ladd_kernels.gated_residual, (inputs[0], inputs[1], inputs[3], "reference"))
+    opcheck(torch.ops.ladd_kernels.gated_residual_backward, (x, scale, y, "reference"))
 
 
 X, S = torch.zeros(2, 5, 24), torch.zeros(2, 24)

@@ -1,7 +1,6 @@
 """Allocate and launch: joint attention on tensors that were checked before."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from kernels.attention.configs import Launch
 from kernels.attention.forward import attention_forward
 from kernels.attention.streams import Norms, Streams
 from kernels.attention.tiles import prepare
+from kernels.dispatch import on
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -99,13 +99,9 @@ def _arch(device: torch.device) -> int:
     return 100 if major >= 10 else 10 * major
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 def forward(x: Streams, norms: Norms, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs of both streams and the log2-sum-exp2 ``(B, H, T)``."""
-    with _on(x.q.device):
+    with on(x.q.device):
         launcher = Launcher(x, norms, eps)
         outs = torch.empty_like(x.q), torch.empty_like(x.text_q)
         lse, weights, block = launcher.statistics(), launcher.weights, launcher.config("forward").block_k
@@ -134,7 +130,7 @@ def backward(
     weight_gradient: bool,
 ) -> tuple[Streams, Norms]:  # fmt: skip
     """Gradients of the streams, and of the norm weights if asked for; the same bits every time."""
-    with _on(x.q.device):
+    with on(x.q.device):
         launcher, gradients = Launcher(x, norms, eps), Streams(*map(torch.empty_like, x))
         weights, delta = launcher.weights, launcher.statistics()
         on_q, on_kv = launcher.config("backward_q"), launcher.config("backward_kv")

@@ -1,7 +1,6 @@
 """`grouped_heads`, registered with PyTorch: all conv heads of the discriminator as one differentiable operation.
 
-The two operations ``ladd::grouped_heads`` and ``ladd::grouped_heads_backward`` hold the choice of implementation,
-so that a compiled graph does not. What the forward pass saves for the backward pass is among its results.
+What the forward pass saves for the backward pass is among the results of ``ladd_kernels::grouped_heads``.
 """
 
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import choose
+from kernels.dispatch import choose, on
 from kernels.errors import KernelError
 from kernels.heads.reference import grouped_heads_reference, reference_gradients
 from kernels.heads.weights import HeadWeights, check
@@ -42,10 +41,10 @@ def grouped_heads(x: Tensor, weights: HeadWeights, groups: int, implementation: 
         KernelUnavailable: if Triton is asked for where it cannot run.
     """
     check(x, weights, groups)
-    return _forward(x, *weights, groups, choose(x.device, implementation).implementation)[0]
+    return _forward(x, *weights, groups, implementation)[0]
 
 
-@torch.library.custom_op("ladd::grouped_heads", mutates_args=())
+@torch.library.custom_op("ladd_kernels::grouped_heads", mutates_args=())
 def _forward(
     x: Tensor,
     conv1: Tensor,
@@ -63,17 +62,18 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Logits and what the backward pass needs; for the reference, which starts anew, the latter is empty."""
     weights = HeadWeights(conv1, bias1, gamma1, beta1, conv2, bias2, gamma2, beta2, logit, logit_bias)
-    if implementation == "reference":
+    if choose(x.device, implementation).implementation == "reference":
         return grouped_heads_reference(x, weights, groups), *_saved(x, weights, implementation)
     from kernels.heads import launch  # late: it imports triton, which CPU users need not have
 
-    logits, saved = launch.forward(x, weights, groups)
+    with on(x.device):
+        logits, saved = launch.forward(x, weights, groups)
     return logits, *saved
 
 
 def _saved(x: Tensor, weights: HeadWeights, implementation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tensors of the shapes of what the forward pass saves."""
-    if implementation == "reference":
+    if choose(x.device, implementation).implementation == "reference":
         return x.new_empty(0), x.new_empty(0), x.new_empty(0), x.new_empty(0)
     heads, batch, *grid, k = x.shape
     y2 = x.new_empty(heads, batch, *grid, weights.logit.shape[2])
@@ -88,22 +88,22 @@ def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return logits, *_saved(x, HeadWeights(*weights), implementation)
 
 
-@torch.library.custom_op("ladd::grouped_heads_backward", mutates_args=())
+@torch.library.custom_op("ladd_kernels::grouped_heads_backward", mutates_args=())
 def _backward(
     gradient: Tensor,
     x: Tensor,
     weights: list[Tensor],
     saved: list[Tensor],
     groups: int,
-    implementation: str,
     by_weights: bool,
 ) -> list[Tensor]:
-    """Gradients by ``x`` and, if asked for, each of `HeadWeights`."""
-    if implementation == "reference":
+    """Gradients by ``x`` and, if asked for, each of `HeadWeights`, by the implementation that went forward."""
+    if saved[0].numel() == 0:  # as the reference's forward pass saves it
         return reference_gradients(gradient, x, HeadWeights(*weights), groups, by_weights)
     from kernels.heads import launch
 
-    return list(launch.backward(gradient, x, HeadWeights(*weights), groups, launch.Saved(*saved), by_weights))
+    with on(x.device):
+        return list(launch.backward(gradient, x, HeadWeights(*weights), groups, launch.Saved(*saved), by_weights))
 
 
 @_backward.register_fake
@@ -113,7 +113,7 @@ def _(gradient: Tensor, x: Tensor, weights: list[Tensor], *rest: Any) -> list[Te
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *weights, ctx.groups, ctx.implementation = inputs
+    x, *weights, ctx.groups, _ = inputs
     ctx.save_for_backward(x, *weights, *output[1:])
     ctx.set_materialize_grads(False)
 
@@ -125,7 +125,7 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor |
     x, *rest = ctx.saved_tensors
     weights, saved = rest[: count - 1], rest[count - 1 :]
     by_weights = any(ctx.needs_input_grad[1:count])
-    found = _backward(gradient, x, weights, saved, ctx.groups, ctx.implementation, by_weights)
+    found = _backward(gradient, x, weights, saved, ctx.groups, by_weights)
     return *found, *(None for _ in range(count - len(found))), None, None
 
 

@@ -1,11 +1,11 @@
-"""`hinge_per_head`, registered with PyTorch as ``ladd::hinge`` and ``ladd::hinge_backward``."""
+"""`hinge_per_head`, registered with PyTorch as ``ladd_kernels::hinge`` and ``ladd_kernels::hinge_backward``."""
 
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from kernels.dispatch import choose
+from kernels.dispatch import choose, on
 from kernels.errors import KernelError
 from kernels.hinge.reference import HingePerHead, Side, hinge_reference, reference_gradient
 
@@ -30,19 +30,20 @@ def hinge_per_head(logits: Tensor, side: Side, implementation: str = "auto") -> 
         raise KernelError(f"logits are {logits.dtype}: call .float()")
     if not logits.is_contiguous():
         raise KernelError(f"logits are not contiguous, strides {logits.stride()}: call .contiguous()")
-    loss, statistics = _hinge(logits, side, choose(logits.device, implementation).implementation)
+    loss, statistics = _hinge(logits, side, implementation)
     return HingePerHead(loss, *statistics)
 
 
-@torch.library.custom_op("ladd::hinge", mutates_args=())
+@torch.library.custom_op("ladd_kernels::hinge", mutates_args=())
 def _hinge(logits: Tensor, side: str, implementation: str) -> tuple[Tensor, Tensor]:
     """Losses ``(G,)``; mean logits and shares of right verdicts ``(2, G)``."""
-    if implementation == "reference":
+    if choose(logits.device, implementation).implementation == "reference":
         result = hinge_reference(logits, side)  # type: ignore[arg-type]
         return result.loss, torch.stack(result[1:])
     from kernels.hinge import launch  # late: it imports triton, which CPU users need not have
 
-    means = launch.forward(logits, side)
+    with on(logits.device):
+        means = launch.forward(logits, side)
     return means[0].clone(), means[1:].clone()  # results of an operation must not share memory
 
 
@@ -51,13 +52,14 @@ def _(logits: Tensor, side: str, implementation: str) -> tuple[Tensor, Tensor]:
     return logits.new_empty(logits.shape[0]), logits.new_empty(2, logits.shape[0])
 
 
-@torch.library.custom_op("ladd::hinge_backward", mutates_args=())
+@torch.library.custom_op("ladd_kernels::hinge_backward", mutates_args=())
 def _hinge_backward(gradient: Tensor, logits: Tensor, side: str, implementation: str) -> Tensor:
-    if implementation == "reference":
+    if choose(logits.device, implementation).implementation == "reference":
         return reference_gradient(gradient, logits, side)  # type: ignore[arg-type]
     from kernels.hinge import launch
 
-    return launch.backward(gradient, logits, side)
+    with on(logits.device):
+        return launch.backward(gradient, logits, side)
 
 
 @_hinge_backward.register_fake

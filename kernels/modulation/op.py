@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import choose
+from kernels.dispatch import choose, on
 from kernels.errors import KernelError
 from kernels.modulation import reference
 from kernels.modulation.shipped import WIDEST
@@ -33,7 +33,7 @@ def modulated_layer_norm(
         KernelUnavailable: if Triton is asked for where it cannot run.
     """
     _check(x, scale=scale, shift=shift)
-    return _norm(x, scale, shift, eps, choose(x.device, implementation).implementation)
+    return _norm(x, scale, shift, eps, implementation)
 
 
 def gated_residual(x: Tensor, gate: Tensor, y: Tensor, implementation: str = "auto") -> Tensor:
@@ -42,7 +42,7 @@ def gated_residual(x: Tensor, gate: Tensor, y: Tensor, implementation: str = "au
     Args and errors as `modulated_layer_norm`, with ``y`` like ``x`` and ``gate`` ``(B, D)``.
     """
     _check(x, gate=gate, y=y)
-    return _residual(x, gate, y, choose(x.device, implementation).implementation)
+    return _residual(x, gate, y, implementation)
 
 
 def _check(x: Tensor, **others: Tensor) -> None:
@@ -62,42 +62,46 @@ def _check(x: Tensor, **others: Tensor) -> None:
             raise KernelError(f"{name} is not contiguous, strides {tensor.stride()}: call .contiguous()")
 
 
-@torch.library.custom_op("ladd::modulated_layer_norm", mutates_args=())
+@torch.library.custom_op("ladd_kernels::modulated_layer_norm", mutates_args=())
 def _norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, implementation: str) -> Tensor:
-    if implementation == "reference":
+    if choose(x.device, implementation).implementation == "reference":
         return reference.modulated_layer_norm_reference(x, scale, shift, eps)
     from kernels.modulation import launch  # late: it imports triton, which CPU users need not have
 
-    return launch.norm_forward(x, scale, shift, eps)
+    with on(x.device):
+        return launch.norm_forward(x, scale, shift, eps)
 
 
-@torch.library.custom_op("ladd::modulated_layer_norm_backward", mutates_args=())
+@torch.library.custom_op("ladd_kernels::modulated_layer_norm_backward", mutates_args=())
 def _norm_backward(
     gradient: Tensor, x: Tensor, scale: Tensor, eps: float, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if implementation == "reference":
+    if choose(x.device, implementation).implementation == "reference":
         return reference.norm_gradients(gradient, x, scale, eps)
     from kernels.modulation import launch
 
-    return launch.norm_backward(gradient, x, scale, eps)
+    with on(x.device):
+        return launch.norm_backward(gradient, x, scale, eps)
 
 
-@torch.library.custom_op("ladd::gated_residual", mutates_args=())
+@torch.library.custom_op("ladd_kernels::gated_residual", mutates_args=())
 def _residual(x: Tensor, gate: Tensor, y: Tensor, implementation: str) -> Tensor:
-    if implementation == "reference":
+    if choose(x.device, implementation).implementation == "reference":
         return reference.gated_residual_reference(x, gate, y)
     from kernels.modulation import launch
 
-    return launch.residual_forward(x, gate, y)
+    with on(x.device):
+        return launch.residual_forward(x, gate, y)
 
 
-@torch.library.custom_op("ladd::gated_residual_backward", mutates_args=())
+@torch.library.custom_op("ladd_kernels::gated_residual_backward", mutates_args=())
 def _residual_backward(gradient: Tensor, gate: Tensor, y: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
-    if implementation == "reference":
+    if choose(y.device, implementation).implementation == "reference":
         return reference.residual_gradients(gradient, gate, y)
     from kernels.modulation import launch
 
-    return launch.residual_backward(gradient, gate, y)
+    with on(y.device):
+        return launch.residual_backward(gradient, gate, y)
 
 
 _norm.register_fake(lambda x, *_: torch.empty_like(x))

@@ -64,3 +64,14 @@ def test_modulation(name, dtype):
         got = kernels.gated_residual(full, shared, full, implementation="triton")
         want = gated_residual_reference(full.double(), shared.double(), full.double())
     assert relative_error((got,), (want,)) < (1e-5 if dtype == torch.float32 else 8e-3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+def test_launches_go_to_the_tensors_device_whichever_is_current():
+    made = inputs(ODD, torch.float32, "cuda:1")
+    exact = run(kernels.grouped_heads_reference, made["x"], made["weights"], ODD["groups"])
+    for got, want in zip(run(triton, made["x"], made["weights"], ODD["groups"]), exact, strict=True):
+        assert relative_error((got,), (want,)) < 1e-5
+    logits = exact[0]
+    got, want = kernels.hinge_per_head(logits, "real", "triton"), hinge_reference(logits, "real")
+    torch.testing.assert_close(got.loss, want.loss)
