@@ -57,8 +57,8 @@ gate: $(INSTALLED) $(SECOND_TRITON)
 $(SECOND_TRITON): | $(INSTALLED)
 	$(BIN)/pip install --no-deps --target $@ triton==3.6.0
 
-# On a machine with a GPU, one call meant to end within ten minutes, see docs/gpu.md: correctness there, then times, then the table
-# that `auto` reads. BENCH_TIME is milliseconds of warm-up and of timing per provider and round.
+# On a machine with a GPU, one call meant to end within ten minutes, see docs/gpu.md: correctness there, then times, then
+# the table that `auto` reads. BENCH_TIME is milliseconds of warm-up and of timing per provider and round.
 BENCH_TIME ?= --warmup 25 --rep 100
 gpu-check: $(INSTALLED)
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu

@@ -17,6 +17,9 @@ import torch
 from kernels.errors import KernelError, KernelUnavailable
 
 Implementation = Literal["auto", "triton", "reference"]
+Chosen = Literal["triton", "reference"]
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+"""What kernels compute in, and its name in tables of configurations and measurements."""
 ENVIRONMENT = "LADD_KERNELS"
 INTERPRETER = "TRITON_INTERPRET"
 FIRST_CAPABILITY = (8, 0)
@@ -27,7 +30,7 @@ FIRST_CAPABILITY = (8, 0)
 class Choice:
     """What runs, and why in words for a log line."""
 
-    implementation: Literal["triton", "reference"]
+    implementation: Chosen
     reason: str
 
     def __str__(self) -> str:

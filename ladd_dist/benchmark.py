@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kernels import hinge_per_head
+from kernels.hinge.reference import hinge_reference
 from ladd_dist.clock import Clock
 from ladd_dist.config import Config
 from ladd_dist.distributed import World
@@ -83,13 +83,13 @@ class BareStep:
         gradients: Gradients = "twice" if self.r1_weight else "once"
         d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled, 0, gradients)
         d_fake = self.heads([f.detach() for f in fake], sample.grid, sample.s, batch.cond.pooled)
-        loss = hinge_per_head(d_real, "real").loss.mean() + hinge_per_head(d_fake, "fake").loss.mean()
+        loss = hinge_reference(d_real, "real").loss.mean() + hinge_reference(d_fake, "fake").loss.mean()
         if self.r1_weight:
             loss = loss + self.r1_weight * r1_penalty(d_real, real)
         loss.backward()
         self._update(0)
         d_fake = self.heads(fake, sample.grid, sample.s, batch.cond.pooled, 0, "inputs")
-        g_loss = hinge_per_head(d_fake, "generator").loss.mean()
+        g_loss = hinge_reference(d_fake, "generator").loss.mean()
         (gradient,) = torch.autograd.grad(g_loss, cut)
         x0_hat.backward(gradient)
         self._update(1)

@@ -14,9 +14,7 @@ from kernels.attention.configs import Launch
 from kernels.attention.forward import attention_forward
 from kernels.attention.streams import Norms, Streams
 from kernels.attention.tiles import prepare
-from kernels.dispatch import on
-
-_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+from kernels.dispatch import DTYPES, on
 
 
 class Weights(NamedTuple):
@@ -29,11 +27,7 @@ class Weights(NamedTuple):
 
 
 class Launcher:
-    """What every launch on these streams shares.
-
-    Raises:
-        KernelError: for float64, which only the reference computes.
-    """
+    """What every launch on these streams shares."""
 
     def __init__(self, x: Streams, norms: Norms, eps: float) -> None:
         self.x, self.norms, self.eps = x, norms, eps
@@ -45,7 +39,7 @@ class Launcher:
         ones = _ones(x.q.device, self.head_dim)
         self.weights = Weights(*(ones if weight is None else weight for weight in norms))
         self.lengths = (self.heads, self.image_length, self.text_length)
-        self.dtype = _NAMES[x.q.dtype]
+        self.dtype = DTYPES[x.q.dtype]
         self.arch = _arch(x.q.device)
         self.constants: dict[str, Any] = {
             "HEAD_DIM": self.head_dim,

@@ -63,7 +63,7 @@ def _forward(
     """Logits and what the backward pass needs; for the reference, which starts anew, the latter is empty."""
     weights = HeadWeights(conv1, bias1, gamma1, beta1, conv2, bias2, gamma2, beta2, logit, logit_bias)
     if choose(x.device, implementation).implementation == "reference":
-        return grouped_heads_reference(x, weights, groups), *_saved(x, weights, implementation)
+        return grouped_heads_reference(x, weights, groups), *_nothing(x)
     from kernels.heads import launch  # late: it imports triton, which CPU users need not have
 
     with on(x.device):
@@ -71,21 +71,21 @@ def _forward(
     return logits, *saved
 
 
-def _saved(x: Tensor, weights: HeadWeights, implementation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tensors of the shapes of what the forward pass saves."""
-    if choose(x.device, implementation).implementation == "reference":
-        return x.new_empty(0), x.new_empty(0), x.new_empty(0), x.new_empty(0)
-    heads, batch, *grid, k = x.shape
-    y2 = x.new_empty(heads, batch, *grid, weights.logit.shape[2])
-    moments1, moments2 = (weights.logit.new_empty(5, heads * batch, width) for width in (k, y2.shape[4]))
-    return torch.empty_like(x), y2, moments1, moments2
+def _nothing(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the reference saves; four tensors, since results must not share memory."""
+    return x.new_empty(0), x.new_empty(0), x.new_empty(0), x.new_empty(0)
 
 
 @_forward.register_fake
 def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *weights, _, implementation = rest
     logits = x.new_empty(x.shape[:-1], dtype=torch.float32)
-    return logits, *_saved(x, HeadWeights(*weights), implementation)
+    if choose(x.device, implementation).implementation == "reference":
+        return logits, *_nothing(x)
+    heads, batch, *grid, k = x.shape
+    y2 = x.new_empty(heads, batch, *grid, HeadWeights(*weights).logit.shape[2])
+    moments = (logits.new_empty(5, heads * batch, width) for width in (k, y2.shape[4]))
+    return logits, torch.empty_like(x), y2, *moments
 
 
 @torch.library.custom_op("ladd_kernels::grouped_heads_backward", mutates_args=())

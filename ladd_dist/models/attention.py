@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from kernels import fastest, joint_attention, triton_obstacle
 from kernels.attention.configs import HEAD_DIMS
+from kernels.dispatch import DTYPES
 from ladd_dist.errors import LaddError
 
-_DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 _OURS = {"triton": False, "triton + library backward": True}
 """The benchmark's names of our kernel -> whether its backward pass is the library's."""
 
@@ -77,7 +77,7 @@ def _obstacle(config: dict[str, Any], place: Place) -> str:
 
 
 def _measured(config: dict[str, Any], place: Place) -> Attention:
-    gpu, dtype = torch.cuda.get_device_name(place.device), _DTYPES[place.dtype]
+    gpu, dtype = torch.cuda.get_device_name(place.device), DTYPES[place.dtype]
     theirs = "diffusers compiled" if place.compiled else "diffusers eager"
     tokens = (config["sample_size"] // config["patch_size"]) ** 2
     where = {"op": "joint_attention", "gpu": gpu, "dtype": dtype, "head_dim": config["attention_head_dim"]}

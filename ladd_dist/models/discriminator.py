@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels import HeadWeights, fastest, grouped_heads, grouped_heads_reference, project_tokens, triton_obstacle
-from kernels.dispatch import Choice
+from kernels.dispatch import DTYPES, Choice, Chosen
 from kernels.heads.weights import WIDTH_STEP
 from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.errors import LaddError
@@ -31,9 +31,6 @@ _FREQUENCIES = 256
 Gradients = Literal["once", "twice", "inputs"]
 """What may be differentiated: logits by features and weights; those gradients once more, as R1 does, for which the
 kernels have no formula; or logits by features alone, which spares the work on weights."""
-
-Implementation = Literal["triton", "reference"]
-"""Of convolutions, norms, logits and their losses: this repository's kernels, or grouped convolutions in PyTorch."""
 
 
 class GroupedConv(nn.Module):
@@ -78,7 +75,7 @@ class DiscriminatorHeads(nn.Module):
         depth: int,
         width: int,
         pooled_width: int,
-        implementation: Implementation = "reference",
+        implementation: Chosen = "reference",
     ) -> None:
         super().__init__()
         self.taps = tapped_blocks(config, depth)
@@ -196,7 +193,7 @@ def _obstacle(config: DiscriminatorConfig, device: torch.device) -> str:
 
 
 def _measured(config: DiscriminatorConfig, heads: int, device: torch.device, dtype: torch.dtype) -> Choice:
-    gpu, name = torch.cuda.get_device_name(device), "bf16" if dtype == torch.bfloat16 else "fp32"
+    gpu, name = torch.cuda.get_device_name(device), DTYPES[dtype]
     where = {"op": "grouped_heads", "gpu": gpu, "dtype": name, "k": config.width, "n": config.out_width}
     found = fastest(where, ("heads", heads), ["triton", "grouped"])
     if found is None:
