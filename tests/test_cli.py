@@ -54,7 +54,7 @@ def refused(
         capsys.readouterr()
         code = run_launcher(name, "--config", TINY, *tiny_overrides(tmp_path, dataset), *args)
         lines = capsys.readouterr().err.splitlines()
-        assert code == 2
+        assert code == 2, lines
         errors = [line for line in lines if line.startswith("error: ")]
         assert len(errors) == 1, lines
         assert not any("Traceback" in line for line in lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from streaming import Stream, StreamingDataset
+from streaming.base import dataset
 from streaming.base.world import World as StreamingWorld
 from torch.utils.data import DataLoader
 
@@ -13,12 +14,15 @@ from ladd_dist.batch import Batch
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.mds import Manifest, collate
+from ladd_dist.data.shared_memory import take_number
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
 from ladd_dist.signals import ignore_stop
 
 # Fixed, so that the sample order does not depend on the number of nodes.
 _CANONICAL_NODES = 1
+
+dataset.get_shm_prefix = take_number  # whose own lets two jobs on a node collide
 
 
 def check_dataset(config: Config, space: LatentSpace, teacher: str) -> Manifest:
