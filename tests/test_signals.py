@@ -284,6 +284,15 @@ def test_torchrun_hands_the_signal_on_and_waits_for_the_checkpoint(
     assert process.returncode == 1 and f"got signal: {number.value}" in said
 
 
+@pytest.mark.slow
+def test_an_interrupted_launcher_does_not_wait_for_its_deaf_loader_process(tmp_path: Path, dataset: Path) -> None:
+    process = start([sys.executable], tmp_path, dataset, "train.iterations=1000", "data.workers=1")
+    wait_until(lambda: recorded(tmp_path, 1))
+    process.send_signal(signal.SIGINT)  # to it alone: a terminal's would end the loader process
+    assert "KeyboardInterrupt" in finish(process)
+    assert process.returncode == -signal.SIGINT
+
+
 # Traces
 
 PHASES = {"data", "student forward", "teacher forward", "head forward", "head backward", "teacher backward"}

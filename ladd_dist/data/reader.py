@@ -1,5 +1,7 @@
 """Endless batches of synthetic latents, in an order that is a function of seed and position alone."""
 
+import atexit
+import multiprocessing
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -129,6 +131,14 @@ class LatentReader:
 def _keep_serving(_: int) -> None:
     """torchrun and Slurm send a signal to a rank's loader processes too, whose batches the rank still needs."""
     ignore_stop()
+
+
+@atexit.register
+def _end_loader_processes() -> None:
+    """Before Python's own hook asks them by SIGTERM to end, to which they are deaf, and waits for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _micro_batches(samples: list[dict[str, Any]], size: int) -> list[Batch]:
