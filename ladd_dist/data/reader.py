@@ -2,6 +2,7 @@
 
 import atexit
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,7 @@ def _keep_serving(_: int) -> None:
 @atexit.register
 def _end_loader_processes() -> None:
     """Before Python's own hook asks them by SIGTERM to end, to which they are deaf, and waits for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
