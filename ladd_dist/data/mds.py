@@ -105,7 +105,7 @@ def from_bits(array: np.ndarray) -> Tensor:
 
 def collate(samples: list[dict[str, Any]]) -> Batch:
     """Samples of one bucket to a batch on the CPU."""
-    stacked = {key: torch.stack([from_bits(s[key]) for s in samples]) for key in ("latent", "context", "pooled")}
+    stacked = {key: from_bits(np.stack([s[key] for s in samples])) for key in ("latent", "context", "pooled")}
     return Batch(
         stacked["latent"],
         Conditioning(stacked["context"], stacked["pooled"]),
