@@ -6,10 +6,12 @@ teacher and the same dataset for both. Only the code comes from a side's own tre
 
 import json
 import os
+import random
 import shlex
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,14 +136,18 @@ def split_overrides(name: str, text: str, taken: set[str]) -> list[str]:
 
 def _starter(engine: str, ranks: int) -> list[str]:
     if engine == "zero3":
-        module = ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks), "--master_port", _free_port()]
+        port = ["--master_port", str(free_port())]
+        module = ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks), *port]
         return [sys.executable, *module]
     if engine == "local" and ranks == 1:
         return [sys.executable]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
 
 
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+def free_port() -> int:
+    """A TCP port that nobody listens on, below those that Linux by default hands out to others in the meantime."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

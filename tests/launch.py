@@ -4,19 +4,18 @@ import atexit
 import multiprocessing
 import os
 import pickle
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from ladd_dist.side import free_port
 
 ROOT = Path(__file__).parent.parent
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -135,12 +134,3 @@ def _rank(rank: int, size: int, port: int, env: dict[str, str], function: Callab
         raise
     distributed.stop()
     atexit._run_exitfuncs()  # multiprocessing leaves without them; Streaming's free its shared memory
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on, out of those that no system hands out: another process would be given it."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_768)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port

@@ -1,11 +1,9 @@
-"""Prompts, buckets, manifest, synthesis and the reader."""
+"""Prompts, buckets, manifest and synthesis."""
 
-import json
 import os
 import shutil
 import signal
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +11,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import ALONE, BUCKETS, PER_BUCKET, TEACHER, tiny_config
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from latents import copy_of, rows_of
 from launch import join, run_ranks, start_ranks
-from safetensors.torch import load_file, save_file
-from streaming.base.format import reader_from_json
 
 from ladd_dist import synthesis
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.mds import Manifest, Provenance, from_bits, to_bits
 from ladd_dist.data.prompts import first_of_each_bucket, read_requests
-from ladd_dist.data.reader import LatentReader, check_dataset
 from ladd_dist.distributed import World
-from ladd_dist.draws import image_seed, step_draws
+from ladd_dist.draws import image_seed
 from ladd_dist.errors import LaddError
 from ladd_dist.models.transformer import fingerprint
 from ladd_dist.synthesis import synthesize
-
-Ids = list[list[int]]
 
 # Prompts
 
@@ -183,26 +177,9 @@ def test_bits_round_to_bf16_once(values: list[float]) -> None:
 # Synthesis
 
 
-def rows_of(data: Path) -> list[dict[str, Any]]:
-    """Every sample of a dataset, by the plain MDS reader, in the order of the ids."""
-    rows = []
-    for bucket in sorted(path for path in data.iterdir() if path.is_dir()):
-        for shard in json.loads((bucket / "index.json").read_text())["shards"]:
-            reader = reader_from_json(str(bucket), "", shard)
-            rows.extend(reader[i] for i in range(reader.samples))
-    return sorted(rows, key=lambda row: row["id"])
-
-
 def tree_of(data: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     return {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*") if path.is_file()}
-
-
-def copy_of(dataset: Path, tmp_path: Path) -> tuple[Path, Config]:
-    """A copy of the dataset to damage, and the configuration that made it."""
-    shutil.copytree(dataset.parent, tmp_path / "copy")
-    data = tmp_path / "copy" / "latents"
-    return data, tiny_config(tmp_path / "run", data)
 
 
 def test_synthesis_writes_the_documented_schema(dataset: Path) -> None:
@@ -230,7 +207,7 @@ def test_synthesis_writes_the_documented_schema(dataset: Path) -> None:
         assert row["pooled"].shape == (64,)
         assert {row[key].dtype for key in ("latent", "context", "pooled")} == {np.dtype(np.int16)}
         assert (row["guidance"], row["steps"], row["teacher"]) == (1.5, 2, fingerprint(TEACHER))
-        assert torch.isfinite(from_bits(row["latent"])).all()
+        assert torch.isfinite(from_bits(row["latent"].copy())).all()
 
 
 def test_synthesis_draws_every_request_once(dataset: Path) -> None:
@@ -344,194 +321,3 @@ def test_buckets_are_checked_before_anything_is_drawn(dataset: Path, tmp_path: P
     with pytest.raises(LaddError, match="bucket 30x32: height and width must be multiples of 4"):
         synthesize(tiny_config(tmp_path, tmp_path / "latents", *overrides), ALONE)
     assert not (tmp_path / "latents").exists()
-
-
-# Reader
-
-
-def reader_of(config: Config, world: World = ALONE) -> LatentReader:
-    return LatentReader(config, Manifest.read(config.data.path), world)
-
-
-def ids_of(reader: LatentReader, count: int) -> Ids:
-    """The ids of the next global batches."""
-    return [[i for batch in micro for i in batch.ids] for micro in islice(reader, count)]
-
-
-@pytest.fixture(scope="module")
-def reader_config(dataset: Path) -> Config:
-    return tiny_config(dataset.parent / "run", dataset)
-
-
-@pytest.fixture(scope="module")
-def order(reader_config: Config) -> Ids:
-    """The uninterrupted order over more than three epochs of nine batches."""
-    return ids_of(reader_of(reader_config), 32)
-
-
-@pytest.fixture(scope="module")
-def bucket_of(dataset: Path) -> dict[int, str]:
-    return {row["id"]: row["bucket"] for row in rows_of(dataset)}
-
-
-def test_every_global_batch_holds_one_bucket(order: Ids, bucket_of: dict[int, str]) -> None:
-    buckets = [{bucket_of[i] for i in batch} for batch in order]
-    assert {len(names) for names in buckets} == {1}
-    assert len({name for names in buckets for name in names}) == 3
-
-
-def test_an_epoch_visits_every_sample_once_and_the_next_in_another_order(order: Ids) -> None:
-    first, second = sum(order[:9], []), sum(order[9:18], [])
-    assert sorted(first) == sorted(second) == list(range(72))
-    assert first != second
-
-
-def test_samples_that_fill_no_batch_are_left_out_of_an_epoch(dataset: Path) -> None:
-    config = tiny_config(dataset, dataset, "train.global_batch=5", "train.micro_batch=5")
-    ids = sum(ids_of(reader_of(config), 3 * 4), [])
-    assert len(set(ids)) == len(ids) == 60
-
-
-def test_batches_carry_what_the_dataset_holds(dataset: Path, reader_config: Config) -> None:
-    rows = {row["id"]: row for row in rows_of(dataset)}
-    (batch,) = next(iter(reader_of(reader_config)))
-    for i, number in enumerate(batch.ids):
-        assert torch.equal(batch.latents[i], from_bits(rows[number]["latent"]))
-        assert torch.equal(batch.cond.context[i], from_bits(rows[number]["context"]))
-        assert torch.equal(batch.cond.pooled[i], from_bits(rows[number]["pooled"]))
-        assert batch.bucket == rows[number]["bucket"]
-    assert batch.latents.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    "overrides", [["train.micro_batch=2"], ["data.workers=2"], ["data.workers=2", "train.micro_batch=2"]]
-)
-def test_order_does_not_depend_on_micro_batches_or_loader_processes(
-    dataset: Path, order: Ids, overrides: list[str]
-) -> None:
-    config = tiny_config(dataset, dataset, "method.fake_pass=two_pass", *overrides)
-    assert run_ranks(_ids_from, config, None, 11) == [order[:11]]
-
-
-def test_shuffle_seed_changes_the_order(dataset: Path, order: Ids) -> None:
-    assert ids_of(reader_of(tiny_config(dataset, dataset, "data.shuffle_seed=1")), 9) != order[:9]
-
-
-@settings(max_examples=8, deadline=None)
-@given(st.lists(st.integers(1, 10), min_size=1, max_size=4))
-def test_a_run_stopped_anywhere_goes_on_with_the_next_batch(
-    reader_config: Config, order: Ids, lengths: list[int]
-) -> None:
-    seen: Ids = []
-    state = None
-    for length in lengths:
-        reader = reader_of(reader_config)
-        if state is not None:
-            reader.load_state_dict(json.loads(json.dumps(state)))
-        seen += ids_of(reader, min(length, 32 - len(seen)))
-        state = reader.state_dict()
-    assert seen == order[: len(seen)]
-
-
-@pytest.mark.parametrize("done", [8, 9, 10, 18])
-def test_resuming_at_the_end_of_an_epoch_goes_on_with_the_next(reader_config: Config, order: Ids, done: int) -> None:
-    reader = reader_of(reader_config)
-    ids_of(reader, done)
-    resumed = reader_of(reader_config)
-    resumed.load_state_dict(reader.state_dict())
-    assert ids_of(resumed, 3) == order[done : done + 3]
-
-
-def _ids_from(world: World, config: Config, state: dict[str, int] | None, count: int) -> Ids:
-    reader = reader_of(config, world)
-    if state is not None:
-        reader.load_state_dict(state)
-    return ids_of(reader, count)
-
-
-@pytest.mark.parametrize("size", [2, 4])
-def test_ranks_share_the_global_batches_of_one_process(dataset: Path, order: Ids, size: int) -> None:
-    config = tiny_config(dataset, dataset, f"train.micro_batch={8 // size}")
-    shares = run_ranks(_ids_from, config, None, 11, size=size)
-    for number, batch in enumerate(order[:11]):
-        together = [i for share in shares for i in share[number]]
-        assert {len(share[number]) for share in shares} == {8 // size}
-        assert sorted(together) == sorted(batch)
-
-
-def test_another_number_of_ranks_goes_on_where_one_process_stopped(dataset: Path, order: Ids) -> None:
-    alone = reader_of(tiny_config(dataset, dataset))
-    ids_of(alone, 7)
-    shares = run_ranks(_ids_from, tiny_config(dataset, dataset, "train.micro_batch=4"), alone.state_dict(), 4, size=2)
-    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in order[7:11]]
-
-
-@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=6, unique=True), st.randoms(use_true_random=False))
-def test_a_samples_noise_is_its_own_whatever_batch_holds_it(ids: list[int], random: Any) -> None:
-    shape, device = torch.Size((2, 3, 1)), torch.device("cpu")
-    whole = step_draws(7, 3, ids, shape, device)
-    part = random.sample(range(len(ids)), random.randint(1, len(ids)))
-    share = step_draws(7, 3, [ids[i] for i in part], shape, device)
-    for name, value in vars(whole).items():
-        assert torch.equal(getattr(share, name), value[part])
-
-
-def test_noise_differs_between_samples_iterations_seeds_and_kinds() -> None:
-    shape, device = torch.Size((1, 2, 2)), torch.device("cpu")
-    draws = [step_draws(seed, it, [i], shape, device) for seed in (0, 1) for it in (0, 1) for i in (0, 1)]
-    noises = [d.student_noise for d in draws] + [d.fake_noise for d in draws] + [d.real_noise for d in draws]
-    assert len({noise.numpy().tobytes() for noise in noises}) == len(noises)
-    assert len({float(level) for d in draws for level in (d.fake_level, d.real_level)}) == 2 * len(draws)
-
-
-# A dataset held against the run
-
-
-def check(config: Config) -> Manifest:
-    return check_dataset(config, LatentSpace.of(config.teacher.path), fingerprint(config.teacher.path))
-
-
-def test_a_good_dataset_passes(reader_config: Config) -> None:
-    assert check(reader_config).counts == dict.fromkeys(BUCKETS, PER_BUCKET)
-
-
-def test_a_missing_dataset_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(LaddError, match=r"no dataset at data\.path=.*run launchers/synthesize\.py"):
-        check(tiny_config(tmp_path, tmp_path / "none"))
-
-
-def test_a_bucket_smaller_than_the_batch_is_an_error(dataset: Path, tmp_path: Path) -> None:
-    check(tiny_config(tmp_path, dataset, "train.global_batch=24"))
-    with pytest.raises(LaddError, match=r"bucket 32x32 of .* holds 24 samples, fewer than train\.global_batch=32"):
-        check(tiny_config(tmp_path, dataset, "train.global_batch=32"))
-
-
-def test_an_empty_bucket_is_an_error(dataset: Path, tmp_path: Path) -> None:
-    data, config = copy_of(dataset, tmp_path)
-    manifest = Manifest.read(data)
-    replace(manifest, counts=manifest.counts | {"32x64": 0}).write(data)
-    with pytest.raises(LaddError, match="bucket 32x64 of .* holds 0 samples"):
-        check(config)
-
-
-def test_a_bucket_without_index_is_an_error(dataset: Path, tmp_path: Path) -> None:
-    data, config = copy_of(dataset, tmp_path)
-    (data / "64x32" / "index.json").unlink()
-    with pytest.raises(LaddError, match=r"bucket 64x32 of .* has no index\.json"):
-        check(config)
-
-
-def test_latents_of_other_channels_are_an_error(dataset: Path, random_teacher: Path, tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, dataset, f"teacher.path={random_teacher}")
-    with pytest.raises(LaddError, match=r"holds latents of 4 channels, but the teacher .* has 8.*teacher\.path"):
-        check(config)
-
-
-def test_latents_of_another_teacher_are_an_error(dataset: Path, tmp_path: Path) -> None:
-    shutil.copytree(TEACHER, tmp_path / "teacher")
-    weights = tmp_path / "teacher" / "transformer" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
-    tensors["proj_out.bias"] = tensors["proj_out.bias"] + 1
-    save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(LaddError, match=r"was made by teacher \w+, not by"):
-        check(tiny_config(tmp_path, dataset, f"teacher.path={tmp_path / 'teacher'}"))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ALONE, TINY, tiny_overrides
-from launch import environment, free_port
+from launch import environment
 from PIL import Image
 
 from ladd_dist.checkpoint import Checkpoint, open_newest
+from ladd_dist.side import free_port
 from ladd_dist.tracking import read_metrics
 
 BIN = Path(sys.executable).parent

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from launch import run_ranks
-from streaming.base import dataset
 from streaming.base.world import World as StreamingWorld
 
 from ladd_dist.data import reader
@@ -15,9 +14,8 @@ _JOBS, _DATASETS = 4, 30
 
 def _numbers(world: World, folder: str, nodes: int, count: int) -> list[int]:
     """Take numbers as this many datasets of one job do, on ranks dealt to nodes, and keep them."""
-    assert reader.LatentReader  # by whose import Streaming takes numbers our way
     place = StreamingWorld(nodes, world.size // nodes, 1, world.rank)
-    taken: list[Any] = [dataset.get_shm_prefix([folder], [None], place) for _ in range(count)]
+    taken: list[Any] = [reader.dataset.get_shm_prefix([folder], [None], place) for _ in range(count)]
     assert all(folder.encode() in bytes(memory.buf) for _, memory in taken)
     return [number for number, _ in taken]
 

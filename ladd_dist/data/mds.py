@@ -100,7 +100,7 @@ def to_bits(tensor: Tensor) -> np.ndarray:
 
 def from_bits(array: np.ndarray) -> Tensor:
     """Read bf16 bit patterns back as fp32."""
-    return torch.from_numpy(array.copy()).view(torch.bfloat16).float()
+    return torch.from_numpy(array).view(torch.bfloat16).float()
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:

@@ -88,6 +88,8 @@ class LatentReader:
     def __iter__(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of one iteration after the other, epoch after epoch."""
         self._seek()
+        if self._workers:
+            atexit.register(_end_loader_processes)
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
             # The whole share at once: loader processes take turns, each with global batches of its own.
@@ -134,7 +136,6 @@ def _keep_serving(_: int) -> None:
     ignore_stop()
 
 
-@atexit.register
 def _end_loader_processes() -> None:
     """Before Python's own hook asks them by SIGTERM to end, to which they are deaf, and waits for ever."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure

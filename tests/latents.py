@@ -1,0 +1,28 @@
+"""Latent datasets as tests look at them and damage them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from conftest import tiny_config
+from streaming.base.format import reader_from_json
+
+from ladd_dist.config import Config
+
+
+def rows_of(data: Path) -> list[dict[str, Any]]:
+    """Every sample of a dataset, by the plain MDS reader, in the order of the ids."""
+    rows = []
+    for bucket in sorted(path for path in data.iterdir() if path.is_dir()):
+        for shard in json.loads((bucket / "index.json").read_text())["shards"]:
+            reader = reader_from_json(str(bucket), "", shard)
+            rows.extend(reader[i] for i in range(reader.samples))
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def copy_of(dataset: Path, tmp_path: Path) -> tuple[Path, Config]:
+    """A copy of the dataset to damage, and the configuration that made it."""
+    shutil.copytree(dataset.parent, tmp_path / "copy")
+    data = tmp_path / "copy" / "latents"
+    return data, tiny_config(tmp_path / "run", data)
