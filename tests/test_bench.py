@@ -13,8 +13,9 @@ from kernels.attention import reference
 from kernels.attention.streams import Norms
 from kernels.bench import __main__ as command
 from kernels.bench.case import BENCHES, Check, bench, relative_error
+from kernels.bench.compiled import compile_whole
 from kernels.bench.joint_attention import _sample
-from kernels.bench.joint_attention_providers import Provider, _forced, compile_whole, diffusers_way
+from kernels.bench.joint_attention_providers import Provider, _forced, diffusers_way
 from kernels.bench.report import table, write
 
 

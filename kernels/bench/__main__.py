@@ -27,13 +27,13 @@ def selected(case: Case, only: list[str]) -> bool:
     return all(known.get(key) in values.split(",") for key, values in (o.split("=", 1) for o in only))
 
 
-def time_all(module: Bench, only: list[str], warmup: int, rep: int) -> list[Row]:
-    """Rows of every selected case."""
+def time_all(module: Bench, only: list[str], without: list[str], warmup: int, rep: int) -> list[Row]:
+    """Rows of every selected case and of all providers but those named in ``without``."""
     rows: list[Row] = []
     for case in module.cases():
         if selected(case, only):
             print(f"{case.op} {case.scope} {case.direction} {dict(case.shape)}", flush=True)
-            rows += measure(case, warmup, rep)
+            rows += measure(case, without, warmup, rep)
     return rows
 
 
@@ -43,6 +43,9 @@ def main() -> int:
     parser.add_argument("name", choices=list(BENCHES))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE,...", help="such as batch=1,2")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="PROVIDER", help="one that compiles for long"
+    )
     parser.add_argument("--warmup", type=int, default=100, help="milliseconds before timing")
     parser.add_argument("--rep", type=int, default=500, help="milliseconds of timing per provider and round")
     args = parser.parse_args()
@@ -52,7 +55,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("no GPU: the correctness part ran, nothing was timed and no row is written")
         return 0
-    rows = time_all(module, args.only, args.warmup, args.rep)
+    rows = time_all(module, args.only, args.without, args.warmup, args.rep)
     if not rows:
         print(f"error: no case has {' '.join(args.only)}", file=sys.stderr)
         return 2

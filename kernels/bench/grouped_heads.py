@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.bench.case import Case, Check, Problem, Run, relative_error
+from kernels.bench.compiled import compile_whole
 from kernels.bench.library_heads import graphed, library_heads, looped_heads
 from kernels.heads.op import grouped_heads
 from kernels.heads.projection import project_tokens
@@ -53,8 +54,8 @@ def problem(scope: str, direction: str, shape: Mapping[str, int], dtype: torch.d
     }
     absent = {}
     if device == "cuda":
-        providers["loop compiled"] = partial(run, torch.compile(looped_heads), False)
-        providers["grouped compiled"] = partial(run, torch.compile(library_heads), False)
+        providers["loop compiled"] = partial(run, compile_whole(looped_heads), False)
+        providers["grouped compiled"] = partial(run, compile_whole(library_heads), False)
         providers["grouped, CUDA graph"] = graphed(providers["grouped"])
         providers["triton"] = partial(run, partial(grouped_heads, implementation="triton"), True)
         providers["triton, CUDA graph"] = graphed(providers["triton"])

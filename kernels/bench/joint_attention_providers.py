@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels.attention.streams import Norms, Streams
 from kernels.bench.case import Run
+from kernels.bench.compiled import compile_whole
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of packed ``(B, H, T, D)`` tensors."""
@@ -104,16 +105,6 @@ def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 def _split(out: Tensor, image: int) -> Outputs:
     joint = out.transpose(1, 2).contiguous()
     return joint[:, :image], joint[:, image:]
-
-
-def compile_whole(function: Callable[..., Outputs], backend: str = "inductor") -> Callable[..., Outputs]:
-    """Compile for the shapes to come, or fail: past its limit of versions torch.compile would quietly run eager.
-
-    Backward passes are timed again and again through one graph, which has to keep its buffers.
-    """
-    torch._dynamo.reset()
-    torch._functorch.config.donated_buffer = False
-    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
 def whole_providers(

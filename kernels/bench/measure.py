@@ -1,6 +1,6 @@
 """Time the providers of a case, interleaved and each twice, and make rows of it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,20 +13,22 @@ ROUNDS = 2
 Row = dict[str, Any]
 
 
-def measure(case: Case, warmup: int, rep: int) -> list[Row]:
+def measure(case: Case, without: Collection[str], warmup: int, rep: int) -> list[Row]:
     """Rows of one case: every provider of it in turn, then all of them again.
 
     Args:
+        without: providers to leave out.
         warmup: milliseconds before timing.
         rep: milliseconds of timing.
     """
     problem = case.prepare()
     for name, reason in problem.absent.items():
         print(f"  {name}: not here, {reason}")
-    accuracy = {name: _accuracy(run, problem) for name, run in problem.providers.items()}
+    providers = {name: run for name, run in problem.providers.items() if name not in without}
+    accuracy = {name: _accuracy(run, problem) for name, run in providers.items()}
     rows = []
     for turn in range(1, ROUNDS + 1):
-        for name, run in problem.providers.items():
+        for name, run in providers.items():
             times = do_bench(run, warmup=warmup, rep=rep, quantiles=QUANTILES)
             rows.append(_row(case, name, turn, times, accuracy[name]))
     return rows

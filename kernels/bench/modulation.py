@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.bench.case import Case, Check, Problem, Run, relative_error
+from kernels.bench.compiled import compile_whole
 from kernels.modulation.op import gated_residual, modulated_layer_norm
 from kernels.modulation.reference import gated_residual_reference, modulated_layer_norm_reference
 
@@ -44,7 +45,7 @@ def problem(op: str, direction: str, shape: Mapping[str, int]) -> Problem:
     ours, definition, _ = OPERATIONS[op]
     functions: dict[str, Any] = {
         "eager": definition,
-        "compiled": torch.compile(definition),
+        "compiled": compile_whole(definition),
         "triton": partial(ours, implementation="triton"),
     }
     providers: dict[str, Run] = {name: partial(_run, direction, f, tensors) for name, f in functions.items()}

@@ -1,0 +1,17 @@
+"""torch.compile for providers: for the case at hand, or not at all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def compile_whole(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
+    """Compile for the shapes to come, or fail: past its limit of versions torch.compile would quietly run eager.
+
+    What was compiled before is compiled anew when it runs next. Backward passes are timed again and again through one
+    graph, which has to keep its buffers.
+    """
+    torch._dynamo.reset()
+    torch._functorch.config.donated_buffer = False
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
