@@ -15,6 +15,8 @@ HEAD_DIMS = (32, 64, 128)
 DTYPES = ("bf16", "fp16", "fp32")
 PREPARE_WARPS = 4
 """The kernel that prepares rows takes the block of the kernel that reads them."""
+PACK_ROWS = 64
+"""Rows per tile of the kernels around a library's backward pass."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ def shipped() -> Iterator[Shipped]:
         for dtype in DTYPES:
             for head_dim in HEAD_DIMS:
                 for block in sorted(_prepared_blocks(arch, dtype, head_dim)):
-                    yield _shipped("prepare", Launch(block, block, PREPARE_WARPS, 1), {}, arch, dtype, head_dim)
+                    rows = Launch(block, block, PREPARE_WARPS, 1)
+                    yield _shipped("prepare", rows, {"PADDED": True}, arch, dtype, head_dim)
+                rows = Launch(PACK_ROWS, PACK_ROWS, PREPARE_WARPS, 1)
+                yield _shipped("pack", rows, {"PADDED": False}, arch, dtype, head_dim)
+                yield _shipped("unprepare", rows, {"WEIGHT_GRADIENT": True}, arch, dtype, head_dim)
                 for kernel, constants in _CONSTANTS.items():
                     if (kernel, dtype) != ("bounded", "fp16"):
                         chosen = launch("forward" if kernel == "bounded" else kernel, arch, dtype, head_dim)
@@ -85,6 +91,8 @@ _CONSTANTS: dict[str, dict[str, Any]] = {
 }
 _FUNCTIONS = {
     "prepare": ("tiles", "prepare"),
+    "pack": ("tiles", "prepare"),
+    "unprepare": ("tiles", "unprepare"),
     "forward": ("forward", "attention_forward"),
     "bounded": ("forward", "attention_forward"),
     "backward_q": ("backward", "attention_backward_q"),
@@ -114,7 +122,7 @@ def _shipped(kernel: str, chosen: Launch, constants: dict[str, Any], arch: int, 
         num_warps=chosen.warps,
         num_stages=chosen.stages,
         blocks=chosen.blocks,
-        tensor_cores=dtype != "fp32" and kernel != "prepare",
+        tensor_cores=dtype != "fp32" and kernel in _CONSTANTS,
     )
 
 

@@ -25,6 +25,29 @@ def logit_bound(wq_image, wk_image, wq_text, wk_text, text_length, scale, HEAD_D
     return tl.max(largest, 0) * scale * HEAD_DIM
 
 
+@triton.jit
+def attend(
+    acc, total, maximum, q, k_prepared, v_image, v_text, tile, batch, head, heads, image_length, text_length,
+    HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, RAGGED: tl.constexpr, BOUNDED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The softmax's three accumulators after another tile of keys; RAGGED leaves out those past the end."""
+    is_text, start, length, _ = tile_of(tile, image_length, text_length, BLOCK_K)
+    k = load_prepared(k_prepared, tile * BLOCK_K, BLOCK_K, HEAD_DIM)
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if RAGGED:
+        logits = tl.where((start + tl.arange(0, BLOCK_K) < length)[None, :], logits, float("-inf"))
+    if not BOUNDED:
+        larger = tl.maximum(maximum, tl.max(logits, 1))
+        rescale = tl.exp2(maximum - larger)
+        acc, total, maximum = acc * rescale[:, None], total * rescale, larger
+        logits = logits - larger[:, None]
+    p = tl.exp2(logits)
+    total += tl.sum(p, 1)
+    v = load_rows(v_image, v_text, is_text, batch, head, heads, start, length, BLOCK_K, HEAD_DIM, RAGGED)
+    return tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION), total, maximum
+
+
 @triton.jit(do_not_specialize=SIZES)
 def attention_forward(
     q_image, q_text, k_prepared, v_image, v_text, wq_image, wk_image, wq_text, wk_text, out_image, out_text, lse,
@@ -56,20 +79,22 @@ def attention_forward(
     maximum = tl.full((BLOCK_Q,), 0.0 if BOUNDED else float("-inf"), tl.float32)
     key_tiles = tl.cdiv(image_length, BLOCK_K) + tl.cdiv(text_length, BLOCK_K)
     k_prepared += tl.program_id(1).to(tl.int64) * key_tiles * BLOCK_K * HEAD_DIM
-    for tile in range(0, key_tiles):
-        text_keys, key, keys, _ = tile_of(tile, image_length, text_length, BLOCK_K)
-        k = load_prepared(k_prepared, tile * BLOCK_K, BLOCK_K, HEAD_DIM)
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        logits = tl.where((key + tl.arange(0, BLOCK_K) < keys)[None, :], logits, float("-inf"))
-        if not BOUNDED:
-            larger = tl.maximum(maximum, tl.max(logits, 1))
-            rescale = tl.exp2(maximum - larger)
-            acc, total, maximum = acc * rescale[:, None], total * rescale, larger
-            logits = logits - larger[:, None]
-        p = tl.exp2(logits)
-        total += tl.sum(p, 1)
-        v = load_rows(v_image, v_text, text_keys, batch, head, heads, key, keys, BLOCK_K, HEAD_DIM)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    full_image, full_text = image_length // BLOCK_K, text_length // BLOCK_K
+    image_tiles = tl.cdiv(image_length, BLOCK_K)
+    for step in range(0, full_image + full_text):
+        tile = tl.where(step < full_image, step, image_tiles + step - full_image)
+        acc, total, maximum = attend(
+            acc, total, maximum, q, k_prepared, v_image, v_text, tile, batch, head, heads, image_length, text_length,
+            HEAD_DIM, BLOCK_K, False, BOUNDED, PRECISION,
+        )  # fmt: skip
+    # At most one tile of either stream ends inside: only there keys are masked.
+    ragged_image = image_tiles - full_image
+    for step in tl.range(0, ragged_image + tl.cdiv(text_length, BLOCK_K) - full_text, num_stages=1):
+        tile = tl.where(step < ragged_image, image_tiles, key_tiles) - 1
+        acc, total, maximum = attend(
+            acc, total, maximum, q, k_prepared, v_image, v_text, tile, batch, head, heads, image_length, text_length,
+            HEAD_DIM, BLOCK_K, True, BOUNDED, PRECISION,
+        )  # fmt: skip
 
     out = acc / total[:, None]
     store_rows(out_image, out_text, is_text, out, batch, head, heads, start, length, BLOCK_Q, HEAD_DIM)

@@ -13,8 +13,10 @@ from kernels.attention.backward import attention_backward_kv, attention_backward
 from kernels.attention.configs import Launch
 from kernels.attention.forward import attention_forward
 from kernels.attention.streams import Norms, Streams
-from kernels.attention.tiles import prepare
+from kernels.attention.tiles import prepare, unprepare
 from kernels.dispatch import DTYPES, on
+
+_PASS = {"num_warps": configs.PREPARE_WARPS, "num_stages": 1, "enable_fp_fusion": True}
 
 
 class Weights(NamedTuple):
@@ -67,16 +69,37 @@ class Launcher:
         return torch.empty(size, dtype=torch.float32, device=self.x.q.device)
 
     def prepared(
-        self, image: Tensor, text: Tensor, weight: Tensor, text_weight: Tensor, scale: float, block: int
-    ) -> Tensor:
-        """Normalised, weighted, scaled rows ``(B H, P, D)`` with every stream padded to multiples of ``block``."""
+        self, image: Tensor, text: Tensor, weight: Tensor, text_weight: Tensor, scale: float, block: int,
+        padded: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """Normalised, weighted, scaled rows ``(B H, P, D)`` with every stream padded to multiples of ``block``.
+
+        Args:
+            padded: False leaves the padding out: ``(B H, T, D)``.
+        """
         tiles = self.tiles(block)
-        out = image.new_empty(self.rows, tiles * block, self.head_dim)
+        length = tiles * block if padded else self.image_length + self.text_length
+        out = image.new_empty(self.rows, length, self.head_dim)
         prepare[(tiles, self.rows)](
-            image, text, weight, text_weight, out, *self.lengths, scale, self.eps, BLOCK=block, **self.constants,
-            num_warps=configs.PREPARE_WARPS, num_stages=1, enable_fp_fusion=True,
+            image, text, weight, text_weight, out, *self.lengths, scale, self.eps, BLOCK=block, PADDED=padded,
+            **self.constants, **_PASS,
         )  # fmt: skip
         return out
+
+    def unprepared(
+        self, upstream: Tensor, image: Tensor, text: Tensor, weight: Tensor, text_weight: Tensor,
+        weight_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Gradients of both streams, and shares of the norm weights', from that of the rows ``(B H, T, D)``."""
+        tiles, block = self.tiles(configs.PACK_ROWS), configs.PACK_ROWS
+        gradients = torch.empty_like(image), torch.empty_like(text)
+        count = tiles if weight_gradient else 0
+        share = torch.empty(count, self.rows, self.head_dim, dtype=torch.float32, device=image.device)
+        unprepare[(tiles, self.rows)](
+            upstream, image, text, weight, text_weight, *gradients, share, *self.lengths, self.eps, BLOCK=block,
+            WEIGHT_GRADIENT=weight_gradient, **self.constants, **_PASS,
+        )  # fmt: skip
+        return *gradients, share
 
 
 @cache
@@ -146,10 +169,10 @@ def backward(
         )  # fmt: skip
     if not weight_gradient:
         return gradients, Norms(None, None, None, None)
-    return gradients, _reduce(launcher, shares, (on_q.block_q, on_kv.block_k))
+    return gradients, reduce_shares(launcher, shares, (on_q.block_q, on_kv.block_k))
 
 
-def _reduce(launcher: Launcher, shares: list[Tensor], blocks: tuple[int, int]) -> Norms:
+def reduce_shares(launcher: Launcher, shares: list[Tensor], blocks: tuple[int, int]) -> Norms:
     """Sum the tiles' shares of the norm weights' gradients, in a fixed order."""
     (q, text_q), (k, text_k) = (
         share.split([first := triton.cdiv(launcher.image_length, block), len(share) - first])

@@ -1,7 +1,8 @@
-"""The backward pass by PyTorch's flash attention, for GPUs where that beats ours.
+"""The backward pass by a library's attention, for GPUs where that beats ours: cuDNN's, or PyTorch's flash.
 
-It wants packed tensors, so queries, keys and values are normalised and concatenated again; the forward pass stays
-fused. On the CPU the same runs through PyTorch's CPU flash attention, which is how it is tested.
+It wants packed tensors, so queries, keys and values are normalised and concatenated again: here in plain PyTorch, by
+kernels in `kernels.attention.packed`; the forward pass stays fused. On the CPU the same runs through PyTorch's CPU
+flash attention, which is how it is tested.
 """
 
 import math
@@ -13,6 +14,8 @@ from kernels.attention.reference import joint, norm_backward, rms_norm, split
 from kernels.attention.streams import Norms, Streams
 
 aten = torch.ops.aten
+CUDNN_SINCE = (9, 0)
+"""Capability from which cuDNN's backward pass is taken: Hopper, where it is the fastest of the libraries'."""
 
 
 def backward(
@@ -23,21 +26,25 @@ def backward(
     q = joint(rms_norm(x.q, norms.q, eps).to(dtype), rms_norm(x.text_q, norms.text_q, eps).to(dtype))
     k = joint(rms_norm(x.k, norms.k, eps).to(dtype), rms_norm(x.text_k, norms.text_k, eps).to(dtype))
     packed = (joint(d_out, d_text), q, k, joint(x.v, x.text_v), joint(*outs), lse * math.log(2))
-    dq, dk, dv = _flash_backward(*packed)
+    dq, dk, dv = packed_backward(*packed)
     dq, dq_text, norm_q, norm_q_text = norm_backward(dq, x.q, x.text_q, norms.q, norms.text_q, length, eps)
     dk, dk_text, norm_k, norm_k_text = norm_backward(dk, x.k, x.text_k, norms.k, norms.text_k, length, eps)
     dv, dv_text = split(dv, length)
     return Streams(dq, dk, dv, dq_text, dk_text, dv_text), Norms(norm_q, norm_k, norm_q_text, norm_k_text)
 
 
-def _flash_backward(
+def packed_backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK, dV of ``(B, H, T, D)`` tensors; ``lse`` ``(B, H, T)`` in natural units."""
     if q.device.type == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu_backward(d_out, q, k, v, out, lse, 0.0, False)
-    unused = torch.empty(0, dtype=torch.int64, device=q.device)  # the dropout's random state
     tokens = q.shape[2]
+    if torch.cuda.get_device_capability(q.device) >= CUDNN_SINCE:
+        unused = torch.zeros((), dtype=torch.int64, device=q.device)  # the dropout's random state
+        saved = (d_out, q, k, v, out, lse[..., None], unused, unused)
+        return aten._scaled_dot_product_cudnn_attention_backward(*saved, None, None, None, tokens, tokens, 0.0, False)
+    unused = torch.empty(0, dtype=torch.int64, device=q.device)
     return aten._scaled_dot_product_flash_attention_backward(
         d_out, q, k, v, out, lse, None, None, tokens, tokens, 0.0, False, unused, unused
     )

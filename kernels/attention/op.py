@@ -52,7 +52,7 @@ def joint_attention(
         text_norm_k: of the text keys.
         eps: added to the mean square.
         implementation: see `kernels.dispatch`.
-        library_backward: take PyTorch's flash attention for the backward pass, on packed copies. Its bits may
+        library_backward: take cuDNN's or PyTorch's attention for the backward pass, on packed copies. Its bits may
             differ from run to run.
 
     Returns:
@@ -106,12 +106,13 @@ def _backward(
     """Gradients of the streams, and then of those norm weights that are given, if asked for."""
     streams, norms = Streams(q, k, v, text_q, text_k, text_v), Norms(norm_q, norm_k, text_norm_q, text_norm_k)
     saved = (d_out.contiguous(), d_text_out.contiguous(), streams, norms, (out, text_out), lse, eps)
-    if library_backward:
-        gradients, weights = library.backward(*saved)
-    elif _choose(q, implementation) == "triton":
-        from kernels.attention import launch
+    if _choose(q, implementation) == "triton":
+        from kernels.attention import launch, packed
 
-        gradients, weights = launch.backward(*saved, weight_gradient)
+        backward = packed.backward if library_backward else launch.backward
+        gradients, weights = backward(*saved, weight_gradient)
+    elif library_backward:
+        gradients, weights = library.backward(*saved)
     else:
         gradients, weights = reference.backward(*saved)
     return [*gradients, *(w for w in weights if w is not None and weight_gradient)]

@@ -25,12 +25,20 @@ def tile_of(tile, image_length, text_length, ROWS: tl.constexpr):
 
 
 @triton.jit
-def load_rows(image, text, is_text, batch, head, heads, start, length, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Tokens ``start .. start + ROWS`` of one head of a stream ``(ROWS, D)``, zero past the end."""
+def load_rows(
+    image, text, is_text, batch, head, heads, start, length, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    RAGGED: tl.constexpr = True,
+):  # fmt: skip
+    """Tokens ``start .. start + ROWS`` of one head of a stream ``(ROWS, D)``, zero past the end.
+
+    Without RAGGED the caller knows that none is.
+    """
     rows = start + tl.arange(0, ROWS)
     offsets = rows[:, None] * (heads * HEAD_DIM) + tl.arange(0, HEAD_DIM)[None, :]
     base = tl.where(is_text, text, image) + (batch.to(tl.int64) * length * heads + head) * HEAD_DIM
-    return tl.load(base + offsets, mask=rows[:, None] < length, other=0.0)
+    if RAGGED:
+        return tl.load(base + offsets, mask=rows[:, None] < length, other=0.0)
+    return tl.load(base + offsets)
 
 
 @triton.jit
@@ -81,18 +89,59 @@ def norm_gradient(upstream, rows, weight, normed, eps, HEAD_DIM: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def prepare(
     image, text, weight_image, weight_text, prepared, heads, image_length, text_length, scale, eps,
-    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, IMAGE_NORM: tl.constexpr, TEXT_NORM: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr,
+    IMAGE_NORM: tl.constexpr, TEXT_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Prepared queries or keys of both streams, every one of the P rows written.
+    """Prepared queries or keys of both streams, every one of the P rows written; without PADDED, of the T rows.
 
     Grid: tiles of BLOCK rows, image then text; batch times heads.
     """
     batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    is_text, start, length, _ = tile_of(tl.program_id(0), image_length, text_length, BLOCK)
+    is_text, start, length, before = tile_of(tl.program_id(0), image_length, text_length, BLOCK)
     rows = load_rows(image, text, is_text, batch, head, heads, start, length, BLOCK, HEAD_DIM)
     rstd = inverse_rms(rows, tl.where(is_text, TEXT_NORM, IMAGE_NORM), eps, HEAD_DIM) * scale
     weight = load_weight(tl.where(is_text, weight_text, weight_image), HEAD_DIM)
-    ready = rows.to(tl.float32) * rstd[:, None] * weight[None, :]
-    first = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BLOCK * HEAD_DIM
-    offsets = tl.arange(0, BLOCK)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    tl.store(prepared + first + offsets, ready.to(prepared.dtype.element_ty))
+    ready = (rows.to(tl.float32) * rstd[:, None] * weight[None, :]).to(prepared.dtype.element_ty)
+    row = tl.arange(0, BLOCK)
+    if PADDED:
+        first = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BLOCK
+        tl.store(prepared + first * HEAD_DIM + row[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :], ready)
+    else:
+        tl.store(joint_rows(prepared, before + start, image_length + text_length, BLOCK, HEAD_DIM), ready,
+                 mask=(start + row < length)[:, None])  # fmt: skip
+
+
+@triton.jit
+def joint_rows(joint, first, tokens, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Pointers to rows ``first ..`` of this program's head in a joint sequence ``(B H, T, D)``."""
+    rows = tl.program_id(1).to(tl.int64) * tokens + first + tl.arange(0, ROWS)
+    return joint + rows[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+
+
+@triton.jit(do_not_specialize=SIZES)
+def unprepare(
+    upstream, image, text, weight_image, weight_text, d_image, d_text, d_weight,
+    heads, image_length, text_length, eps,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, IMAGE_NORM: tl.constexpr, TEXT_NORM: tl.constexpr,
+    WEIGHT_GRADIENT: tl.constexpr,
+):  # fmt: skip
+    """Gradients of both streams of queries or keys from the gradient ``upstream`` of the T joint, normalised rows.
+
+    Grid: tiles of BLOCK rows, image then text; batch times heads.
+
+    Args:
+        d_weight: each tile's share of the norm weights' gradients, ``(tiles, B H, D)`` in fp32.
+    """
+    batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    is_text, start, length, before = tile_of(tl.program_id(0), image_length, text_length, BLOCK)
+    inside = start + tl.arange(0, BLOCK) < length
+    given = joint_rows(upstream, before + start, image_length + text_length, BLOCK, HEAD_DIM)
+    gradient = tl.load(given, mask=inside[:, None], other=0.0).to(tl.float32)
+    rows = load_rows(image, text, is_text, batch, head, heads, start, length, BLOCK, HEAD_DIM)
+    weight = load_weight(tl.where(is_text, weight_text, weight_image), HEAD_DIM)
+    normed = tl.where(is_text, TEXT_NORM, IMAGE_NORM)
+    gradient, share = norm_gradient(gradient, rows, weight, normed, eps, HEAD_DIM)
+    store_rows(d_image, d_text, is_text, gradient, batch, head, heads, start, length, BLOCK, HEAD_DIM)
+    if WEIGHT_GRADIENT:
+        place = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * HEAD_DIM
+        tl.store(d_weight + place + tl.arange(0, HEAD_DIM), share)

@@ -26,16 +26,28 @@ def run(heads, x, weights, groups):
     return logits.detach(), *torch.autograd.grad(logits, leaves, direction)
 
 
+def away_from_the_kink(weights):
+    """The same with norm shifts of plus and minus six, so that no activation is near zero.
+
+    There one rounding tips a LeakyReLU over and its gradient jumps: of 4 million activations one is enough for an
+    error of 4e-4 in fp32, and in bf16 5e-2.
+    """
+    shifted = list(weights)
+    for place in (3, 7):
+        shifted[place] = 6 * torch.where(weights[place] > 0, 1.0, -1.0)
+    return shifted
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_heads_are_as_near_to_float64_as_the_library(shape, dtype):
-    made = inputs(shape, dtype, "cuda")
-    x, weights, groups = made["x"], made["weights"], shape["groups"]
-    exact = run(kernels.grouped_heads_reference, x.double(), [w.double() for w in weights], groups)
-    ours, theirs = (run(heads, x, weights, groups) for heads in (triton, library_heads))
-    for got, other, want in zip(ours, theirs, exact, strict=True):
-        bound = 1e-5 if dtype == torch.float32 else 2 * relative_error((other,), (want,)) + 1e-3
-        assert relative_error((got,), (want,)) < bound
+    made, groups = inputs(shape, dtype, "cuda"), shape["groups"]
+    for weights, compared in ((made["weights"], 1), (away_from_the_kink(made["weights"]), None)):
+        exact = run(kernels.grouped_heads_reference, made["x"].double(), [w.double() for w in weights], groups)
+        ours, theirs = (run(heads, made["x"], weights, groups) for heads in (triton, library_heads))
+        for got, other, want in list(zip(ours, theirs, exact, strict=True))[:compared]:
+            bound = 1e-5 if dtype == torch.float32 else 2 * relative_error((other,), (want,)) + 1e-3
+            assert relative_error((got,), (want,)) < bound
 
 
 def test_heads_repeat_bit_for_bit():

@@ -53,6 +53,14 @@ def test_any_shape(dtype, image, text, heads, batch, norms, seed):
     problem(dtype, **shape, image_norm=norms[0], text_norm=norms[1], seed=seed).check()
 
 
+@pytest.mark.parametrize("norms", [(True, True), (True, False)])
+@pytest.mark.parametrize("shape", ["ragged", "one token", "no text"])
+def test_the_kernels_around_a_librarys_backward(shape, norms):
+    p = problem(**SHAPES[shape], image_norm=norms[0], text_norm=norms[1])
+    p.library_backward = True
+    p.check()
+
+
 @pytest.mark.parametrize("size", [1e-3, 1e3], ids=["small", "large"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_normalised_inputs_of_any_size(size, dtype):
@@ -147,7 +155,7 @@ def test_every_element_is_written(monkeypatch):
 def test_frozen_weights_get_no_gradient_and_cost_no_buffer(monkeypatch):
     p = problem()
     leaves = {n: x.clone().requires_grad_("norm" not in n) for n, x in p.inputs.items()}
-    monkeypatch.setattr(launch, "_reduce", None)
+    monkeypatch.setattr(launch, "reduce_shares", None)
     outs = joint_attention(**leaves, implementation="triton")
     torch.autograd.backward(outs, p.upstream)
     assert all((x.grad is None) == ("norm" in n) for n, x in leaves.items())
