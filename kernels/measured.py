@@ -16,25 +16,26 @@ Row = dict[str, Any]
 
 
 def fastest(
-    where: Mapping[str, Any], near: tuple[str, int], candidates: Iterable[str], table: Path = TABLE
+    where: Mapping[str, Any], near: tuple[str, int], ours: Iterable[str], theirs: str, table: Path = TABLE
 ) -> tuple[str, Row] | None:
-    """The fastest of the candidates, forward and backward end to end, and the row that says so.
+    """The fastest provider, forward and backward end to end, and the row that says so.
 
     Args:
         where: what a row has to have, such as ``op``, ``gpu``, ``dtype`` and sizes that do not scale.
         near: name and value of the size by which the nearest of those rows is taken.
-        candidates: providers of the benchmark; a row that lacks one of them decides nothing.
+        ours: providers of the benchmark, of which one has to be in the row.
+        theirs: what they have to beat; a row that lacks it decides nothing.
 
     Returns:
         None where nothing was measured.
     """
-    names, (size, value) = list(candidates), near
+    names, (size, value) = [*ours, theirs], near
     rows = [row for row in json.loads(table.read_text()) if where.items() <= row.items()]
-    rows = [row for row in rows if set(names) <= set(row["p50_ms"])]
+    rows = [row for row in rows if theirs in row["p50_ms"] and len(set(names) & set(row["p50_ms"])) > 1]
     if not rows:
         return None
     row = min(rows, key=lambda row: abs(math.log(row[size] / value)))
-    return min(names, key=row["p50_ms"].__getitem__), row
+    return min(set(names) & set(row["p50_ms"]), key=row["p50_ms"].__getitem__), row
 
 
 def condense(rows: Iterable[Mapping[str, Any]]) -> list[Row]:

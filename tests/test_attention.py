@@ -26,7 +26,7 @@ LARGE = {"attention_head_dim": 64, "qk_norm": "rms_norm", "sample_size": 128, "p
 CPU = Place(torch.device("cpu"), torch.bfloat16, compiled=False)
 GPU = Place(torch.device("cuda", 0), torch.bfloat16, compiled=False)
 OURS, WITH_LIBRARY, EAGER, COMPILED = (
-    "triton", "triton + library backward", "diffusers eager", "diffusers compiled",
+    "triton", "triton + flash backward", "diffusers eager", "diffusers compiled",
 )  # fmt: skip
 
 
@@ -92,12 +92,12 @@ def test_the_shipped_table_holds_nothing_that_was_not_measured():
 def test_auto_takes_the_fastest_at_the_nearest_size(gpu, table):
     table(times(4096), times(1024, triton=9.0))
     assert choose_attention("auto", LARGE, GPU) == Attention(
-        True, False, "ms at 4096 image tokens on Pretended GPU: triton 1.000, triton + library backward 1.100, "
+        True, "own", "ms at 4096 image tokens on Pretended GPU: triton 1.000, triton + flash backward 1.100, "
         "diffusers eager 1.200",
     )  # fmt: skip
     compiled = Place(GPU.device, GPU.dtype, compiled=True)
     assert not choose_attention("auto", LARGE, compiled).fused
-    assert choose_attention("auto", LARGE | {"sample_size": 64}, GPU).library_backward
+    assert choose_attention("auto", LARGE | {"sample_size": 64}, GPU).backward == "flash"
     assert not choose_attention("auto", LARGE | {"attention_head_dim": 128}, GPU).fused
 
 
@@ -139,12 +139,12 @@ def student_results(backbone: Backbone) -> tuple[Tensor, dict[str, Tensor]]:
     return out.detach(), {n: p.grad for n, p in backbone.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("library_backward", [False, True])
-def test_the_whole_student_computes_the_same(library_backward):
+@pytest.mark.parametrize("backward", ["own", "flash"])
+def test_the_whole_student_computes_the_same(backward):
     """Within 1e-5 of each tensor's largest value, in fp32."""
     backbone = make_student()
     out, gradients = student_results(backbone)
-    backbone.net.set_attn_processor(JointAttentionProcessor("reference", library_backward))
+    backbone.net.set_attn_processor(JointAttentionProcessor("reference", backward))
     fused_out, fused = student_results(backbone)
     torch.testing.assert_close(fused_out, out, rtol=0, atol=1e-5 * float(out.abs().max()))
     assert fused.keys() == gradients.keys()
@@ -166,11 +166,11 @@ def test_compiled_blocks_hold_the_operator_whole():
 
 def test_every_attention_gets_the_processor():
     net = make_student().net
-    set_attention(net, Attention(False, False, ""))
+    set_attention(net, Attention(False, "own", ""))
     assert not any(isinstance(p, JointAttentionProcessor) for p in net.attn_processors.values())
-    set_attention(net, Attention(True, True, ""))
+    set_attention(net, Attention(True, "flash", ""))
     assert len(net.attn_processors) == 4
-    assert all(isinstance(p, JointAttentionProcessor) and p.library_backward for p in net.attn_processors.values())
+    assert all(isinstance(p, JointAttentionProcessor) and p.backward == "flash" for p in net.attn_processors.values())
 
 
 def test_a_mask_is_refused():

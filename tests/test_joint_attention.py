@@ -81,14 +81,14 @@ def test_diffusers_own_block(settings, wide, tolerance):
 
 
 @pytest.mark.parametrize("text", [5, 0])
-@pytest.mark.parametrize("library_backward", [False, True])
+@pytest.mark.parametrize("backward", ["own", "flash"])
 @pytest.mark.parametrize("normed", [True, False])
-def test_gradients_are_those_of_plain_autograd(text, library_backward, normed):
+def test_gradients_are_those_of_plain_autograd(text, backward, normed):
     weights = norms() if normed else dict.fromkeys(NORMS)
     x = streams(text=text)
     leaves = [*x, *(w for w in weights.values() if w is not None)]
     expected = reference.forward(x, Norms(*weights.values()), 1e-6)[:2]
-    got = joint_attention(*x, **weights, implementation="reference", library_backward=library_backward)
+    got = joint_attention(*x, **weights, implementation="reference", backward=backward)
     torch.testing.assert_close(got, expected)
     upstream = [torch.randn_like(y) for y in expected]
     for one, other in zip(
@@ -123,11 +123,11 @@ def test_the_saved_sum_is_the_softmaxs(image, text):
 def test_the_operators_pass_torchs_own_checks():
     weights = norms(torch.float32).values()
     x = streams(torch.float32, grad=True)
-    torch.library.opcheck(op._forward, (*x, *weights, 1e-6, "reference", False))
+    torch.library.opcheck(op._forward, (*x, *weights, 1e-6, "reference", "own"))
     for given_norms in (list(weights), [None] * 4):
-        saved = op._forward(*x, *given_norms, 1e-6, "reference", False)
+        saved = op._forward(*x, *given_norms, 1e-6, "reference", "own")
         inputs = [t if t is None else t.detach() for t in (*saved[:2], *x, *given_norms, *saved)]
-        torch.library.opcheck(op._backward, (*inputs, 1e-6, "reference", False, True))
+        torch.library.opcheck(op._backward, (*inputs, 1e-6, "reference", "own", True))
 
 
 def loss(x, weights):

@@ -81,12 +81,6 @@ def attention_forward(
     k_prepared += tl.program_id(1).to(tl.int64) * key_tiles * BLOCK_K * HEAD_DIM
     full_image, full_text = image_length // BLOCK_K, text_length // BLOCK_K
     image_tiles = tl.cdiv(image_length, BLOCK_K)
-    for step in range(0, full_image + full_text):
-        tile = tl.where(step < full_image, step, image_tiles + step - full_image)
-        acc, total, maximum = attend(
-            acc, total, maximum, q, k_prepared, v_image, v_text, tile, batch, head, heads, image_length, text_length,
-            HEAD_DIM, BLOCK_K, False, BOUNDED, PRECISION,
-        )  # fmt: skip
     # At most one tile of either stream ends inside: only there keys are masked.
     ragged_image = image_tiles - full_image
     for step in tl.range(0, ragged_image + tl.cdiv(text_length, BLOCK_K) - full_text, num_stages=1):
@@ -94,6 +88,12 @@ def attention_forward(
         acc, total, maximum = attend(
             acc, total, maximum, q, k_prepared, v_image, v_text, tile, batch, head, heads, image_length, text_length,
             HEAD_DIM, BLOCK_K, True, BOUNDED, PRECISION,
+        )  # fmt: skip
+    for step in range(0, full_image + full_text):
+        tile = tl.where(step < full_image, step, image_tiles + step - full_image)
+        acc, total, maximum = attend(
+            acc, total, maximum, q, k_prepared, v_image, v_text, tile, batch, head, heads, image_length, text_length,
+            HEAD_DIM, BLOCK_K, False, BOUNDED, PRECISION,
         )  # fmt: skip
 
     out = acc / total[:, None]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention import library, reference
-from kernels.attention.streams import Norms, Streams, check
+from kernels.attention.streams import Norms, Streams, check, check_backward
 from kernels.dispatch import choose
 from kernels.errors import KernelError
 
@@ -30,7 +30,7 @@ def joint_attention(
     text_norm_k: Tensor | None = None,
     eps: float = 1e-6,
     implementation: str = "auto",
-    library_backward: bool = False,
+    backward: str = "own",
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over the joint sequence of image and text tokens, with QK RMSNorm per stream and no concatenation.
 
@@ -52,8 +52,8 @@ def joint_attention(
         text_norm_k: of the text keys.
         eps: added to the mean square.
         implementation: see `kernels.dispatch`.
-        library_backward: take cuDNN's or PyTorch's attention for the backward pass, on packed copies. Its bits may
-            differ from run to run.
+        backward: "own", or on packed copies the matrix products of a library: "flash" (PyTorch's) or "cudnn" (a GPU's
+            alone). A library's bits may differ from run to run.
 
     Returns:
         Outputs ``(B, N, H, D)`` and ``(B, L, H, D)`` in the inputs' dtype; the second is None without text.
@@ -70,7 +70,8 @@ def joint_attention(
     streams = Streams(q, k, v, *(q.new_empty(q.shape[0], 0, *q.shape[2:]) if t is None else t for t in text))
     norms = Norms(norm_q, norm_k, text_norm_q, text_norm_k)
     check(streams, norms)
-    out, text_out, _ = _forward(*streams, *norms, eps, implementation, library_backward)
+    check_backward(backward, q)
+    out, text_out, _ = _forward(*streams, *norms, eps, implementation, backward)
     return out, None if absent else text_out
 
 
@@ -78,7 +79,7 @@ def joint_attention(
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, text_k: Tensor, text_v: Tensor,
     norm_q: Tensor | None, norm_k: Tensor | None, text_norm_q: Tensor | None, text_norm_k: Tensor | None,
-    eps: float, implementation: str, library_backward: bool,
+    eps: float, implementation: str, backward: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     streams, norms = Streams(q, k, v, text_q, text_k, text_v), Norms(norm_q, norm_k, text_norm_q, text_norm_k)
     if _choose(q, implementation) == "triton":
@@ -100,7 +101,7 @@ def _backward(
     d_out: Tensor, d_text_out: Tensor,
     q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, text_k: Tensor, text_v: Tensor,
     norm_q: Tensor | None, norm_k: Tensor | None, text_norm_q: Tensor | None, text_norm_k: Tensor | None,
-    out: Tensor, text_out: Tensor, lse: Tensor, eps: float, implementation: str, library_backward: bool,
+    out: Tensor, text_out: Tensor, lse: Tensor, eps: float, implementation: str, backward: str,
     weight_gradient: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the streams, and then of those norm weights that are given, if asked for."""
@@ -109,10 +110,12 @@ def _backward(
     if _choose(q, implementation) == "triton":
         from kernels.attention import launch, packed
 
-        backward = packed.backward if library_backward else launch.backward
-        gradients, weights = backward(*saved, weight_gradient)
-    elif library_backward:
-        gradients, weights = library.backward(*saved)
+        if backward == "own":
+            gradients, weights = launch.backward(*saved, weight_gradient)
+        else:
+            gradients, weights = packed.backward(*saved, weight_gradient, backward)
+    elif backward != "own":
+        gradients, weights = library.backward(*saved, backward)
     else:
         gradients, weights = reference.backward(*saved)
     return [*gradients, *(w for w in weights if w is not None and weight_gradient)]

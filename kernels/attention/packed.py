@@ -17,9 +17,9 @@ from kernels.dispatch import on
 
 def backward(
     d_out: Tensor, d_text: Tensor, x: Streams, norms: Norms, outs: tuple[Tensor, Tensor], lse: Tensor, eps: float,
-    weight_gradient: bool,
+    weight_gradient: bool, library: str,
 ) -> tuple[Streams, Norms]:  # fmt: skip
-    """Gradients of the streams, and of the norm weights if asked for."""
+    """Gradients of the streams, and of the norm weights if asked for, by ``flash`` or ``cudnn``."""
     with on(x.q.device):
         launcher = Launcher(x, norms, eps)
         weights, shape = launcher.weights, (x.q.shape[0], launcher.heads, -1, launcher.head_dim)
@@ -27,7 +27,7 @@ def backward(
         on_k = (x.k, x.text_k, weights.k, weights.text_k)
         q, k = (launcher.prepared(*rows, 1.0, PACK_ROWS, padded=False).view(shape) for rows in (on_q, on_k))
         dq, dk, dv = packed_backward(
-            joint(d_out, d_text), q, k, joint(x.v, x.text_v), joint(*outs), lse * math.log(2)
+            joint(d_out, d_text), q, k, joint(x.v, x.text_v), joint(*outs), lse * math.log(2), library
         )
         q_image, q_text, share_q = launcher.unprepared(dq.contiguous(), *on_q, weight_gradient)
         k_image, k_text, share_k = launcher.unprepared(dk.contiguous(), *on_k, weight_gradient)

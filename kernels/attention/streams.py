@@ -13,6 +13,8 @@ from kernels.errors import KernelError
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """float64 runs on the reference only."""
+BACKWARDS = ("own", "flash", "cudnn")
+"""Whose matrix products the backward pass takes: these kernels', PyTorch's flash attention's or cuDNN's."""
 
 
 class Streams(NamedTuple):
@@ -57,6 +59,18 @@ def check(x: Streams, norms: Norms) -> None:
             f"text_q has shape {tuple(x.text_q.shape)} and q {tuple(q.shape)}: batch, heads and head_dim must agree"
         )
     _check_norms(x, norms)
+
+
+def check_backward(name: str, q: Tensor) -> None:
+    """Refuse a backward pass that is unknown, or cannot run where ``q`` is.
+
+    Raises:
+        KernelError: saying which can.
+    """
+    if name not in BACKWARDS:
+        raise KernelError(f"backward={name!r} is unknown: choose one of {', '.join(BACKWARDS)}")
+    if name == "cudnn" and q.device.type != "cuda":
+        raise KernelError(f"backward='cudnn' needs a GPU, but q is on {q.device}: pass 'own' or 'flash'")
 
 
 def _check_layout(x: Streams) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.attention import reference
 from kernels.attention.op import joint_attention
-from kernels.attention.streams import Norms, Streams
+from kernels.attention.streams import BACKWARDS, Norms, Streams
 from kernels.bench.case import Case, Check, Problem, relative_error
 from kernels.bench.joint_attention_providers import Provider, packed_providers, whole_providers
 from kernels.dispatch import choose
@@ -26,6 +26,7 @@ IMAGES = (4096, 3952, 4032)
 DIRECTIONS: tuple[Literal["forward", "backward", "both"], ...] = ("forward", "backward", "both")
 PRODUCTS = {"forward": 2, "backward": 5, "both": 7}
 """Matrix products over the T x T logits that a pass cannot do without."""
+_BACKWARDS = {"cpu": ("own", "flash"), "cuda": BACKWARDS}
 _CHECKED = {"bf16": (torch.bfloat16, 2e-2), "fp16": (torch.float16, 3e-3), "fp32": (torch.float32, 1e-5)}
 
 
@@ -50,16 +51,16 @@ def checks() -> Iterator[Check]:
         torch.manual_seed(0)
         streams, norms, upstream = draw(2, 200, 77, 2, dtype, device)
         expected = _in_float64(streams, norms, upstream)
-        for library in (False, True) if dtype != torch.float32 or device == "cpu" else (False,):
-            got = _both(partial(_ours, streams, norms, library), streams, norms, upstream)
-            kind = f"{chosen}, backward by the library" if library else chosen
+        for backward in _BACKWARDS[device] if dtype != torch.float32 else ("own",):
+            got = _both(partial(_ours, streams, norms, backward), streams, norms, upstream)
+            kind = chosen if backward == "own" else f"{chosen}, backward by {backward}"
             yield Check(f"joint_attention {name} on {device}, {kind}", relative_error(got, expected), tolerance)
 
 
-def _ours(x: Streams, norms: Norms, library: bool = False) -> tuple[Tensor, ...]:
+def _ours(x: Streams, norms: Norms, backward: str = "own") -> tuple[Tensor, ...]:
     q, k, text_q, text_k = norms
     out, text_out = joint_attention(
-        *x, norm_q=q, norm_k=k, text_norm_q=text_q, text_norm_k=text_k, eps=EPS, library_backward=library
+        *x, norm_q=q, norm_k=k, text_norm_q=text_q, text_norm_k=text_k, eps=EPS, backward=backward
     )
     return out, text_out  # type: ignore[return-value]
 
@@ -119,7 +120,8 @@ def _prepare(scope: str, batch: int, image: int, text: int, direction: str) -> P
     leaves = [t for t in (*x, *norms) if t is not None]
     ours = {
         "triton": Provider(partial(_ours, x, norms), leaves, upstream),
-        "triton + library backward": Provider(partial(_ours, x, norms, True), leaves, upstream),
+        "triton + flash backward": Provider(partial(_ours, x, norms, "flash"), leaves, upstream),
+        "triton + cuDNN backward": Provider(partial(_ours, x, norms, "cudnn"), leaves, upstream),
     }
     runs = {name: provider.bind(direction) for name, provider in (ours | theirs).items()}
     return Problem(runs, absent, _expected(direction, x, norms, upstream), _sample)

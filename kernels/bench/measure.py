@@ -10,6 +10,8 @@ from kernels.bench.case import Case, Problem, Run, relative_error
 from kernels.bench.machine import QUANTILES, facts
 
 ROUNDS = 2
+WRONG = 0.2
+"""Relative error from which a provider computes something else, and its time means nothing."""
 Row = dict[str, Any]
 
 
@@ -26,6 +28,9 @@ def measure(case: Case, without: Collection[str], warmup: int, rep: int) -> list
         print(f"  {name}: not here, {reason}")
     providers = {name: run for name, run in problem.providers.items() if name not in without}
     accuracy = {name: _accuracy(run, problem) for name, run in providers.items()}
+    for name in [n for n, found in accuracy.items() if not found["error"] < WRONG]:
+        print(f"  {name}: not timed, its results are wrong by {accuracy[name]['error']:.2g}")
+        del providers[name]
     rows = []
     for turn in range(1, ROUNDS + 1):
         for name, run in providers.items():

@@ -16,8 +16,8 @@ from kernels.attention.configs import HEAD_DIMS
 from kernels.dispatch import DTYPES
 from ladd_dist.errors import LaddError
 
-_OURS = {"triton": False, "triton + library backward": True}
-"""The benchmark's names of our kernel -> whether its backward pass is the library's."""
+_OURS = {"triton": "own", "triton + flash backward": "flash", "triton + cuDNN backward": "cudnn"}
+"""The benchmark's names of our kernel -> whose backward pass it takes."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Attention:
     """What runs, and why in words for the log."""
 
     fused: bool
-    library_backward: bool
+    backward: str
     reason: str
 
     def __str__(self) -> str:
         name = "diffusers over SDPA" if not self.fused else "fused Triton kernel"
-        return f"{name}{', backward by the library' if self.library_backward else ''} ({self.reason})"
+        library = f", backward by {self.backward}" if self.fused and self.backward != "own" else ""
+        return f"{name}{library} ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ def choose_attention(setting: Literal["auto", "triton", "sdpa"], config: dict[st
         LaddError: if ``setting`` is triton and it cannot run.
     """
     if setting == "sdpa":
-        return Attention(False, False, "as kernels.attention=sdpa asks")
+        return Attention(False, "own", "as kernels.attention=sdpa asks")
     obstacle = _obstacle(config, place)
     if setting == "triton":
         if obstacle:
             raise LaddError(f"kernels.attention=triton: {obstacle}; set kernels.attention=auto or sdpa")
-        return Attention(True, False, "as kernels.attention=triton asks")
+        return Attention(True, "own", "as kernels.attention=triton asks")
     if obstacle:
-        return Attention(False, False, obstacle)
+        return Attention(False, "own", obstacle)
     return _measured(config, place)
 
 
@@ -81,19 +82,19 @@ def _measured(config: dict[str, Any], place: Place) -> Attention:
     theirs = "diffusers compiled" if place.compiled else "diffusers eager"
     tokens = (config["sample_size"] // config["patch_size"]) ** 2
     where = {"op": "joint_attention", "gpu": gpu, "dtype": dtype, "head_dim": config["attention_head_dim"]}
-    found = fastest(where, ("image", tokens), [*_OURS, theirs])
+    found = fastest(where, ("image", tokens), _OURS, theirs)
     if found is None:
-        return Attention(False, False, f"nothing was measured on {gpu} in {dtype}: run make gpu-check there")
+        return Attention(False, "own", f"nothing was measured on {gpu} in {dtype}: run make gpu-check there")
     name, row = found
-    times = ", ".join(f"{key} {row['p50_ms'][key]:.3f}" for key in (*_OURS, theirs))
+    times = ", ".join(f"{key} {row['p50_ms'][key]:.3f}" for key in (*_OURS, theirs) if key in row["p50_ms"])
     reason = f"ms at {row['image']} image tokens on {gpu}: {times}"
-    return Attention(name in _OURS, _OURS.get(name, False), reason)
+    return Attention(name in _OURS, _OURS.get(name, "own"), reason)
 
 
 def set_attention(net: SD3Transformer2DModel, attention: Attention) -> None:
     """Make every attention of the network run what was chosen."""
     if attention.fused:
-        net.set_attn_processor(JointAttentionProcessor("triton", attention.library_backward))
+        net.set_attn_processor(JointAttentionProcessor("triton", attention.backward))
 
 
 class JointAttentionProcessor:
@@ -105,8 +106,8 @@ class JointAttentionProcessor:
         implementation: see `kernels.joint_attention`.
     """
 
-    def __init__(self, implementation: str = "auto", library_backward: bool = False) -> None:
-        self.implementation, self.library_backward = implementation, library_backward
+    def __init__(self, implementation: str = "auto", backward: str = "own") -> None:
+        self.implementation, self.backward = implementation, backward
 
     def __call__(
         self,
@@ -130,7 +131,7 @@ class JointAttentionProcessor:
             norms |= {"text_norm_q": _weight(attn.norm_added_q), "text_norm_k": _weight(attn.norm_added_k)}
         out, text_out = joint_attention(
             *image, *text, **norms, eps=attn.norm_q.eps if attn.norm_q is not None else 1e-6,
-            implementation=self.implementation, library_backward=self.library_backward,
+            implementation=self.implementation, backward=self.backward,
         )  # fmt: skip
         result = attn.to_out[1](attn.to_out[0](out.flatten(2)))
         if text_out is None:

@@ -19,11 +19,11 @@ def problem(dtype, head_dim, batch, image, text, weight=1.0):
     return x, norms, [torch.randn_like(x.q), torch.randn_like(x.text_q)]
 
 
-def ours(x, norms, upstream, library_backward=False):
+def ours(x, norms, upstream, backward="own"):
     q, k, text_q, text_k = norms
     outs = joint_attention(
         *x, norm_q=q, norm_k=k, text_norm_q=text_q, text_norm_k=text_k, implementation="triton",
-        library_backward=library_backward,
+        backward=backward,
     )  # fmt: skip
     return [*outs, *torch.autograd.grad(outs, [*x, *norms], upstream)]
 
@@ -58,9 +58,11 @@ def test_both_softmaxes(weight):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_librarys_backward(dtype):
-    inputs = problem(dtype, 64, 2, 300, 77)
-    check(ours(*inputs, library_backward=True), expected(*inputs), TOLERANCE[dtype])
+@pytest.mark.parametrize("text", [77, 0])
+@pytest.mark.parametrize("library", ["flash", "cudnn"])
+def test_a_librarys_backward(library, text, dtype):
+    inputs = problem(dtype, 64, 2, 300, text)
+    check(ours(*inputs, backward=library), expected(*inputs), TOLERANCE[dtype])
 
 
 def test_equal_bits_every_time():

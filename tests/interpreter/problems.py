@@ -19,7 +19,7 @@ class Problem:
     dtype: torch.dtype
     inputs: dict[str, Tensor | None]
     upstream: tuple[Tensor, Tensor]
-    library_backward: bool = False
+    backward: str = "own"
 
     def solve(self, dtype: torch.dtype, implementation: str) -> dict[str, Tensor]:
         """Outputs and gradients of every input."""
@@ -27,8 +27,8 @@ class Problem:
         for name, x in self.inputs.items():
             wide = dtype if dtype == torch.float64 or "norm" not in name else torch.float32
             leaves[name] = None if x is None else x.to(wide).requires_grad_()
-        library = self.library_backward and implementation == "triton"
-        outs = joint_attention(**leaves, implementation=implementation, library_backward=library)
+        backward = self.backward if implementation == "triton" else "own"
+        outs = joint_attention(**leaves, implementation=implementation, backward=backward)
         given = [x for x in leaves.values() if x is not None]
         gradients = torch.autograd.grad(outs, given, [g.to(dtype) for g in self.upstream])
         named = dict(zip([n for n, x in leaves.items() if x is not None], gradients, strict=True))

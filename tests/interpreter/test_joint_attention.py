@@ -57,7 +57,7 @@ def test_any_shape(dtype, image, text, heads, batch, norms, seed):
 @pytest.mark.parametrize("shape", ["ragged", "one token", "no text"])
 def test_the_kernels_around_a_librarys_backward(shape, norms):
     p = problem(**SHAPES[shape], image_norm=norms[0], text_norm=norms[1])
-    p.library_backward = True
+    p.backward = "flash"
     p.check()
 
 
