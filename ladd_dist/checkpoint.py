@@ -63,7 +63,7 @@ class RunState(BaseModel):
             OSError: if there is no such file.
             ValueError: if it is not a state.
         """
-        return cls.model_validate_json(file.read_text(), strict=True)
+        return cls.model_validate_json(file.read_text(encoding="utf-8"), strict=True)
 
 
 def network_shards(name: str, engine: Engine) -> dict[str, Shard]:
@@ -75,7 +75,7 @@ def candidates(run_dir: str | Path) -> list[Path]:
     """A run's checkpoints: the one that ``latest`` points to, there or not, then the others from new to old."""
     root = Path(run_dir) / "checkpoints"
     pointer = root / LATEST
-    pointed = [root / pointer.read_text(errors="replace").strip()] if pointer.is_file() else []
+    pointed = [root / pointer.read_text(encoding="utf-8", errors="replace").strip()] if pointer.is_file() else []
     return pointed + [path for path in sorted(root.glob("step-*"), reverse=True) if path not in pointed]
 
 

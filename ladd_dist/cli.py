@@ -1,6 +1,7 @@
 """What every launcher shares: ``--config FILE key.sub=value ...``, clean errors, the process group's life."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from ladd_dist.config import Config, load
 from ladd_dist.errors import LaddError
+from ladd_dist.values import MAX_SEED, expand_path
 
 if TYPE_CHECKING:
     from ladd_dist.distributed import World
 
 _EPILOG = """\
-Overrides are YAML values: train.iterations=5  engine=fsdp2  discriminator.blocks=[1,3]
+Overrides are YAML values: train.iterations=5  engine=fsdp2  discriminator.blocks=[1,3]; a later one wins.
 All keys, their types and defaults stand in ladd_dist/config.py; configs/ holds whole examples.
 """
 
@@ -34,12 +36,41 @@ def parser(description: str) -> argparse.ArgumentParser:
         description=description, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument(
-        "--config", required=True, metavar="FILE", help="YAML configuration, such as configs/tiny_cpu.yaml"
+        "--config",
+        type=as_path,
+        required=True,
+        metavar="FILE",
+        help="YAML configuration, such as configs/tiny_cpu.yaml",
     )
-    result.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single configuration keys")
+    result.add_argument(
+        "overrides", type=as_text, nargs="*", metavar="key.sub=value", help="replace single configuration keys"
+    )
     # The deepspeed launcher passes it; the environment says the same.
     result.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return result
+
+
+def as_text(argument: str) -> str:
+    """The argument as UTF-8, whatever the locale."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8 text") from None
+
+
+def as_path(argument: str) -> str:
+    """A file or folder; a leading ``~``, which a shell leaves in ``--out=~/x``, is the home folder."""
+    try:
+        return expand_path(as_text(argument))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, not {argument!a}") from None
+
+
+def as_seed(argument: str) -> int:
+    """As a seed of the configuration."""
+    if not 0 <= int(argument) <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {MAX_SEED}, not {argument}")
+    return int(argument)
 
 
 def run(command: argparse.ArgumentParser, main: Callable[[Launch], None]) -> None:

@@ -99,7 +99,7 @@ def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weig
     )
     if world.is_main:
         path = Path(config.run_dir) / RESULTS
-        path.write_text(results.model_dump_json(indent=2) + "\n")
+        path.write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
         gallery.write_index([entrant.name for entrant in competition])
         for line in table(scores):
             log(line)
