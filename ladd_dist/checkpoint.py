@@ -16,6 +16,7 @@ import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,11 @@ class Checkpoint:
         if [start for start, _, _ in pieces] + [size] != [0] + [start + length for start, length, _ in pieces]:
             raise ValueError(f"parts of {key} are missing")
 
+    @cached_property
+    def config(self) -> Config:
+        """The configuration that the run had when this was written."""
+        return load(self.path / CONFIG)
+
     def read(self, key: str, offset: int, length: int) -> Tensor:
         """Elements ``[offset, offset + length)`` of a flattened tensor, from whichever files hold them."""
         result = torch.empty(length)
@@ -188,7 +194,7 @@ class Checkpoint:
                 f"checkpoint {self.path} was trained with teacher {self.state.teacher}, but teacher.path="
                 f"{config.teacher.path} is {teacher}: restore that teacher, or set a new run_dir"
             )
-        theirs, ours = (dict(_binding(c.model_dump())) for c in (load(self.path / CONFIG), config))
+        theirs, ours = (dict(_binding(c.model_dump())) for c in (self.config, config))
         for key, value in theirs.items():
             if ours[key] != value:
                 raise LaddError(
