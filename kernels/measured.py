@@ -55,7 +55,9 @@ def main() -> None:
     """Replace the table by what the given benchmark files say."""
     parser = argparse.ArgumentParser(prog="python -m kernels.measured", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="JSON rows of kernels.bench")
-    rows = [row for file in parser.parse_args().files for row in json.loads(file.read_text(encoding="utf-8"))]
+    rows = [
+        row for file in parser.parse_args().files for row in json.loads(file.expanduser().read_text(encoding="utf-8"))
+    ]
     TABLE.write_text(json.dumps(condense(rows), indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,16 +1,15 @@
 """What every launcher shares: ``--config FILE key.sub=value ...``, clean errors, the process group's life."""
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ladd_dist.arguments import as_path, as_text
 from ladd_dist.config import Config, load
 from ladd_dist.errors import LaddError
-from ladd_dist.values import MAX_SEED, expand_path
 
 if TYPE_CHECKING:
     from ladd_dist.distributed import World
@@ -48,29 +47,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     # The deepspeed launcher passes it; the environment says the same.
     result.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return result
-
-
-def as_text(argument: str) -> str:
-    """The argument as UTF-8, whatever the locale."""
-    try:
-        return os.fsencode(argument).decode()
-    except UnicodeDecodeError:
-        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8 text") from None
-
-
-def as_path(argument: str) -> str:
-    """A file or folder; a leading ``~``, which a shell leaves in ``--out=~/x``, is the home folder."""
-    try:
-        return expand_path(as_text(argument))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}, not {argument!a}") from None
-
-
-def as_seed(argument: str) -> int:
-    """As a seed of the configuration."""
-    if not 0 <= int(argument) <= MAX_SEED:
-        raise argparse.ArgumentTypeError(f"must be from 0 to {MAX_SEED}, not {argument}")
-    return int(argument)
 
 
 def run(command: argparse.ArgumentParser, main: Callable[[Launch], None]) -> None:

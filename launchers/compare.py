@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ladd_dist.cli import Launch, as_path, as_text, parser, run
+from ladd_dist.arguments import as_path, as_text
+from ladd_dist.cli import Launch, parser, run
 from ladd_dist.commits import checkout
 from ladd_dist.compare import compare_runs
 from ladd_dist.errors import LaddError
@@ -61,7 +62,7 @@ def _side(args: argparse.Namespace, name: str, stack: ExitStack, run_dir: Path) 
     chosen = split_overrides(name, given[name], {setting.partition("=")[0] for setting in own})
     commit = given[f"{name}_commit"]
     tree = stack.enter_context(checkout(_ROOT, commit))
-    return Side(name, commit, tree, args.config, [*args.overrides, *chosen, *own], given[f"{name}_ranks"])
+    return Side(name, commit, tree, str(args.config), [*args.overrides, *chosen, *own], given[f"{name}_ranks"])
 
 
 def _own(run_dir: Path, steps: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Judge the student against its teacher."""
 
-from ladd_dist.cli import Launch, as_path, parser, run
+from ladd_dist.arguments import as_path
+from ladd_dist.cli import Launch, parser, run
 from ladd_dist.evaluation import evaluate
 
 _DESCRIPTION = """\

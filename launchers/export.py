@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from ladd_dist.cli import Launch, as_path, parser, run
+from ladd_dist.arguments import as_path
+from ladd_dist.cli import Launch, parser, run
 from ladd_dist.data.prompts import read_requests
 from ladd_dist.export import export
 from ladd_dist.log import log

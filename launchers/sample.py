@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ladd_dist.cli import Launch, as_path, as_seed, as_text, parser, run
+from ladd_dist.arguments import as_path, as_seed, as_text
+from ladd_dist.cli import Launch, parser, run
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import first_of_each_bucket, read_requests
 from ladd_dist.draws import image_seed

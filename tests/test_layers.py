@@ -13,7 +13,7 @@ LAYERS = [
     {"kernels"},
     {"errors", "checksums", "signals"},
     {"yaml_strict", "values"},
-    {"config", "flow", "losses", "conditioning", "draws", "distributed"},
+    {"arguments", "config", "flow", "losses", "conditioning", "draws", "distributed"},
     {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits"},
     {"models", "engines", "profiler"},
     {"data", "ladd", "sampling", "digits", "metrics", "pictures", "watchdog"},

@@ -61,7 +61,7 @@ def test_no_text_is_left_to_the_locale() -> None:
 _IN_ASCII = """
 import locale, sys
 from pathlib import Path
-from ladd_dist.cli import as_path, as_text
+from ladd_dist.arguments import as_text
 from ladd_dist.config import load
 from ladd_dist.data.prompts import read_requests
 from ladd_dist.errors import LaddError
@@ -86,7 +86,7 @@ def test_text_is_utf_8_where_the_locale_is_ascii(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("schön\n", encoding="utf-8")
     env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", _IN_ASCII, str(tmp_path), "tracking.project=schön"]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=240)
     assert done.stderr.splitlines() == [
         f"{tmp_path / 'c.yaml'}: run_dir: must be a path that this locale can encode (start with PYTHONUTF8=1), "
         "not 'runs/sch\\xf6n'"

@@ -1,0 +1,30 @@
+"""Types of command line arguments: what they may be, and how they are read."""
+
+import argparse
+import os
+from pathlib import Path
+
+from ladd_dist.values import MAX_SEED, expand_path
+
+
+def as_text(argument: str) -> str:
+    """The argument as UTF-8, whatever the locale."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8 text") from None
+
+
+def as_path(argument: str) -> Path:
+    """A file or folder; a leading ``~``, which a shell leaves in ``--out=~/x``, is the home folder."""
+    try:
+        return Path(expand_path(as_text(argument)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, not {argument!a}") from None
+
+
+def as_seed(argument: str) -> int:
+    """As a seed of the configuration."""
+    if not 0 <= int(argument) <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {MAX_SEED}, not {argument}")
+    return int(argument)
