@@ -4,7 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from ladd_dist.values import MAX_SEED, expand_path
+from pydantic import TypeAdapter
+
+from ladd_dist.values import MAX_SEED, Seed, expand_path
 
 
 def as_text(argument: str) -> str:
@@ -24,7 +26,8 @@ def as_path(argument: str) -> Path:
 
 
 def as_seed(argument: str) -> int:
-    """As a seed of the configuration."""
-    if not 0 <= int(argument) <= MAX_SEED:
-        raise argparse.ArgumentTypeError(f"must be from 0 to {MAX_SEED}, not {argument}")
-    return int(argument)
+    """A seed as the configuration has it."""
+    try:
+        return TypeAdapter(Seed).validate_python(int(argument))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to {MAX_SEED}, not {argument}") from None

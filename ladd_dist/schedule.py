@@ -26,7 +26,7 @@ def rate_changes(before: Config, now: Config, iteration: int) -> str | None:
     for name in ("student_optimizer", "head_optimizer"):
         old, new = (learning_rate(getattr(c, name), iteration, c.train.iterations) for c in (before, now))
         if old != new:
-            changes.append(f"{name} {old:.3g} -> {new:.3g}")
+            changes.append(f"{name} {old:.6g} -> {new:.6g}")
     if not changes:
         return None
     lengths = " -> ".join(str(count) for count in dict.fromkeys((before.train.iterations, now.train.iterations)))

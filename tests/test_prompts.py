@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BUCKETS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ladd_dist.data.prompts import read_requests
@@ -51,6 +51,7 @@ _LINE = _PROMPT.map(lambda text: re.sub("[\r\n]|^\ufeff+", "", text).strip().lst
 _END, _MARK = st.sampled_from(["\n", "\r\n", "\r"]), st.sampled_from(["", "\ufeff"])
 
 
+@settings(deadline=None)
 @given(st.lists(_LINE, min_size=1), _END, _MARK)
 def test_any_text_prompts_survive_a_round_trip(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[str], end: str, mark: str
@@ -59,6 +60,7 @@ def test_any_text_prompts_survive_a_round_trip(
     assert prompts_of(path, (mark + end.join(prompts)).encode()) == [prompt.strip() for prompt in prompts]
 
 
+@settings(deadline=None)
 @given(st.lists(_PROMPT, min_size=1), _END, _MARK, st.booleans())
 def test_any_json_prompts_survive_a_round_trip(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[str], end: str, mark: str, escaped: bool

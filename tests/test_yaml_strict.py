@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 from conftest import ROOT, TINY, tiny_config
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -67,6 +67,7 @@ _TRAPS = st.from_regex(r"\A[-+]?[0-9_.:xobeE]{1,6}\Z|\A(on|off|yes|no|null|true|
 _SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _TEXT | _TRAPS
 
 
+@settings(deadline=None)
 @given(st.dictionaries(_TEXT | _TRAPS, _SCALAR | st.lists(_SCALAR, max_size=3), max_size=4))
 def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "tree.yaml"
@@ -74,6 +75,7 @@ def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFacto
     assert read_yaml(path) == tree
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("abc", min_size=1), _TEXT | _TRAPS, max_size=4))
 def test_older_commits_read_what_is_written(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "old.yaml"
@@ -200,9 +202,9 @@ def test_the_largest_seeds_work(dataset: Path) -> None:
     assert len(batches) == 20 and reader.state_dict()["epoch"] > 1
 
 
-@pytest.mark.parametrize("argument", ["-1", str(MAX_SEED + 1)])
+@pytest.mark.parametrize("argument", ["-1", str(MAX_SEED + 1), "x", "1.5", "9" * 5000])
 def test_a_seed_flag_is_held_to_the_same(argument: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=f"must be from 0 to {MAX_SEED}, not {argument}"):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"must be an integer from 0 to {MAX_SEED}, not {argument}"):
         as_seed(argument)
     assert as_seed(str(MAX_SEED)) == MAX_SEED
 
