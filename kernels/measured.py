@@ -30,7 +30,7 @@ def fastest(
         None where nothing was measured.
     """
     names, (size, value) = [*ours, theirs], near
-    rows = [row for row in json.loads(table.read_text()) if where.items() <= row.items()]
+    rows = [row for row in json.loads(table.read_text(encoding="utf-8")) if where.items() <= row.items()]
     rows = [row for row in rows if theirs in row["p50_ms"] and len(set(names) & set(row["p50_ms"])) > 1]
     if not rows:
         return None
@@ -56,8 +56,10 @@ def main() -> None:
     """Replace the table by what the given benchmark files say."""
     parser = argparse.ArgumentParser(prog="python -m kernels.measured", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="JSON rows of kernels.bench")
-    rows = [row for file in parser.parse_args().files for row in json.loads(file.read_text())]
-    TABLE.write_text(json.dumps(condense(rows), indent=1) + "\n")
+    rows = [
+        row for file in parser.parse_args().files for row in json.loads(file.expanduser().read_text(encoding="utf-8"))
+    ]
+    TABLE.write_text(json.dumps(condense(rows), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

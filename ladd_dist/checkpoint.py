@@ -16,6 +16,7 @@ import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class RunState(BaseModel):
             OSError: if there is no such file.
             ValueError: if it is not a state.
         """
-        return cls.model_validate_json(file.read_text(), strict=True)
+        return cls.model_validate_json(file.read_text(encoding="utf-8"), strict=True)
 
 
 def network_shards(name: str, engine: Engine) -> dict[str, Shard]:
@@ -75,7 +76,7 @@ def candidates(run_dir: str | Path) -> list[Path]:
     """A run's checkpoints: the one that ``latest`` points to, there or not, then the others from new to old."""
     root = Path(run_dir) / "checkpoints"
     pointer = root / LATEST
-    pointed = [root / pointer.read_text(errors="replace").strip()] if pointer.is_file() else []
+    pointed = [root / pointer.read_text(encoding="utf-8", errors="replace").strip()] if pointer.is_file() else []
     return pointed + [path for path in sorted(root.glob("step-*"), reverse=True) if path not in pointed]
 
 
@@ -157,6 +158,11 @@ class Checkpoint:
         if [start for start, _, _ in pieces] + [size] != [0] + [start + length for start, length, _ in pieces]:
             raise ValueError(f"parts of {key} are missing")
 
+    @cached_property
+    def config(self) -> Config:
+        """The configuration that the run had when this was written."""
+        return load(self.path / CONFIG)
+
     def read(self, key: str, offset: int, length: int) -> Tensor:
         """Elements ``[offset, offset + length)`` of a flattened tensor, from whichever files hold them."""
         result = torch.empty(length)
@@ -188,7 +194,7 @@ class Checkpoint:
                 f"checkpoint {self.path} was trained with teacher {self.state.teacher}, but teacher.path="
                 f"{config.teacher.path} is {teacher}: restore that teacher, or set a new run_dir"
             )
-        theirs, ours = (dict(_binding(c.model_dump())) for c in (load(self.path / CONFIG), config))
+        theirs, ours = (dict(_binding(c.model_dump())) for c in (self.config, config))
         for key, value in theirs.items():
             if ours[key] != value:
                 raise LaddError(

@@ -135,7 +135,7 @@ class CheckpointWriter:
         return [result for result, _ in outcomes]
 
     def _publish(self, temporary: Path, final: Path, state: RunState, sums: dict[str, str]) -> None:
-        (temporary / STATE).write_text(state.model_dump_json(indent=2) + "\n")
+        (temporary / STATE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
         self._config.save(temporary / CONFIG)
         write_sums(temporary, sums | {name: sha256(temporary / name) for name in (STATE, CONFIG)})
         # By name, not by listing the folder: what a rank has written to a disk of its own is not there.
@@ -187,7 +187,7 @@ def _sync(path: Path) -> None:
 
 def _point(root: Path, name: str) -> None:
     temporary = root / f".{LATEST}"
-    temporary.write_text(name + "\n")
+    temporary.write_text(name + "\n", encoding="utf-8")
     _sync(temporary)
     temporary.replace(root / LATEST)
     _sync(root)

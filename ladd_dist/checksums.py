@@ -19,7 +19,9 @@ def sha256(file: Path) -> str:
 
 def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
     """Write the list, from file names to checksums."""
-    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+    (folder / SUMS).write_text(
+        "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), encoding="utf-8"
+    )
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -29,7 +31,7 @@ def read_sums(folder: Path) -> dict[str, str]:
         OSError: if there is none.
         ValueError: if it is not such a list.
     """
-    *lines, rest = (folder / SUMS).read_text().split("\n")
+    *lines, rest = (folder / SUMS).read_text(encoding="utf-8").split("\n")
     rows = [line.split("  ") for line in lines]
     if rest or any(len(row) != 2 for row in rows):
         raise ValueError(f"{SUMS} is cut short or altered")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ladd_dist.arguments import as_path, as_text
 from ladd_dist.config import Config, load
 from ladd_dist.errors import LaddError
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ladd_dist.distributed import World
 
 _EPILOG = """\
-Overrides are YAML values: train.iterations=5  engine=fsdp2  discriminator.blocks=[1,3]
+Overrides are YAML values: train.iterations=5  engine=fsdp2  discriminator.blocks=[1,3]; a later one wins.
 All keys, their types and defaults stand in ladd_dist/config.py; configs/ holds whole examples.
 """
 
@@ -34,9 +35,15 @@ def parser(description: str) -> argparse.ArgumentParser:
         description=description, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument(
-        "--config", required=True, metavar="FILE", help="YAML configuration, such as configs/tiny_cpu.yaml"
+        "--config",
+        type=as_path,
+        required=True,
+        metavar="FILE",
+        help="YAML configuration, such as configs/tiny_cpu.yaml",
     )
-    result.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single configuration keys")
+    result.add_argument(
+        "overrides", type=as_text, nargs="*", metavar="key.sub=value", help="replace single configuration keys"
+    )
     # The deepspeed launcher passes it; the environment says the same.
     result.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return result

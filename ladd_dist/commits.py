@@ -36,7 +36,7 @@ def _git(root: Path, commit: str, *args: str) -> str:
     git = shutil.which("git")
     if git is None:
         raise LaddError(f"commit {commit} cannot be checked out: git is not installed")
-    done = subprocess.run([git, "-C", str(root), *args], capture_output=True, text=True)  # noqa: S603 - no shell
+    done = subprocess.run([git, "-C", str(root), *args], capture_output=True, encoding="utf-8", errors="replace")  # noqa: S603 - no shell
     if done.returncode:
         reason = " ".join(done.stderr.split()) or "no such commit, branch or tag"
         raise LaddError(f"commit {commit} cannot be checked out of {root}: {reason}")

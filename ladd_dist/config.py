@@ -6,14 +6,14 @@ A key that the schema does not know, a value of the wrong type and a combination
 """
 
 import difflib
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from ladd_dist.errors import LaddError
+from ladd_dist.values import JudgeName, PathName, Seed
+from ladd_dist.yaml_strict import override, read_yaml, write_yaml
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -23,15 +23,15 @@ StepCount = Annotated[int, Field(ge=1, le=1000)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys and silent type coercions are errors."""
+    """Base of every section: unknown keys, silent type coercions and non-finite numbers are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class TeacherConfig(Section):
     """The frozen network: teacher of the data and backbone of the discriminator."""
 
-    path: str
+    path: PathName
     """A diffusers folder with ``transformer/``, ``vae/``, ``scheduler/``, text encoders and tokenizers."""
     placement: Literal["replicate", "shard"] = "replicate"
     """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
@@ -45,7 +45,7 @@ class TeacherConfig(Section):
 class StudentConfig(Section):
     """The network that is trained."""
 
-    path: str | None = None
+    path: PathName | None = None
     """A diffusers folder to start from; null starts from a full-size copy of the teacher."""
     activation_checkpointing: bool = False
     compile: bool = False
@@ -170,8 +170,8 @@ class TrainConfig(Section):
 class DataConfig(Section):
     """Where the synthetic latents are written and read."""
 
-    path: str
-    shuffle_seed: int = 0
+    path: PathName
+    shuffle_seed: Seed = 0
     workers: NonNegativeInt = 0
     """Loader processes per rank."""
 
@@ -179,7 +179,7 @@ class DataConfig(Section):
 class SynthesisConfig(Section):
     """Offline generation of the training latents with the guided teacher."""
 
-    prompts: str
+    prompts: PathName
     """``.jsonl`` with ``prompt`` and optional ``bucket``, or ``.txt`` with one prompt per line."""
     buckets: Annotated[list[BucketName], Field(min_length=1)]
     """Aspect-ratio buckets, ``HEIGHTxWIDTH`` in pixels; prompts without one are dealt to them in turn."""
@@ -201,8 +201,8 @@ class SamplingConfig(Section):
 class EvaluationConfig(Section):
     """Frechet distances and prompt accuracy of student and teacher, on prompts not used in training."""
 
-    prompts: str
-    judge: str = "digits"
+    prompts: PathName
+    judge: JudgeName = "digits"
     """``digits`` (the embedded one) or ``clip:FOLDER`` for a transformers CLIP model folder."""
     samples: Annotated[int, Field(ge=4)] = 1000
     batch: PositiveInt = 50
@@ -239,8 +239,8 @@ class ProfileConfig(Section):
 class Config(Section):
     """Everything a run needs. One file serves synthesis, training, sampling, evaluation and export."""
 
-    run_dir: str
-    seed: NonNegativeInt = 0
+    run_dir: PathName
+    seed: Seed = 0
     engine: Literal["local", "fsdp2", "zero3"] = "local"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` uses a GPU when there is one."""
@@ -318,16 +318,7 @@ class Config(Section):
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML that `load` reads back to an equal one."""
-        path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with 1.2's floats: PyYAML reads ``1e-6`` as text, which nobody who writes a learning rate expects."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+        write_yaml(path, self.model_dump())
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -336,43 +327,13 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         LaddError: naming the file, key or value at fault and what would be right.
     """
-    tree = _read_yaml(Path(path))
-    for override in overrides or []:
-        _apply(tree, override)
+    tree = read_yaml(Path(path))
+    for setting in overrides or []:
+        override(tree, setting)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise LaddError(f"{path}: {_explain(error)}") from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise LaddError(f"config file {path} cannot be read ({error.strerror}): pass --config FILE") from None
-    except UnicodeDecodeError:
-        raise LaddError(f"config file {path} is not text: pass --config FILE") from None
-    except yaml.YAMLError as error:
-        raise LaddError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise LaddError(f"config file {path} must hold a mapping of sections, see configs/tiny_cpu.yaml")
-    return tree
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise LaddError(f"override '{override}' is not of the form key.sub=value")
-    *parents, leaf = key.split(".")
-    node: Any = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise LaddError(f"override '{override}': '{parent}' is a value, not a section")
-    try:
-        node[leaf] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
-        raise LaddError(f"override '{override}': '{text}' is not a YAML value") from None
 
 
 def _explain(error: ValidationError) -> str:

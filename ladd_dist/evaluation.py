@@ -87,7 +87,6 @@ def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weig
 
     reference = drawn["teacher_guided"].features
     floor = frechet_distance(other_half.features, reference)
-    scores = _scores(competition, drawn, reference, floor)
     results = Results(
         seed=config.seed,
         samples=len(requests),
@@ -95,26 +94,27 @@ def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weig
         checkpoint=opened.path.name,
         weights=weights,
         split_half_fd=floor,
-        sets=scores,
+        features=(len(reference), reference.shape[1]),
+        sets=_scores(competition, drawn, reference, floor),
     )
     if world.is_main:
         path = Path(config.run_dir) / RESULTS
-        path.write_text(results.model_dump_json(indent=2) + "\n")
+        path.write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
         gallery.write_index([entrant.name for entrant in competition])
-        for line in table(scores):
+        for line in table(results):
             log(line)
     world.barrier()
     return results
 
 
-def table(scores: list[SetResult]) -> list[str]:
+def table(results: Results) -> list[str]:
     """The results as lines of text."""
-    lines = [f"{'':34}{'FD':>9}{'excess':>9}{'ratio':>8}{'read':>8}"]
-    for s in scores:
-        ratio = "" if s.excess_ratio is None else f"{s.excess_ratio:.3f}"
+    lines = [f"{'':34}{'FD':>9}{'excess':>9}{'ratio':>10}{'read':>8}"]
+    for s in results.sets:
+        ratio = "no ratio" if results.lacks_ratio(s) else "" if s.excess_ratio is None else f"{s.excess_ratio:.3f}"
         read = "" if s.accuracy is None else f"{100 * s.accuracy:.1f}%"
-        lines.append(f"{s.label:34}{s.fd:>9.3f}{s.excess:>9.3f}{ratio:>8}{read:>8}")
-    return lines
+        lines.append(f"{s.label:34}{s.fd:>9.3f}{s.excess:>9.3f}{ratio:>10}{read:>8}")
+    return lines + results.caveats
 
 
 def _steps(count: int) -> str:
@@ -131,21 +131,16 @@ def _requests(config: Config) -> list[Request]:
 
 def _scores(competition: list[Entrant], drawn: dict[str, _Drawn], reference: Tensor, floor: float) -> list[SetResult]:
     scores: list[SetResult] = []
-    undistilled: dict[int, float] = {}
     for entrant in competition:
         result = drawn[entrant.name]
         itself = entrant.name == "teacher_guided"
         fd = floor if itself else frechet_distance(result.features, reference)
-        if entrant.role == "teacher":
-            undistilled[entrant.steps] = fd - floor
-        base = undistilled.get(entrant.steps) if entrant.role == "student" else None
         right = [value for values in result.right.values() for value in values]
         scores.append(
             SetResult(
                 **asdict(entrant),
                 fd=fd,
                 excess=fd - floor,
-                excess_ratio=(fd - floor) / base if base else None,
                 accuracy=sum(right) / len(right) if right else None,
                 accuracy_by_bucket={b: sum(v) / len(v) for b, v in result.right.items()} or None,
                 seconds_per_image=result.seconds,

@@ -67,14 +67,14 @@ def export(
     net.save_pretrained(temporary / "transformer", safe_serialization=True)
 
     scheduler = temporary / "scheduler" / "scheduler_config.json"
-    settings = json.loads(scheduler.read_text())
+    settings = json.loads(scheduler.read_text(encoding="utf-8"))
     settings |= {"shift": 1.0, "use_dynamic_shifting": False, "stochastic_sampling": True}
-    scheduler.write_text(json.dumps(settings, indent=2) + "\n")
+    scheduler.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     card = _CARD.format(
         name=folder.name, teacher=teacher.name, iterations=checkpoint.state.iteration, weights=weights,
         prompt=example.prompt, height=example.bucket.height, width=example.bucket.width,
     )  # fmt: skip
-    (temporary / "README.md").write_text(card)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder

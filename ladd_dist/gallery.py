@@ -34,4 +34,4 @@ class Gallery:
     def write_index(self, names: list[str]) -> None:
         """Write ``index.json``, the entrants in the order given."""
         index = PictureIndex(sets=names, buckets=self._prompts)
-        (self._root / "index.json").write_text(index.model_dump_json(indent=2) + "\n")
+        (self._root / "index.json").write_text(index.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -128,7 +128,9 @@ def verdict(results: Results) -> str:
     """The outcome in one sentence."""
     student, rival, guided = results.student, results.undistilled, results.guided
     text = f"In {_steps(student.steps)} the student's excess Fréchet distance is {student.excess:.3f}"
-    if rival and student.excess_ratio is not None and rival.excess > 0:
+    if rival and results.lacks_ratio(student):
+        text += f", which has no ratio to the undistilled teacher's {rival.excess:.3f}"
+    elif rival and student.excess_ratio is not None:
         nearer = "nearer to" if student.excess < rival.excess else "no nearer to"
         text = (
             f"In {_steps(student.steps)} the student comes {nearer} the guided teacher than the undistilled "

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field, model_validator
 
 RESULTS = "evaluation/results.json"
 PICTURES = "evaluation/pictures"
@@ -13,7 +13,8 @@ class SetResult(BaseModel):
 
     ``fd`` is the Frechet distance to the guided teacher's pictures, ``excess`` what of it lies above the guided
     teacher's own split-half distance, ``excess_ratio`` the student's excess over that of the undistilled teacher
-    at the same number of steps. ``accuracy`` is the share of pictures whose prompt can be read.
+    at the same number of steps, which `Results` fills in. ``accuracy`` is the share of pictures whose prompt can
+    be read.
     """
 
     name: str
@@ -38,7 +39,25 @@ class Results(BaseModel):
     checkpoint: str
     weights: str
     split_half_fd: float
+    features: tuple[int, int] | None = None
+    """Vectors per set, one or more of each picture, and their width; None in files of older versions."""
     sets: list[SetResult]
+
+    @model_validator(mode="after")
+    def _fill_in_ratios(self) -> "Results":
+        for scored in self.sets:
+            base = self._base(scored)
+            scored.excess_ratio = scored.excess / base if base is not None and base > 0 else None
+        return self
+
+    def _base(self, scored: SetResult) -> float | None:
+        """The excess of the undistilled teacher at a student's steps, if it was drawn."""
+        rival = self._rival(scored.steps) if scored.role == "student" else None
+        return None if rival is None else rival.excess
+
+    def _rival(self, steps: int) -> SetResult | None:
+        rivals = (s for s in self.sets if s.role == "teacher" and s is not self.guided)
+        return next((s for s in rivals if s.steps == steps), None)
 
     @property
     def guided(self) -> SetResult:
@@ -53,8 +72,29 @@ class Results(BaseModel):
     @property
     def undistilled(self) -> SetResult | None:
         """The unguided teacher at the student's steps, if it was drawn."""
-        rivals = (s for s in self.sets if s.role == "teacher" and s is not self.guided)
-        return next((s for s in rivals if s.steps == self.student.steps), None)
+        return self._rival(self.student.steps)
+
+    def lacks_ratio(self, scored: SetResult) -> bool:
+        """Whether there is an excess to compare a student's with, and it is no base: not positive."""
+        return self._base(scored) is not None and scored.excess_ratio is None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def caveats(self) -> list[str]:
+        """What these numbers cannot tell, a sentence each."""
+        found = [
+            f"no ratio for {s.label}: the undistilled teacher's excess, {self._base(s):.3f}, is not positive, so "
+            f"{self.samples} pictures cannot tell it from the guided teacher"
+            for s in self.sets
+            if self.lacks_ratio(s)
+        ]
+        vectors, width = self.features or (1, 0)
+        if vectors <= width:
+            found.append(
+                f"{vectors} feature vectors per set are too few for {width} features: covariances are singular and "
+                "distances say little, raise evaluation.samples"
+            )
+        return found
 
 
 class PictureIndex(BaseModel):

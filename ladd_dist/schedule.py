@@ -2,7 +2,7 @@
 
 import math
 
-from ladd_dist.config import OptimizerConfig
+from ladd_dist.config import Config, OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, iteration: int, iterations: int) -> float:
@@ -15,3 +15,19 @@ def learning_rate(config: OptimizerConfig, iteration: int, iterations: int) -> f
     progress = (iteration - warmup) / max(1, iterations - warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)
+
+
+def rate_changes(before: Config, now: Config, iteration: int) -> str | None:
+    """How the rates of the update at ``iteration`` differ between two configurations of a run, or None if they agree.
+
+    A cosine stretches with ``train.iterations``: a run that is extended near its end goes on at a higher rate.
+    """
+    changes = []
+    for name in ("student_optimizer", "head_optimizer"):
+        old, new = (learning_rate(getattr(c, name), iteration, c.train.iterations) for c in (before, now))
+        if old != new:
+            changes.append(f"{name} {old:.6g} -> {new:.6g}")
+    if not changes:
+        return None
+    lengths = " -> ".join(str(count) for count in dict.fromkeys((before.train.iterations, now.train.iterations)))
+    return f"learning rates change at iteration {iteration} (train.iterations {lengths}): {', '.join(changes)}"

@@ -27,7 +27,7 @@ import sys
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
 try:
-    print(load(sys.argv[1], sys.argv[2:]).model_dump_json())
+    sys.stdout.buffer.write(load(sys.argv[1], sys.argv[2:]).model_dump_json().encode())
 except LaddError as error:
     sys.exit(str(error))
 """
@@ -64,7 +64,9 @@ class Side:
         """
         # -P: the working directory must not come before the side's own tree.
         command = [sys.executable, "-P", "-c", _RESOLVE, self.config, *self.overrides]
-        done = subprocess.run(command, env=self._environment(), capture_output=True, text=True)  # noqa: S603 - no shell
+        done = subprocess.run(  # noqa: S603 - no shell
+            command, env=self._environment(), capture_output=True, encoding="utf-8", errors="replace"
+        )
         if done.returncode:
             raise LaddError(f"{self.name}: {done.stderr.strip().splitlines()[-1]}")
         config = json.loads(done.stdout)
@@ -91,7 +93,7 @@ class Side:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,  # each redraw of a bar is a line, too
+            encoding="utf-8",  # as text: each redraw of a bar is a line, too
             errors="replace",
         ) as process:
             try:

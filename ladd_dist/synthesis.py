@@ -113,7 +113,7 @@ def _check_plan(root: Path, provenance: Provenance, world: World) -> None:
     plan = root / _PLAN
     if plan.exists():
         try:
-            before, now = json.loads(plan.read_text()), asdict(provenance)
+            before, now = json.loads(plan.read_text(encoding="utf-8")), asdict(provenance)
         except ValueError as error:
             raise LaddError(f"{plan} is damaged ({error}): set data.path to a new folder, or remove {root}") from None
         if changed := [key for key in now if before.get(key) != now[key]]:
@@ -126,7 +126,7 @@ def _check_plan(root: Path, provenance: Provenance, world: World) -> None:
     if world.is_main and not plan.exists():
         root.mkdir(parents=True, exist_ok=True)
         temporary = root / f".{_PLAN}"
-        temporary.write_text(json.dumps(asdict(provenance), indent=2) + "\n")
+        temporary.write_text(json.dumps(asdict(provenance), indent=2) + "\n", encoding="utf-8")
         temporary.replace(plan)
     world.barrier()
 

@@ -33,9 +33,9 @@ class Tracker:
         config.save(folder / "config.yaml")
         kept = [row for row in read_metrics(folder) if row["iteration"] <= iteration]
         temporary = folder / f".{METRICS}"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(folder / METRICS)
-        self._file = (folder / METRICS).open("a")
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
         if config.tracking.wandb != "off":
             self._wandb = _start_wandb(config, folder)
 
@@ -81,7 +81,7 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """The rows recorded so far; a last line cut short by a kill is left out."""
     path = Path(run_dir) / METRICS
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -95,11 +95,11 @@ def _start_wandb(config: Config, folder: Path) -> Any:
     # One W&B run per run_dir, however often the job is restarted.
     record = folder / _RUN_ID
     if not record.is_file():
-        record.write_text(secrets.token_hex(4))
+        record.write_text(secrets.token_hex(4), encoding="utf-8")
     return wandb.init(
         project=config.tracking.project,
         mode=config.tracking.wandb,  # type: ignore[arg-type]
-        id=record.read_text().strip(),
+        id=record.read_text(encoding="utf-8").strip(),
         resume="allow",
         dir=str(folder),
         config=config.model_dump(),

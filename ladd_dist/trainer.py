@@ -21,7 +21,7 @@ from ladd_dist.engines.build import build_engine, check_launch, compute_dtype, p
 from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.ladd import Ladd, Sample, draw_sample
-from ladd_dist.log import log, progress
+from ladd_dist.log import log, progress, warn
 from ladd_dist.memory import describe, expected_state
 from ladd_dist.models.attention import Attention, Place, choose_attention, set_attention
 from ladd_dist.models.discriminator import DiscriminatorHeads, choose_heads, tapped_blocks
@@ -36,6 +36,7 @@ from ladd_dist.models.transformer import (
 from ladd_dist.models.weights import FolderWeights
 from ladd_dist.preview import Preview
 from ladd_dist.profiler import Profiler
+from ladd_dist.schedule import rate_changes
 from ladd_dist.signals import Signals
 from ladd_dist.tracking import Tracker
 from ladd_dist.window import Window
@@ -74,15 +75,22 @@ class Trainer:
         self.preview = Preview(config, world) if config.train.preview_every else None
 
     def run(self) -> None:
-        """Train to ``train.iterations``.
+        """Train to ``train.iterations``; a run that is there already says so.
 
         Raises:
             Requeue: if a signal asked the run to stop; everything is saved.
             LaddError: if training diverged or a checkpoint could not be written.
         """
+        train = self.config.train
+        if self.done >= train.iterations:
+            log(
+                f"{self.config.run_dir} is finished: {self.done} iterations are done, train.iterations="
+                f"{train.iterations}: raise it to go on"
+            )
+            return
         for _ in self.iterations():
             pass
-        if self.done < self.config.train.iterations:
+        if self.done < train.iterations:
             raise Requeue(f"stopped at iteration {self.done} as asked: start the same command again to go on")
 
     def iterations(self) -> Iterator[int]:
@@ -165,7 +173,14 @@ class Trainer:
         self.reader.load_state_dict(saved.state.data)
         self.world.position.saved = str(saved.path)
         log(f"resuming from {saved.path} at iteration {saved.state.iteration}")
+        self._tell_rate_changes(saved)
         return saved.state.iteration
+
+    def _tell_rate_changes(self, saved: checkpoint.Checkpoint) -> None:
+        iteration = saved.state.iteration
+        changes = rate_changes(saved.config, self.config, iteration)
+        if changes and iteration < self.config.train.iterations and self.world.is_main:
+            warn(changes)
 
 
 def check_student(config: Config) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ladd_dist.arguments import as_path, as_text
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.commits import checkout
 from ladd_dist.compare import compare_runs
@@ -61,7 +62,7 @@ def _side(args: argparse.Namespace, name: str, stack: ExitStack, run_dir: Path) 
     chosen = split_overrides(name, given[name], {setting.partition("=")[0] for setting in own})
     commit = given[f"{name}_commit"]
     tree = stack.enter_context(checkout(_ROOT, commit))
-    return Side(name, commit, tree, args.config, [*args.overrides, *chosen, *own], given[f"{name}_ranks"])
+    return Side(name, commit, tree, str(args.config), [*args.overrides, *chosen, *own], given[f"{name}_ranks"])
 
 
 def _own(run_dir: Path, steps: int) -> list[str]:
@@ -72,7 +73,7 @@ def _own(run_dir: Path, steps: int) -> list[str]:
         "train.log_every=1",
         f"train.checkpoint_every={steps}",
         "train.preview_every=0",
-        "tracking.wandb='off'",  # bare, YAML reads it as false
+        "tracking.wandb='off'",  # quoted for commits that read a bare off as false
     ]
 
 
@@ -108,14 +109,16 @@ def command_line() -> argparse.ArgumentParser:
     """The launcher's flags."""
     command = parser(_DESCRIPTION)
     for name in _SIDES:
-        command.add_argument(f"--{name}", metavar="OVERRIDES", default="", help=f'"key=value key=value", {name} only')
+        command.add_argument(
+            f"--{name}", type=as_text, metavar="OVERRIDES", default="", help=f'"key=value key=value", {name} only'
+        )
         command.add_argument(f"--{name}-commit", metavar="REF", help="code to run (default: the working tree)")
         command.add_argument(f"--{name}-ranks", metavar="N", type=_count, default=1, help="processes (default: 1)")
     command.add_argument("--steps", type=_count, default=20, help="iterations of both (default: 20)")
     command.add_argument(
         "--tolerance", type=_tolerance, default=0.0, help="largest relative difference (default: 0, bit-identical)"
     )
-    command.add_argument("--keep", metavar="DIR", help="keep both run folders there")
+    command.add_argument("--keep", type=as_path, metavar="DIR", help="keep both run folders there")
     return command
 
 

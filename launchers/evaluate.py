@@ -1,5 +1,6 @@
 """Judge the student against its teacher."""
 
+from ladd_dist.arguments import as_path
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.evaluation import evaluate
 
@@ -18,6 +19,8 @@ def main(launch: Launch) -> None:
 
 if __name__ == "__main__":
     command = parser(_DESCRIPTION)
-    command.add_argument("--checkpoint", metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)")
+    command.add_argument(
+        "--checkpoint", type=as_path, metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)"
+    )
     command.add_argument("--weights", choices=["ema", "student"], default="ema", help="averaged or last weights")
     run(command, main)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ladd_dist.arguments import as_path
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.data.prompts import read_requests
 from ladd_dist.export import export
@@ -31,9 +32,11 @@ def main(launch: Launch) -> None:
 
 if __name__ == "__main__":
     command = parser(_DESCRIPTION)
-    command.add_argument("--checkpoint", metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)")
+    command.add_argument(
+        "--checkpoint", type=as_path, metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)"
+    )
     command.add_argument("--weights", choices=["ema", "student"], default="ema", help="averaged or last weights")
-    command.add_argument("--out", metavar="FOLDER", help="where to (default: RUN_DIR/export)")
+    command.add_argument("--out", type=as_path, metavar="FOLDER", help="where to (default: RUN_DIR/export)")
     command.add_argument("--dtype", choices=list(_DTYPES), default="fp32", help="of the saved weights")
     command.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     run(command, main)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ladd_dist.arguments import as_path, as_seed, as_text
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import first_of_each_bucket, read_requests
@@ -15,6 +16,7 @@ from ladd_dist.log import log, progress
 from ladd_dist.painter import Painter
 from ladd_dist.pictures import save_png, sheet
 from ladd_dist.student import load_student, open_checkpoint
+from ladd_dist.values import MAX_SEED
 
 _DESCRIPTION = """\
 Draw with the student: the given prompts, or some held-out ones of every aspect ratio. Writes PNGs and a sheet.
@@ -28,6 +30,7 @@ _PER_BUCKET = 8
 def main(launch: Launch) -> None:
     """Draw and write."""
     args, config, device = launch.args, launch.config, launch.world.device
+    _check_seeds(args)
     checkpoint = open_checkpoint(config, launch.world, args.checkpoint)
     student = load_student(config, checkpoint, args.weights, compute_dtype(config)).to(device)
     painter = Painter(config, device, student)
@@ -52,6 +55,12 @@ def main(launch: Launch) -> None:
     log(f"{config.sampling.steps} steps, {checkpoint.path.name}: {path}")
 
 
+def _check_seeds(args: argparse.Namespace) -> None:
+    prompts = len(args.prompt or ())
+    if args.seed + prompts - 1 > MAX_SEED:
+        raise LaddError(f"--seed {args.seed} leaves no seeds for {prompts} prompts: {MAX_SEED} is the last one")
+
+
 def _wanted(launch: Launch) -> list[tuple[Bucket, list[tuple[str, int]]]]:
     """Prompts and seeds by bucket."""
     args, config = launch.args, launch.config
@@ -68,12 +77,14 @@ def _wanted(launch: Launch) -> list[tuple[Bucket, list[tuple[str, int]]]]:
 def command_line() -> argparse.ArgumentParser:
     """The launcher's flags."""
     command = parser(_DESCRIPTION)
-    command.add_argument("--prompt", action="append", help="what to draw; may be given several times")
+    command.add_argument("--prompt", type=as_text, action="append", help="what to draw; may be given several times")
     command.add_argument("--bucket", metavar="HEIGHTxWIDTH", help="picture size (default: the first bucket)")
-    command.add_argument("--seed", type=int, default=0, help="of the first prompt; the next ones count on")
-    command.add_argument("--checkpoint", metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)")
+    command.add_argument("--seed", type=as_seed, default=0, help="of the first prompt; the next ones count on")
+    command.add_argument(
+        "--checkpoint", type=as_path, metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)"
+    )
     command.add_argument("--weights", choices=["ema", "student"], default="ema", help="averaged or last weights")
-    command.add_argument("--out", metavar="FOLDER", help="where to (default: RUN_DIR/samples)")
+    command.add_argument("--out", type=as_path, metavar="FOLDER", help="where to (default: RUN_DIR/samples)")
     return command
 
 

@@ -496,6 +496,11 @@ def test_a_bucket_to_sample_that_is_not_configured_is_named(refused: Refused, co
     assert "--bucket 16x16 is not one of synthesis.buckets: 32x32, 32x64, 64x32" in line
 
 
+def test_a_seed_that_cannot_count_on_is_named(refused: Refused) -> None:
+    line = refused("sample.py", "--seed", str(2**63 - 1), "--prompt", "a one", "--prompt", "a two")
+    assert f"--seed {2**63 - 1} leaves no seeds for 2 prompts" in line
+
+
 def test_an_existing_export_is_not_overwritten_unasked(
     refused: Refused, run_launcher: Callable[..., int], copied_run: Path, tmp_path: Path, dataset: Path
 ) -> None:

@@ -84,7 +84,7 @@ def test_missing_and_empty_prompt_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(LaddError, match=r"p\.txt holds no prompts"):
         requests_of(tmp_path, "p.txt", " \n\n")
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x81")
-    with pytest.raises(LaddError, match=r"p\.txt is not UTF-8 text"):
+    with pytest.raises(LaddError, match=r"p\.txt:1: not UTF-8 text"):
         read_requests(tmp_path / "p.txt", BUCKETS)
 
 

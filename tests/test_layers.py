@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"kernels"},
     {"errors", "checksums", "signals"},
-    {"config", "flow", "losses", "conditioning", "draws", "distributed"},
+    {"yaml_strict", "values"},
+    {"arguments", "config", "flow", "losses", "conditioning", "draws", "distributed"},
     {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits"},
     {"models", "engines", "profiler"},
     {"data", "ladd", "sampling", "digits", "metrics", "pictures", "watchdog"},

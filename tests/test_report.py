@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 from selenium.webdriver import ChromeOptions
 from selenium.webdriver.chrome.service import Service
@@ -18,6 +19,7 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
+from ladd_dist.evaluation import table
 from ladd_dist.report import verdict, write_report
 from ladd_dist.results import Results
 
@@ -163,15 +165,54 @@ def test_verdict_says_who_is_nearer() -> None:
     assert "comes nearer to the guided teacher" in verdict(Results.model_validate(good))
     assert "0.399 against 1.900 (0.21x), and 99.1% of its" in verdict(Results.model_validate(good))
     bad = results()
-    bad["sets"][3] |= {"excess": 2.1, "excess_ratio": 2.1 / 1.9}
+    bad["sets"][3] |= {"excess": 2.1}
     assert "comes no nearer to the guided teacher" in verdict(Results.model_validate(bad))
 
 
 def test_verdict_without_accuracy_or_ratio() -> None:
     plain = results(accuracy=False)
-    plain["sets"][3]["excess_ratio"] = None
+    del plain["sets"][1]  # the undistilled teacher at four steps
     text = verdict(Results.model_validate(plain))
     assert text == "In 4 steps the student's excess Fréchet distance is 0.399."
+
+
+def without_a_base() -> dict:
+    """The undistilled teacher at 4 steps is nearer than the guided one to itself, as an older version recorded it."""
+    tree = results()
+    tree["sets"][1] |= {"fd": 0.2125, "excess": -0.2}
+    tree["sets"][3] |= {"fd": 0.0125, "excess": -0.4, "excess_ratio": 2.0}
+    return tree
+
+
+def test_over_a_base_that_is_not_positive_there_is_no_ratio(run: Path) -> None:
+    found = Results.model_validate(without_a_base())
+    assert [s.excess_ratio for s in found.sets] == [None, None, None, None, None, pytest.approx(0.144, abs=1e-3)]
+    reason = (
+        "no ratio for student, 4 steps: the undistilled teacher's excess, -0.200, is not positive, so 1000 "
+        "pictures cannot tell it from the guided teacher"
+    )
+    assert found.caveats == [reason]
+    header, *rows, last = table(found)
+    assert last == reason and [line.split() for line in rows][3][-4:] == ["-0.400", "no", "ratio", "99.1%"]
+    assert {line.index("%") for line in rows} == {len(header) - 1}
+    written = json.loads(found.model_dump_json())
+    assert written["caveats"] == [reason] and written["sets"][3]["excess_ratio"] is None
+    assert Results.model_validate(written) == found
+
+    assert "excess Fréchet distance is -0.400, which has no ratio to the undistilled teacher's -0.200" in verdict(
+        found
+    )
+    (run / "evaluation" / "results.json").write_text(found.model_dump_json(), encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert page.count("<td>no ratio</td>") == 1 and f"N{escape(reason[1:])}." in page and "2.00x" not in page
+
+
+@pytest.mark.parametrize(("vectors", "singular"), [(48, True), (49, False)])
+def test_fewer_pictures_than_features_are_said(vectors: int, singular: bool) -> None:
+    found = Results.model_validate(results() | {"features": (vectors, 48)})
+    told = f"{vectors} feature vectors per set are too few for 48 features: covariances are singular"
+    assert [caveat.startswith(told) for caveat in found.caveats] == [True] * singular
+    assert found.caveats == table(found)[len(found.sets) + 1 :]
 
 
 def test_figures_beside_the_page(page: Path) -> None:

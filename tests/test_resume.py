@@ -18,12 +18,14 @@ from launch import ROOT, environment, join, launch, start_ranks
 from torch import Tensor
 
 from ladd_dist import checkpoint_writer, tracking
+from ladd_dist import trainer as trainer_module
 from ladd_dist.checkpoint import Checkpoint
 from ladd_dist.checkpoint_writer import CheckpointWriter
 from ladd_dist.checksums import read_sums, sha256, write_sums
 from ladd_dist.config import Config
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
+from ladd_dist.schedule import rate_changes
 from ladd_dist.tracking import Tracker, read_metrics
 from ladd_dist.trainer import Trainer
 
@@ -116,13 +118,50 @@ def test_killed_at_the_worst_moments_it_ends_the_same(
     assert len(list((tmp_path / "checkpoints").glob("*step-*"))) <= 3
 
 
-def test_a_finished_run_started_again_changes_nothing(tmp_path: Path, dataset: Path, uninterrupted: Path) -> None:
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lines of the trainer."""
+    lines: list[str] = []
+    for name in ("log", "warn"):
+        monkeypatch.setattr(trainer_module, name, lines.append)
+    return lines
+
+
+def test_a_finished_run_started_again_says_so_and_changes_nothing(
+    tmp_path: Path, dataset: Path, uninterrupted: Path, said: list[str]
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     config = tiny_config(tmp_path, dataset)
-    Trainer(config, ALONE).run()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     Trainer(config, ALONE).run()
+    finished = f"{tmp_path} is finished: 6 iterations are done, train.iterations=6: raise it to go on"
+    assert said[-1] == finished and not any("rates change" in line for line in said)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert_same_run(tmp_path, uninterrupted)
+
+
+def test_an_extended_run_says_how_its_learning_rates_change(
+    tmp_path: Path, dataset: Path, uninterrupted: Path, said: list[str]
+) -> None:
+    """A cosine that had come to its end stretches to the new one; a constant rate does not, and nothing is said."""
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    trainer = Trainer(tiny_config(tmp_path, dataset, "train.iterations=12"), ALONE)
+    (line,) = [line for line in said if "rates change" in line]
+    assert line == (
+        "learning rates change at iteration 6 (train.iterations 6 -> 12): "
+        "student_optimizer 0 -> 0.00025, head_optimizer 0 -> 0.0005"
+    )
+    next(trainer.iterations())
+    assert read_metrics(tmp_path)[-1]["student_lr"] == pytest.approx(2.5e-4)
+    config = tiny_config(tmp_path, dataset)
+    assert rate_changes(config, config, 3) is None
+    constant = ("student_optimizer.decay=constant", "head_optimizer.decay=constant")
+    both = [tiny_config(tmp_path, dataset, *constant, f"train.iterations={count}") for count in (6, 12)]
+    assert rate_changes(both[0], both[1], 6) is None
+    other = tiny_config(tmp_path, dataset, "head_optimizer.lr=1.0")
+    assert rate_changes(config, other, 3) == (
+        "learning rates change at iteration 3 (train.iterations 6): head_optimizer 0.0005 -> 0.5"
+    )
 
 
 def test_a_damaged_checkpoint_is_passed_over_loudly_and_made_anew(

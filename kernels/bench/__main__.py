@@ -59,7 +59,7 @@ def main() -> int:
     if not rows:
         print(f"error: no case has {' '.join(args.only)}", file=sys.stderr)
         return 2
-    print("wrote", *write(rows, args.out, args.name))
+    print("wrote", *write(rows, args.out.expanduser(), args.name))
     return 0
 
 

@@ -22,8 +22,8 @@ def write(rows: list[Row], folder: Path, name: str) -> list[Path]:
         raise ValueError("no rows were measured")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("json", "md", "png")]
-    paths[0].write_text(json.dumps(rows, indent=1) + "\n")
-    paths[1].write_text(table(rows, name))
+    paths[0].write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    paths[1].write_text(table(rows, name), encoding="utf-8")
     _plot(rows, paths[2])
     return paths
 

@@ -18,7 +18,7 @@ def main() -> int:
     table, bad = run(args.family or list(FAMILIES), args.arch or list(ARCHS))
     print(table)
     if args.out:
-        args.out.write_text(table)
+        args.out.expanduser().write_text(table, encoding="utf-8")
     return 1 if bad else 0
 
 

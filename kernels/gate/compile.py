@@ -79,7 +79,7 @@ def _count(instruction: str, sass: str) -> int:
 
 def _cuobjdump(flag: str, path: str) -> str:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    done = subprocess.run([tool, flag, path], capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([tool, flag, path], capture_output=True, encoding="utf-8")  # noqa: S603
     if done.returncode:
         raise RuntimeError(f"cuobjdump {flag} failed: {done.stderr.strip()}")
     return done.stdout

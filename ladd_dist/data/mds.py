@@ -53,7 +53,7 @@ class Manifest:
     def write(self, root: Path) -> None:
         """Write it in one move, so that a manifest is whole or absent."""
         temporary = root / f".{MANIFEST}"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         temporary.replace(root / MANIFEST)
 
     @staticmethod
@@ -67,7 +67,7 @@ class Manifest:
         if not path.is_file():
             raise LaddError(f"no dataset at data.path={root} ({MANIFEST} is missing): run launchers/synthesize.py")
         try:
-            tree = json.loads(path.read_text())
+            tree = json.loads(path.read_text(encoding="utf-8"))
             return Manifest(Provenance(**tree["provenance"]), tree["counts"], tree["versions"])
         except (ValueError, KeyError, TypeError) as error:
             raise LaddError(f"{path} is damaged ({error}): run launchers/synthesize.py again") from None

@@ -1,11 +1,16 @@
 """Prompt lists, and the dealing of every picture to a bucket."""
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.errors import LaddError
+
+_NEWLINE = re.compile(r"\r\n|\n|\r")
 
 
 @dataclass(frozen=True)
@@ -20,24 +25,28 @@ class Request:
 def read_requests(path: str | Path, buckets: list[str], images_per_prompt: int = 1) -> list[Request]:
     """Read a prompt file and number its pictures.
 
-    ``.jsonl`` lines are objects with ``prompt`` and optionally ``bucket``; ``.txt`` lines are prompts. A prompt
-    without a bucket takes the next of ``buckets`` in turn, so every aspect ratio gets its share.
+    ``.jsonl`` lines are objects with ``prompt`` and optionally ``bucket``; ``.txt`` lines are prompts, less the white
+    space around them. Files are UTF-8, lines end in LF, CRLF or CR, and blank ones are skipped. A prompt without a
+    bucket takes the next of ``buckets`` in turn, so every aspect ratio gets its share.
 
     Raises:
         LaddError: naming the file and line that cannot be used.
     """
     path = Path(path)
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise LaddError(f"prompt file {path} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise LaddError(f"prompt file {path} is not UTF-8 text") from None
+    lines, parse = _lines(path), _PARSERS.get(path.suffix.lower())
+    if parse is None:
+        raise LaddError(
+            f"prompt file {path} ends in '{path.suffix}': name it .txt if it holds one prompt per line, or .jsonl if "
+            'each line is {"prompt": "...", "bucket": "HxW"}'
+        )
     requests: list[Request] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        prompt, name = _parse(line, path, number)
+        try:
+            prompt, name = parse(line)
+        except _UnusableError as problem:
+            raise LaddError(f"{path}:{number}: {problem}") from None
         if name is not None and name not in buckets:
             raise LaddError(f"{path}:{number}: bucket '{name}' is not one of the configured {', '.join(buckets)}")
         for _ in range(images_per_prompt):
@@ -48,17 +57,56 @@ def read_requests(path: str | Path, buckets: list[str], images_per_prompt: int =
     return requests
 
 
-def _parse(line: str, path: Path, number: int) -> tuple[str, str | None]:
-    if path.suffix == ".txt":
-        return line.strip(), None
+def _lines(path: Path) -> list[str]:
+    """Lines as editors show them. `str.splitlines` would also cut at U+2028 and its like, which text may hold."""
     try:
-        entry = json.loads(line)
+        data = path.read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise LaddError(f"prompt file {path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        number = len(_NEWLINE.findall(data[: error.start].decode("utf-8"))) + 1
+        raise LaddError(f"{path}:{number}: not UTF-8 text: save the prompt file as UTF-8") from None
+    # Byte-order marks stand at the start, and where files were joined.
+    return [line.removeprefix("\ufeff") for line in _NEWLINE.split(text)]
+
+
+class _UnusableError(Exception):
+    """What is wrong with a line."""
+
+
+def _parse_text(line: str) -> tuple[str, None]:
+    return _checked(line.strip()), None
+
+
+def _parse_json(line: str) -> tuple[str, str | None]:
+    try:
+        entry = json.loads(line, object_pairs_hook=_once)
         prompt, bucket = entry["prompt"], entry.get("bucket")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise LaddError(f'{path}:{number}: expected {{"prompt": "...", "bucket": "HxW"}}') from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _UnusableError('expected {"prompt": "...", "bucket": "HxW"}') from None
     if not isinstance(prompt, str) or not isinstance(bucket, str | None):
-        raise LaddError(f"{path}:{number}: 'prompt' and 'bucket' must be text")
-    return prompt, bucket
+        raise _UnusableError("'prompt' and 'bucket' must be text")
+    return _checked(prompt), bucket
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise _UnusableError("a key is given twice")
+    return found
+
+
+def _checked(prompt: str) -> str:
+    if "\0" in prompt:
+        raise _UnusableError("the prompt holds a NUL character: save the prompt file as UTF-8 text")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise _UnusableError("the prompt holds half of a surrogate pair, which is no character") from None
+    return prompt
+
+
+_PARSERS: dict[str, Callable[[str], tuple[str, str | None]]] = {".txt": _parse_text, ".jsonl": _parse_json}
 
 
 def first_of_each_bucket(requests: list[Request], count: int) -> list[list[Request]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
+from ladd_dist.arguments import as_path, as_seed
 from ladd_dist.digits.build_judge import save_judge, train_judge
 from ladd_dist.digits.build_record import Record
 from ladd_dist.digits.build_scores import score_judge, score_teacher, score_vae
@@ -48,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     here = Path(__file__).parent
-    out.add_argument("--seed", type=at_least(0), default=0, help="seed of every random choice")
-    out.add_argument("--out", type=Path, default=here, help="folder to write to")
+    out.add_argument("--seed", type=as_seed, default=0, help="seed of every random choice")
+    out.add_argument("--out", type=as_path, default=here, help="folder to write to")
     part = out.add_mutually_exclusive_group()
     part.add_argument("--judge-only", action="store_true", help="train the judge and write the prompts, no more")
     part.add_argument("--scores-only", action="store_true", help="score again what was built")

@@ -162,7 +162,7 @@ def load_config(folder: str | Path) -> dict:
     """The transformer's config of a diffusers folder, without its weights."""
     path = component(folder, "transformer")
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise LaddError(f"{path / 'config.json'} is not JSON ({error}): download the teacher again") from None
     if config.get("_class_name") != "SD3Transformer2DModel":

@@ -35,7 +35,7 @@ class FolderWeights:
         if not index.is_file():
             return [_FILE]
         try:
-            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError) as error:
             raise LaddError(f"{index} is not a safetensors index ({error!r}): download the folder again") from None
 
