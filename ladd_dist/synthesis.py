@@ -67,9 +67,10 @@ def synthesize(config: Config, world: World) -> Manifest:
     _check_plan(root, provenance, world)
 
     mine = [part for i, part in enumerate(parts) if i % world.size == world.rank]
+    finished = [part for part in mine if part.folder.exists()]
     missing = [part for part in mine if not part.folder.exists()]
-    world.together(lambda: _verify([part for part in mine if part not in missing], space))
-    done = sum(len(part.requests) for part in mine) - sum(len(part.requests) for part in missing)
+    world.together(lambda: _verify(finished, space))
+    done = sum(len(part.requests) for part in finished)
     bar = progress("synthesize", sum(len(part.requests) for part in mine), done=done, unit="img", world=world)
     for part in missing:
         _write_part(part, painter, config, provenance, bar.update)
