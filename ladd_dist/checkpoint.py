@@ -16,7 +16,7 @@ import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -113,17 +113,13 @@ class Checkpoint:
         self._pieces: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
         self._sums: dict[str, str] = {}
         for act in (self._verify, self._open):
-            self._together(act, world)
+            world.together(partial(self._attempt, act, world))
 
-    def _together(self, act: Callable[[World], None], world: World) -> None:
-        """If it fails on one rank, it fails on all: none may go on with what another has passed over."""
-        problem = None
+    def _attempt(self, act: Callable[[World], None], world: World) -> None:
         try:
             act(world)
         except (OSError, ValueError, SafetensorError) as error:
-            problem = " ".join(str(error).split())
-        if problems := [found for found in world.gather(problem) if found]:
-            raise DamagedError(f"checkpoint {self.path} is damaged ({problems[0]})")
+            raise DamagedError(f"checkpoint {self.path} is damaged ({' '.join(str(error).split())})") from None
 
     def _tensor_files(self) -> list[str]:
         return sorted(name for name in self._sums if name.endswith(_TENSORS))

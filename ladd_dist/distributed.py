@@ -1,15 +1,18 @@
 """The process group as a value: who am I, on which device, and the few collectives the trainer needs."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ladd_dist.errors import LaddError
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a rank before the job fails."""
@@ -87,6 +90,21 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def together(self, act: Callable[[], T]) -> T:
+        """Act on every rank, where none may go on if another is refused.
+
+        Raises:
+            LaddError: the first rank's that was refused, on all of them.
+        """
+        results, problem = [], None
+        try:
+            results.append(act())
+        except LaddError as error:
+            problem = error
+        if problems := [found for found in self.gather(problem) if found]:
+            raise problems[0]
+        return results[0]
 
 
 def start(device: str = "auto") -> World:

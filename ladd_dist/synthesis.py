@@ -8,6 +8,7 @@ twice, also when the next start has another number of ranks.
 import hashlib
 import json
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,9 @@ from streaming.base.util import merge_index
 
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import LatentSpace
+from ladd_dist.data.check import verify
+from ladd_dist.data.damage import redraw
+from ladd_dist.data.index import Index
 from ladd_dist.data.mds import Manifest, Provenance, columns, to_bits
 from ladd_dist.data.prompts import Request, read_requests
 from ladd_dist.distributed import World
@@ -63,8 +67,10 @@ def synthesize(config: Config, world: World) -> Manifest:
     _check_plan(root, provenance, world)
 
     mine = [part for i, part in enumerate(parts) if i % world.size == world.rank]
+    finished = [part for part in mine if part.folder.exists()]
     missing = [part for part in mine if not part.folder.exists()]
-    done = sum(len(part.requests) for part in mine) - sum(len(part.requests) for part in missing)
+    world.together(lambda: _verify(finished, space))
+    done = sum(len(part.requests) for part in finished)
     bar = progress("synthesize", sum(len(part.requests) for part in mine), done=done, unit="img", world=world)
     for part in missing:
         _write_part(part, painter, config, provenance, bar.update)
@@ -129,6 +135,17 @@ def _check_plan(root: Path, provenance: Provenance, world: World) -> None:
         temporary.write_text(json.dumps(asdict(provenance), indent=2) + "\n", encoding="utf-8")
         temporary.replace(plan)
     world.barrier()
+
+
+def _verify(parts: list[Part], space: LatentSpace) -> None:
+    """A part that is there counts as finished only if it is what was written."""
+    begin = time.monotonic()
+    for part in parts:
+        latent = space.shape(part.requests[0].bucket)
+        index = Index.read(part.folder, len(part.requests), latent, redraw(part.folder))
+        verify((part.folder, shard) for shard in index.shards)
+    if parts:
+        log(f"verified {len(parts)} finished parts in {time.monotonic() - begin:.1f} s")
 
 
 def _write_part(

@@ -12,7 +12,8 @@ from ladd_dist.clock import Clock
 from ladd_dist.config import Config
 from ladd_dist.control import Control
 from ladd_dist.data.buckets import LatentSpace
-from ladd_dist.data.reader import LatentReader, check_dataset
+from ladd_dist.data.check import check_dataset
+from ladd_dist.data.reader import LatentReader
 from ladd_dist.distributed import World
 from ladd_dist.ema import Ema
 from ladd_dist.engines.base import Engine, Shard
@@ -64,7 +65,7 @@ class Trainer:
         check_student(config)
         self.teacher_id = fingerprint(config.teacher.path)
         check_weights(config)
-        manifest = check_dataset(config, self.space, self.teacher_id)
+        manifest = check_dataset(config, self.space, self.teacher_id, world)
 
         log(f"each rank will hold {describe(expected_state(config, world.size))}")
         self.ladd = build_networks(config, world, self.clock)

@@ -26,3 +26,21 @@ def copy_of(dataset: Path, tmp_path: Path) -> tuple[Path, Config]:
     shutil.copytree(dataset.parent, tmp_path / "copy")
     data = tmp_path / "copy" / "latents"
     return data, tiny_config(tmp_path / "run", data)
+
+
+def tree_of(data: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*") if path.is_file()}
+
+
+def damage(file: Path, kind: str, where: float) -> None:
+    """Change a file by the least, at this fraction of its length."""
+    content = bytearray(file.read_bytes())
+    place = int(where * len(content))
+    if kind == "flip":
+        content[place] ^= 1 << place % 8
+    elif kind == "truncate":
+        del content[place:]
+    file.unlink()
+    if kind != "delete":
+        file.write_bytes(content)

@@ -13,6 +13,7 @@ import torch
 from conftest import ALONE, ROOT, TEACHER, TINY, tiny_config, tiny_overrides
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from latents import damage
 from launch import launch
 from ranks import ranks
 from safetensors.torch import load_file, save_file
@@ -247,7 +248,17 @@ def test_a_manifest_of_a_lost_bucket_is_named(refused: Refused, dataset: Path, t
     manifest = Manifest.read(dataset)
     replace(manifest, counts=manifest.counts | {"64x64": 100}).write(tmp_path / "data")
     line = refused("train.py", f"data.path={tmp_path / 'data'}")
-    assert "bucket 64x64" in line and "no index.json" in line
+    assert "64x64/index.json is missing: run launchers/synthesize.py again" in line
+
+
+@pytest.mark.parametrize("name", ["train.py", "synthesize.py"])
+def test_a_flipped_bit_is_named(refused: Refused, dataset: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(dataset, tmp_path / "data")
+    part = tmp_path / "data" / "32x64" / "part-00001"
+    damage(part / "shard.00000.mds", "flip", 0.5)
+    line = refused(name, f"data.path={tmp_path / 'data'}")
+    assert f"{part / 'shard.00000.mds'} is damaged (its xxh64 " in line
+    assert f"delete {part} and run launchers/synthesize.py again, or copy the dataset again" in line
 
 
 def test_missing_prompts_are_named(refused: Refused, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from conftest import ALONE, BUCKETS, PER_BUCKET, TEACHER, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from latents import copy_of, rows_of
+from latents import copy_of, rows_of, tree_of
 from launch import join, run_ranks, start_ranks
 
 from ladd_dist import synthesis
@@ -151,7 +151,7 @@ def test_manifest_round_trips(tmp_path: Path) -> None:
     manifest = Manifest(provenance(), {"32x32": 7}, {"torch": "2"})
     manifest.write(tmp_path)
     assert Manifest.read(tmp_path) == manifest
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["SHA256SUMS", "manifest.json"]
 
 
 def test_missing_manifest_is_no_dataset(tmp_path: Path) -> None:
@@ -175,11 +175,6 @@ def test_bits_round_to_bf16_once(values: list[float]) -> None:
 
 
 # Synthesis
-
-
-def tree_of(data: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
-    return {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*") if path.is_file()}
 
 
 def test_synthesis_writes_the_documented_schema(dataset: Path) -> None:

@@ -1,6 +1,7 @@
 """The schema of a latent dataset on disk: MDS streams, one folder per bucket, and a manifest beside them.
 
 PATH/manifest.json           provenance: teacher, guidance, steps, counts, versions
+PATH/SHA256SUMS              checksums of the manifest and of the streams' indices, which have those of the shards
 PATH/512x1024/index.json     one stream per bucket, merged from its parts
 PATH/512x1024/part-00000/    MDS shards written by one rank, whole or not there at all
 """
@@ -8,17 +9,20 @@ PATH/512x1024/part-00000/    MDS shards written by one rank, whole or not there 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from ladd_dist.batch import Batch
+from ladd_dist.checksums import SUMS, check_sum, read_sums, sha256, write_sums
 from ladd_dist.conditioning import Conditioning
+from ladd_dist.data.damage import AGAIN, named
 from ladd_dist.errors import LaddError
 
-MANIFEST = "manifest.json"
+MANIFEST, INDEX = "manifest.json", "index.json"
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,15 @@ class Manifest:
     """A finished dataset: provenance, samples per bucket and the versions that wrote it."""
 
     provenance: Provenance
-    counts: dict[str, int]
+    counts: Annotated[dict[str, int], Field(min_length=1)]
     versions: dict[str, str]
 
     def write(self, root: Path) -> None:
-        """Write it in one move, so that a manifest is whole or absent."""
+        """Write it in one move, so that a manifest is whole or absent, behind the checksums that seal the dataset."""
         temporary = root / f".{MANIFEST}"
         temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        indices = {str(file.relative_to(root)): sha256(file) for file in root.glob(f"*/{INDEX}")}
+        write_sums(root, {MANIFEST: sha256(temporary)} | indices)
         temporary.replace(root / MANIFEST)
 
     @staticmethod
@@ -66,11 +72,20 @@ class Manifest:
         path = Path(root) / MANIFEST
         if not path.is_file():
             raise LaddError(f"no dataset at data.path={root} ({MANIFEST} is missing): run launchers/synthesize.py")
-        try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-            return Manifest(Provenance(**tree["provenance"]), tree["counts"], tree["versions"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise LaddError(f"{path} is damaged ({error}): run launchers/synthesize.py again") from None
+        _check_sums(path.parent)
+        with named(path, AGAIN):
+            return TypeAdapter(Manifest).validate_json(path.read_bytes(), strict=True)
+
+
+def _check_sums(root: Path) -> None:
+    """Datasets that were written before there were checksums have none, and stay valid."""
+    if not (root / SUMS).exists():
+        return
+    with named(root / SUMS, AGAIN):
+        sums = read_sums(root)
+    for name in (MANIFEST, *sums):
+        with named(root / name, AGAIN):
+            check_sum(root, name, sums)
 
 
 def columns(latent: tuple[int, ...], context: tuple[int, ...], pooled: tuple[int, ...]) -> dict[str, str]:

@@ -15,11 +15,9 @@ from torch.utils.data import DataLoader
 
 from ladd_dist.batch import Batch
 from ladd_dist.config import Config
-from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.mds import Manifest, collate
 from ladd_dist.data.shared_memory import take_number
 from ladd_dist.distributed import World
-from ladd_dist.errors import LaddError
 from ladd_dist.signals import ignore_stop
 
 # Fixed, so that the sample order does not depend on the number of nodes.
@@ -28,46 +26,11 @@ _CANONICAL_NODES = 1
 dataset.get_shm_prefix = take_number  # whose own lets two jobs on a node collide
 
 
-def check_dataset(config: Config, space: LatentSpace, teacher: str) -> Manifest:
-    """Hold a dataset against the run before anything is loaded.
-
-    Args:
-        teacher: fingerprint of the run's teacher.
-
-    Raises:
-        LaddError: if the dataset is missing, was made by another teacher, has latents of other channels, or has
-            a bucket too small for one global batch.
-    """
-    manifest = Manifest.read(config.data.path)
-    made = manifest.provenance
-    where = f"data.path={config.data.path}"
-    if made.latent_channels != space.channels:
-        raise LaddError(
-            f"{where} holds latents of {made.latent_channels} channels, but the teacher {config.teacher.path} has "
-            f"{space.channels}: synthesize with this teacher, or set teacher.path to the one that made them"
-        )
-    if made.teacher != teacher:
-        raise LaddError(
-            f"{where} was made by teacher {made.teacher}, not by {config.teacher.path} ({teacher}): "
-            "synthesize again, or set teacher.path to the one that made it"
-        )
-    for bucket, count in manifest.counts.items():
-        space.shape(Bucket.parse(bucket))
-        if count < config.train.global_batch:
-            raise LaddError(
-                f"bucket {bucket} of {where} holds {count} samples, fewer than train.global_batch="
-                f"{config.train.global_batch}: synthesize more for it, or lower train.global_batch"
-            )
-        if not (Path(config.data.path) / bucket / "index.json").is_file():
-            raise LaddError(f"bucket {bucket} of {where} has no index.json: run launchers/synthesize.py again")
-    return manifest
-
-
 class LatentReader:
     """Reads this rank's share of each global batch; a global batch holds one bucket, the same on all ranks.
 
     Args:
-        config: the run's configuration; its dataset must have passed `check_dataset`.
+        config: the run's configuration; its dataset must have passed `check.check_dataset`.
     """
 
     def __init__(self, config: Config, manifest: Manifest, world: World) -> None:

@@ -1,0 +1,41 @@
+"""A damaged file becomes one line that names it and says what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ladd_dist.errors import LaddError
+
+AGAIN = "run launchers/synthesize.py again, which keeps finished parts, or copy the dataset again"
+"""What mends a manifest and the indices of whole streams: both are made of the parts."""
+
+
+def redraw(part: Path) -> str:
+    """What mends a part."""
+    return f"delete {part} and run launchers/synthesize.py again, or copy the dataset again"
+
+
+@contextmanager
+def named(file: Path, remedy: str) -> Iterator[None]:
+    """Reading a file and holding it against what it should be.
+
+    Raises:
+        LaddError: in place of an OSError or a ValueError (pydantic's among them), naming the file and the remedy.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise LaddError(f"{file} is missing: {remedy}") from None
+    except OSError as error:
+        raise LaddError(f"{file} cannot be read ({error.strerror}): {remedy}") from None
+    except ValueError as error:
+        raise LaddError(f"{file} is damaged ({_first_line(error)}): {remedy}") from None
+
+
+def _first_line(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    first = error.errors()[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
