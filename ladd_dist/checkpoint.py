@@ -177,6 +177,11 @@ class Checkpoint:
             if key.startswith(prefix)
         }
 
+    def config(self) -> Config:
+        """What it was trained with."""
+        # Older ones name a number of steps, 4 by default, whatever the times.
+        return load(self.path / CONFIG, ["sampling.steps=null"])
+
     def check(self, config: Config, teacher: str) -> None:
         """Hold the checkpoint against the run that wants to go on from it.
 
@@ -188,7 +193,7 @@ class Checkpoint:
                 f"checkpoint {self.path} was trained with teacher {self.state.teacher}, but teacher.path="
                 f"{config.teacher.path} is {teacher}: restore that teacher, or set a new run_dir"
             )
-        theirs, ours = (dict(_binding(c.model_dump())) for c in (load(self.path / CONFIG), config))
+        theirs, ours = (dict(_binding(c.model_dump())) for c in (self.config(), config))
         for key, value in theirs.items():
             if ours[key] != value:
                 raise LaddError(
