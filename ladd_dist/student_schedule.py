@@ -52,4 +52,4 @@ def write_scheduler(folder: Path) -> None:
 def sampler_notes(method: MethodConfig) -> str:
     """The model card's words on how the pipeline is to be called, and with which times for fewer steps."""
     fewer = [f"`sigmas={method.times(n)}` for {n} step{'s' * (n > 1)}" for n in method.step_counts[1:]]
-    return _NOTES.format(fewer=f"Or {', '.join(fewer)}. " if fewer else "")
+    return _NOTES.format(fewer=f"Fewer: {', '.join(fewer)}.\n\n" if fewer else "")

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
@@ -55,7 +56,8 @@ class TeacherSchedule:
             LaddError: if the settings give no times, or times that do not fall.
         """
         try:
-            self._scheduler.set_timesteps(steps, mu=self._mu(tokens))
+            with np.errstate(all="ignore"):  # what is no number does not fall
+                self._scheduler.set_timesteps(steps, mu=self._mu(tokens))
         except (ValueError, TypeError, ArithmeticError) as error:
             raise LaddError(f"{self._file} gives no times of {steps} steps ({error}): correct it") from None
         times = [float(sigma) for sigma in self._scheduler.sigmas]

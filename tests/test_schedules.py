@@ -43,6 +43,7 @@ FOLLOWED = {
     "dynamic": DYNAMIC,
     "dynamic linear": DYNAMIC | {"time_shift_type": "linear", "shift_terminal": 0.2},
 }
+PAPERS = {4: [1.0, 0.75, 0.5, 0.25], 2: [1.0, 0.5], 1: [1.0]}
 REFUSED = {
     "heun": ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, f"FlowMatchHeunDiscreteScheduler, but .* {EULER}"),
     "dpm": ({"_class_name": "DPMSolverMultistepScheduler"}, f"DPMSolverMultistepScheduler, but .* {EULER}"),
@@ -75,10 +76,6 @@ def teacher_with(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def times_of(steps: int, **changes: object) -> list[float]:
-    return MethodConfig.model_validate(changes).times(steps)
-
-
 def trained_at(run_dir: Path, data: Path, *overrides: str) -> tuple[Config, Checkpoint]:
     """The checkpoint of a student that differs from its teacher, and the configuration."""
     config = tiny_config(run_dir, data, *overrides)
@@ -95,11 +92,7 @@ def trained_at(run_dir: Path, data: Path, *overrides: str) -> tuple[Config, Chec
 
 def test_the_default_times_are_the_papers() -> None:
     method = MethodConfig()
-    assert {n: method.times(n) for n in method.step_counts} == {
-        4: [1.0, 0.75, 0.5, 0.25],
-        2: [1.0, 0.5],
-        1: [1.0],
-    }
+    assert {n: method.times(n) for n in method.step_counts} == PAPERS
     assert method.times() == method.times(4)
 
 
@@ -276,9 +269,8 @@ def test_nothing_of_the_teachers_scheduler_reaches_the_export(
     config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"path": str(folder)})})
     out = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, Request(0, "a one", Bucket(32, 64)))
     assert json.loads((out / "model_index.json").read_text())["scheduler"] == ["diffusers", EULER]
-    for steps in (4, 2, 1):
+    for times in PAPERS.values():
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(out / "scheduler")
-        times = times_of(steps)
         timesteps, _ = retrieve_timesteps(scheduler, 28, "cpu", sigmas=times)
         assert timesteps.tolist() == [1000 * time for time in times]
         assert scheduler.sigmas.tolist() == [*times, 0.0]
@@ -331,7 +323,7 @@ def test_a_scheduler_that_is_handed_the_generators_draws_all_noise_from_them(
         assert "torch.Generator().manual_seed(0)" in code
         exec(code.replace("torch.Generator().manual_seed(0)", "generators"), scope | {"generators": generators})
         theirs = pipe(
-            prompts, sigmas=times_of(4), guidance_scale=1.0, height=32, width=64, max_sequence_length=10,
+            prompts, sigmas=PAPERS[4], guidance_scale=1.0, height=32, width=64, max_sequence_length=10,
             generator=generators, output_type="latent",
         ).images  # fmt: skip
         torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
