@@ -157,7 +157,8 @@ class Checkpoint:
     @cached_property
     def config(self) -> Config:
         """The configuration that the run had when this was written."""
-        return load(self.path / CONFIG)
+        # Older ones name a number of steps, 4 by default, whatever the times.
+        return load(self.path / CONFIG, ["sampling.steps=null"])
 
     def read(self, key: str, offset: int, length: int) -> Tensor:
         """Elements ``[offset, offset + length)`` of a flattened tensor, from whichever files hold them."""

@@ -6,6 +6,7 @@ A key that the schema does not know, a value of the wrong type and a combination
 """
 
 import difflib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,7 +94,8 @@ class DiscriminatorConfig(Section):
 class MethodConfig(Section):
     """LADD itself (arXiv 2403.12015)."""
 
-    student_times: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.5, 0.25]
+    student_times: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [1.0, 0.75, 0.5, 0.25]
+    """Noise levels of the student's input, descending from 1: it trains, draws and is exported at these alone."""
     warmup_probabilities: list[Probability] = [0.0, 0.0, 0.5, 0.5]
     probabilities: list[Probability] = [0.7, 0.1, 0.1, 0.1]
     warmup_iterations: NonNegativeInt = 500
@@ -105,6 +107,34 @@ class MethodConfig(Section):
     r1_weight: NonNegativeFloat = 0.0
     fake_pass: Literal["shared", "two_pass"] = "shared"
     """One student forward and one teacher pass over the fake for both updates, or the plain order with two."""
+
+    @property
+    def step_counts(self) -> list[int]:
+        """Numbers of steps in which the student can draw, the most first: the divisors of the number of times."""
+        count = len(self.student_times)
+        return [steps for steps in range(count, 0, -1) if count % steps == 0]
+
+    def times(self, steps: int | None = None) -> list[float]:
+        """Times of ``steps`` steps: `student_times` at an even stride from the first, or all of them.
+
+        Raises:
+            ValueError: if ``steps`` does not divide their number.
+        """
+        count = len(self.student_times)
+        stride, rest = divmod(count, steps or count)
+        if rest:
+            known = " or ".join(map(str, self.step_counts))
+            raise ValueError(f"sampling.steps={steps} must divide the {count} method.student_times: set {known}")
+        return self.student_times[::stride]
+
+    @model_validator(mode="after")
+    def _descend(self) -> "MethodConfig":
+        times = self.student_times
+        if times[0] != 1:
+            raise ValueError(f"student_times must begin with 1, the pure noise that drawing begins with, not {times}")
+        if any(now <= after for now, after in pairwise(times)):
+            raise ValueError(f"student_times must descend, each once, not {times}")
+        return self
 
     @model_validator(mode="after")
     def _distributions(self) -> "MethodConfig":
@@ -194,7 +224,8 @@ class SynthesisConfig(Section):
 class SamplingConfig(Section):
     """Few-step sampling with the student."""
 
-    steps: Literal[1, 2, 4] = 4
+    steps: PositiveInt | None = None
+    """A divisor of the number of ``method.student_times``, which are taken at an even stride; null takes them all."""
     batch: PositiveInt = 8
 
 
@@ -271,6 +302,11 @@ class Config(Section):
                 raise ValueError(f"{name}.{changed[0]} is only read by engine={name}, but engine={self.engine}")
         if self.engine == "zero3":
             self._check_zero3()
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_steps(self) -> "Config":
+        self.method.times(self.sampling.steps)
         return self
 
     def _check_zero3(self) -> None:

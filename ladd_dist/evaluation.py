@@ -23,9 +23,9 @@ from ladd_dist.judges import Judge, load_judge
 from ladd_dist.log import log, progress
 from ladd_dist.metrics import frechet_distance
 from ladd_dist.models.transformer import Backbone
-from ladd_dist.painter import Painter, load_backbone
+from ladd_dist.painter import Painter, load_backbone, teacher_schedule
 from ladd_dist.results import RESULTS, Results, SetResult
-from ladd_dist.sampling import STUDENT_TIMES, sample_ode
+from ladd_dist.sampling import sample_ode
 from ladd_dist.student import Weights, load_student, open_checkpoint
 
 
@@ -50,13 +50,16 @@ class _Drawn:
 
 
 def entrants(config: Config) -> list[Entrant]:
-    """The guided teacher, the undistilled teacher at few steps, and the student."""
-    s = config.synthesis
+    """The guided teacher, and the student in every number of its steps; the undistilled teacher in most and least."""
+    s, counts = config.synthesis, config.method.step_counts
     guided = Entrant(
         "teacher_guided", f"teacher, {s.steps} steps, guidance {s.guidance:g}", "teacher", s.steps, s.guidance
     )
-    teachers = [Entrant(f"teacher_{n}", f"teacher, {_steps(n)}", "teacher", n, 1.0) for n in (4, 1)]
-    students = [Entrant(f"student_{n}", f"student, {_steps(n)}", "student", n, 1.0) for n in (4, 2, 1)]
+    teachers = [
+        Entrant(f"teacher_{n}", f"teacher, {_steps(n)}", "teacher", n, 1.0)
+        for n in dict.fromkeys((counts[0], counts[-1]))
+    ]
+    students = [Entrant(f"student_{n}", f"student, {_steps(n)}", "student", n, 1.0) for n in counts]
     return [guided, *teachers, *students]
 
 
@@ -71,6 +74,7 @@ def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weig
     """
     dtype = compute_dtype(config)
     requests = _requests(config)
+    teacher_schedule(config)
     judge = load_judge(config.evaluation.judge, world.device)
     opened = open_checkpoint(config, world, checkpoint)
     student = load_student(config, opened, weights, dtype).to(world.device)
@@ -194,7 +198,7 @@ class _Draw:
         if entrant.guidance > 1:
             return painter.teacher(cond, seeds, shape, entrant.steps, entrant.guidance)
         noise = image_noise(seeds, shape, 1, self.world.device)[0]
-        return sample_ode(network, noise, [*STUDENT_TIMES[entrant.steps], 0.0], cond)
+        return sample_ode(network, noise, [*self.config.method.times(entrant.steps), 0.0], cond)
 
     def _gathered(self, features: list[Tensor], right: dict[str, list[bool]], seconds: float) -> _Drawn:
         parts = self.world.gather((torch.cat(features) if features else None, right, seconds))

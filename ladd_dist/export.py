@@ -1,6 +1,5 @@
 """A trained student as a diffusers folder that `StableDiffusion3Pipeline.from_pretrained` loads."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from ladd_dist.config import Config
 from ladd_dist.data.prompts import Request
 from ladd_dist.errors import LaddError
 from ladd_dist.student import Weights, load_student
+from ladd_dist.student_schedule import sampler_notes, write_scheduler
 
 _CARD = """---
 library_name: diffusers
@@ -18,7 +18,7 @@ pipeline_tag: text-to-image
 ---
 # {name}
 
-A 1 to 4 step student of `{teacher}`, distilled by Latent Adversarial Diffusion Distillation with ladd_dist,
+A few-step student of `{teacher}`, distilled by Latent Adversarial Diffusion Distillation with ladd_dist,
 {iterations} iterations ({weights} weights). No guidance; the times of the steps are given as `sigmas`:
 
 ```python
@@ -27,11 +27,10 @@ from diffusers import StableDiffusion3Pipeline
 
 pipe = StableDiffusion3Pipeline.from_pretrained("{name}")
 torch.manual_seed(0)  # noise between steps comes from torch's global generator
-image = pipe("{prompt}", sigmas=[1.0, 0.75, 0.5, 0.25], guidance_scale=1.0, height={height}, width={width}).images[0]
+image = pipe("{prompt}", sigmas={sigmas}, guidance_scale=1.0, height={height}, width={width}).images[0]
 ```
 
-Two steps: `sigmas=[1.0, 0.5]`; one step: `sigmas=[1.0]`.
-"""
+{sampler}"""
 
 
 def export(
@@ -45,7 +44,7 @@ def export(
 ) -> Path:
     """Write the teacher's folder with the student's weights in the place of the transformer's.
 
-    The scheduler becomes the student's sampler: unshifted times, and fresh noise between steps.
+    The scheduler becomes the student's sampler, whatever the teacher's was.
 
     Args:
         weights: ``ema`` or ``student``.
@@ -63,16 +62,14 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(teacher, temporary, ignore=shutil.ignore_patterns("transformer", "*.md", "build.json", ".*"))
 
+    write_scheduler(temporary)
     net = load_student(config, checkpoint, weights, dtype).net
     net.save_pretrained(temporary / "transformer", safe_serialization=True)
 
-    scheduler = temporary / "scheduler" / "scheduler_config.json"
-    settings = json.loads(scheduler.read_text(encoding="utf-8"))
-    settings |= {"shift": 1.0, "use_dynamic_shifting": False, "stochastic_sampling": True}
-    scheduler.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     card = _CARD.format(
         name=folder.name, teacher=teacher.name, iterations=checkpoint.state.iteration, weights=weights,
         prompt=example.prompt, height=example.bucket.height, width=example.bucket.width,
+        sigmas=config.method.times(), sampler=sampler_notes(config.method),
     )  # fmt: skip
     (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

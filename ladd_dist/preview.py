@@ -20,7 +20,7 @@ class Preview:
     """Encodes its prompts once, so that no text encoder stays in memory."""
 
     def __init__(self, config: Config, world: World) -> None:
-        self._world, self._steps = world, config.sampling.steps
+        self._world, self._times = world, config.method.times(config.sampling.steps)
         self._folder = Path(config.run_dir) / "previews"
         space = LatentSpace.of(config.teacher.path)
         requests = read_requests(config.evaluation.prompts, config.synthesis.buckets)
@@ -29,13 +29,13 @@ class Preview:
         self._rows = []
         for rows in first_of_each_bucket(requests, _PER_BUCKET):
             seeds = [image_seed(config.seed, "preview", row.id) for row in rows]
-            noises = image_noise(seeds, space.shape(rows[0].bucket), self._steps, device)
+            noises = image_noise(seeds, space.shape(rows[0].bucket), len(self._times), device)
             self._rows.append((noises, text.encode([row.prompt for row in rows])))
         self._vae = Vae(config.teacher.path, device) if world.is_main else None
 
     def draw(self, student: VelocityNetwork, iteration: int) -> Path:
         """Draw the sheet on every rank (a sharded student needs all of them) and write it on rank 0."""
-        latents = [sample_student(student, noises, cond) for noises, cond in self._rows]
+        latents = [sample_student(student, noises, self._times, cond) for noises, cond in self._rows]
         path = self._folder / f"{iteration:08d}.png"
         if self._vae is not None:
             save_png(sheet([list(self._vae.decode(x)) for x in latents]), path)

@@ -1,17 +1,13 @@
-"""Sampling: the guided teacher in many steps, and the distilled student in 1 to 4."""
+"""Sampling: the guided teacher in many steps, and the distilled student in few."""
 
 from itertools import pairwise
 from typing import Protocol
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from ladd_dist.conditioning import Conditioning
 from ladd_dist.flow import add_noise, x0_from_velocity
-
-STUDENT_TIMES: dict[int, list[float]] = {1: [1.0], 2: [1.0, 0.5], 4: [1.0, 0.75, 0.5, 0.25]}
-"""Times of the student's steps, by their number."""
 
 
 class VelocityNetwork(Protocol):
@@ -20,12 +16,6 @@ class VelocityNetwork(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning, /) -> Tensor:
         """Velocity of the latents' shape."""
         ...
-
-
-def schedule_times(scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> list[float]:
-    """Times of a teacher's sampling schedule, ``steps`` of them and the final 0 (resolution shift included)."""
-    scheduler.set_timesteps(steps)
-    return [float(sigma) for sigma in scheduler.sigmas]
 
 
 @torch.no_grad()
@@ -65,16 +55,16 @@ def sample_ode(
 
 
 @torch.no_grad()
-def sample_student(network: VelocityNetwork, noises: Tensor, cond: Conditioning) -> Tensor:
+def sample_student(network: VelocityNetwork, noises: Tensor, times: list[float], cond: Conditioning) -> Tensor:
     """The student's sampler: predict the clean latent, renoise it to the next time, repeat (LADD, sec. 3).
 
     Args:
-        noises: ``(steps, B, C, H, W)``: initial noise, then one for every renoising; steps is 1, 2 or 4.
+        noises: ``(steps, B, C, H, W)``: initial noise, then one for every renoising.
+        times: of the steps, descending from 1; one for each of ``noises``.
 
     Returns:
         Latents ``(B, C, H, W)``.
     """
-    times = STUDENT_TIMES[len(noises)]
     x = noises[0]
     for step, now in enumerate(times):
         t = torch.full((len(x),), now, device=x.device)

@@ -35,8 +35,14 @@ def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype
     """The student on the CPU with the averaged (``ema``) or the last (``student``) weights.
 
     Raises:
-        LaddError: if the checkpoint is of another network than the configuration's.
+        LaddError: if the checkpoint is of another network than the configuration's, or trained at other times.
     """
+    trained = checkpoint.config.method.student_times
+    if trained != config.method.student_times:
+        raise LaddError(
+            f"checkpoint {checkpoint.path} was trained with method.student_times={trained}, but this configuration "
+            f"has {config.method.student_times}: pass the run's own config.yaml"
+        )
     student = Backbone(load_transformer(config.student.path or config.teacher.path, dtype), dtype)
     state = checkpoint.network(weights)
     for name, parameter in student.named_parameters():

@@ -31,7 +31,7 @@ from ladd_dist.draws import image_seed
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, progress
 from ladd_dist.models.transformer import fingerprint
-from ladd_dist.painter import Painter
+from ladd_dist.painter import Painter, teacher_schedule
 
 _PLAN = "plan.json"
 _SHARD_BYTES = 1 << 26
@@ -62,8 +62,8 @@ def synthesize(config: Config, world: World) -> Manifest:
             f"bucket {min(empty)} gets no prompt from {settings.prompts}: "
             "add some, or take it out of synthesis.buckets"
         )
+    provenance = _provenance(config, space, teacher_schedule(config).settings)
     painter = Painter(config, world.device)
-    provenance = _provenance(config, space, dict(painter.scheduler.config))
     _check_plan(root, provenance, world)
 
     mine = [part for i, part in enumerate(parts) if i % world.size == world.rank]

@@ -52,7 +52,8 @@ def main(launch: Launch) -> None:
         sheets.append(pictures)
     bar.close()
     path = save_png(sheet(sheets), out / "sheet.png")
-    log(f"{config.sampling.steps} steps, {checkpoint.path.name}: {path}")
+    times = ", ".join(f"{time:g}" for time in config.method.times(config.sampling.steps))
+    log(f"times {times}, {checkpoint.path.name}: {path}")
 
 
 def _check_seeds(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from diffusers import StableDiffusion3Pipeline
 from ladd_dist.checkpoint import Checkpoint, network_shards
 from ladd_dist.clock import Clock
 from ladd_dist.conditioning import Conditioning
-from ladd_dist.config import load
+from ladd_dist.config import MethodConfig, load
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import Request
 from ladd_dist.distributed import World
@@ -14,11 +14,12 @@ from ladd_dist.ema import Ema
 from ladd_dist.errors import LaddError
 from ladd_dist.export import export
 from ladd_dist.painter import Painter
-from ladd_dist.sampling import STUDENT_TIMES, sample_ode, sample_student
+from ladd_dist.sampling import sample_ode, sample_student
 from ladd_dist.student import load_student
 from ladd_dist.trainer import build_networks
 
 CPU = World(0, 1, 0, torch.device("cpu"))
+METHOD = MethodConfig()
 PROMPTS = {"32x32": "a three", "32x64": "a seven next to a two", "64x32": "a five above a nine"}
 
 
@@ -34,7 +35,8 @@ def exact(x_t, t, _cond):
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_the_student_sampler_reaches_the_data_of_an_exact_network(steps):
     noises = torch.randn(steps, 3, 4, 2, 2)
-    assert torch.allclose(sample_student(exact, noises, Conditioning(noises, noises)), torch.tensor(2.0))
+    latents = sample_student(exact, noises, METHOD.times(steps), Conditioning(noises, noises))
+    assert torch.allclose(latents, torch.tensor(2.0))
 
 
 def test_the_student_sampler_visits_its_times_and_renoises_with_fresh_noise():
@@ -45,8 +47,8 @@ def test_the_student_sampler_visits_its_times_and_renoises_with_fresh_noise():
         return torch.zeros_like(x_t)
 
     noises = torch.randn(4, 1, 1, 2, 2)
-    sample_student(spy, noises, Conditioning(noises, noises))
-    assert [t for t, _ in seen] == STUDENT_TIMES[4]
+    sample_student(spy, noises, [1.0, 0.75, 0.5, 0.125], Conditioning(noises, noises))
+    assert [t for t, _ in seen] == [1.0, 0.75, 0.5, 0.125]
     x1 = 0.25 * noises[0] + 0.75 * noises[1]  # x0_hat = noise where the velocity is zero
     torch.testing.assert_close(seen[1][1], x1)
 
@@ -99,7 +101,7 @@ def test_the_export_draws_what_the_sampler_draws(tmp_path, trained, steps, bucke
     pipe = StableDiffusion3Pipeline.from_pretrained(folder)
     torch.manual_seed(5)
     theirs = pipe(
-        prompt, sigmas=STUDENT_TIMES[steps], guidance_scale=1.0, height=size.height, width=size.width,
+        prompt, sigmas=METHOD.times(steps), guidance_scale=1.0, height=size.height, width=size.width,
         max_sequence_length=10, output_type="pt",
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

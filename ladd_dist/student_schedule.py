@@ -1,0 +1,55 @@
+"""The student's sampler as diffusers runs it: the exported folder's scheduler, and how the model card has it called.
+
+Three things are decided by the pipeline's call and by no file of a folder, so that the card must say them:
+
+- Times. Without ``sigmas=`` the scheduler spaces ``num_inference_steps``, 28 by default, from 1 to 0.001. The last
+  trained time as ``shift_terminal`` would mend the call with as many steps as there are times, but stretches two
+  steps off theirs and turns a single one into NaN.
+- Guidance. ``guidance_scale`` is 7 by default.
+- Noise. ``generator=`` makes the initial noise only: ``step`` of whatever scheduler takes one, but is given none.
+"""
+
+import json
+from pathlib import Path
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from ladd_dist.config import MethodConfig
+from ladd_dist.teacher_schedule import read_settings
+
+_NOTES = """\
+{fewer}Pass `sigmas` and `guidance_scale=1.0` always: the pipeline's own defaults are guidance 7 and 28 steps at other
+times than the trained ones, and `num_inference_steps` alone spaces others, too.
+
+The pipeline's `generator=` makes the initial noise only. Hand it, or a list of one for each picture, to the scheduler
+as well before every call, and the noise between steps comes from it, too: a seed then gives one picture.
+
+```python
+from functools import partial
+
+generator = torch.Generator().manual_seed(0)
+pipe.scheduler.step = partial(pipe.scheduler.step, generator=generator)  # and pipe(..., generator=generator)
+```
+"""
+
+
+def write_scheduler(folder: Path) -> None:
+    """Make a copied diffusers folder's scheduler the student's sampler: unshifted times, fresh noise between steps.
+
+    It is written anew: none of the copied settings survives, nor its class.
+
+    Raises:
+        LaddError: if the folder has no readable ``model_index.json``.
+    """
+    index = folder / "model_index.json"
+    components = read_settings(index)
+    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    scheduler.save_pretrained(folder / "scheduler")
+    components["scheduler"] = ["diffusers", type(scheduler).__name__]
+    index.write_text(json.dumps(components, indent=2) + "\n")
+
+
+def sampler_notes(method: MethodConfig) -> str:
+    """The model card's words on how the pipeline is to be called, and with which times for fewer steps."""
+    fewer = [f"`sigmas={method.times(n)}` for {n} step{'s' * (n > 1)}" for n in method.step_counts[1:]]
+    return _NOTES.format(fewer=f"Fewer: {', '.join(fewer)}.\n\n" if fewer else "")

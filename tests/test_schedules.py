@@ -1,0 +1,329 @@
+"""Which times teacher and student are drawn at: the teacher folder's scheduler, and `method.student_times`."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import save
+from conftest import ALONE, BUCKETS, TEACHER, tiny_config
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import retrieve_timesteps
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ladd_dist import evaluation, painter, preview, synthesis
+from ladd_dist.checkpoint import Checkpoint, network_shards
+from ladd_dist.clock import Clock
+from ladd_dist.config import Config, MethodConfig
+from ladd_dist.data.buckets import Bucket
+from ladd_dist.data.prompts import Request
+from ladd_dist.ema import Ema
+from ladd_dist.errors import LaddError
+from ladd_dist.evaluation import entrants, evaluate
+from ladd_dist.export import export
+from ladd_dist.painter import Painter
+from ladd_dist.preview import Preview
+from ladd_dist.student import load_student
+from ladd_dist.synthesis import synthesize
+from ladd_dist.trainer import build_networks
+
+EULER = "FlowMatchEulerDiscreteScheduler"
+DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 144}
+FOLLOWED = {
+    "shift": {"shift": 3.0},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True, "shift": 2.0},
+    "beta": {"use_beta_sigmas": True},
+    "terminal": {"shift_terminal": 0.1},
+    "dynamic": DYNAMIC,
+    "dynamic linear": DYNAMIC | {"time_shift_type": "linear", "shift_terminal": 0.2},
+}
+PAPERS = {4: [1.0, 0.75, 0.5, 0.25], 2: [1.0, 0.5], 1: [1.0]}
+REFUSED = {
+    "heun": ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, f"FlowMatchHeunDiscreteScheduler, but .* {EULER}"),
+    "dpm": ({"_class_name": "DPMSolverMultistepScheduler"}, f"DPMSolverMultistepScheduler, but .* {EULER}"),
+    "stochastic": ({"stochastic_sampling": True}, "stochastic_sampling=true.* set it to false"),
+    "inverted": ({"invert_sigmas": True}, "invert_sigmas=true.* set it to false"),
+    "thousandths": ({"num_train_timesteps": 500}, "num_train_timesteps=500.* set it to 1000"),
+    "two spacings": ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "Only one of.*correct it"),
+    "text": ({"shift": "three"}, "makes no scheduler .*correct it"),
+    "no shift": ({"use_dynamic_shifting": True, "base_shift": None}, "gives no times of 2 steps .*correct it"),
+    "no fall": ({"shift": 0.0}, "gives 2 steps the times nan, 0, 0, which do not fall: correct it"),
+}
+NOT_TIMES = st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True, width=32), unique=True, max_size=11)
+
+
+@pytest.fixture
+def teacher_with(tmp_path: Path) -> Callable[..., Path]:
+    """The embedded teacher with other settings of its scheduler."""
+
+    def make(settings: dict, index: str | None = None) -> Path:
+        folder = tmp_path / "teacher"
+        shutil.copytree(TEACHER, folder)
+        for file, changes in (
+            ("scheduler/scheduler_config.json", settings),
+            ("model_index.json", {"scheduler": ["diffusers", index]} if index else {}),
+        ):
+            tree = json.loads((folder / file).read_text())
+            (folder / file).write_text(json.dumps(tree | changes))
+        return folder
+
+    return make
+
+
+def trained_at(run_dir: Path, data: Path, *overrides: str) -> tuple[Config, Checkpoint]:
+    """The checkpoint of a student that differs from its teacher, and the configuration."""
+    config = tiny_config(run_dir, data, *overrides)
+    ladd = build_networks(config, ALONE, Clock(ALONE))
+    torch.manual_seed(1)
+    for parameter in ladd.student.module.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    ema = {f"ema/param/{n}": s for n, s in Ema(ladd.student, 0.9, on_host=False).shards().items()}
+    return config, Checkpoint(save(config, ALONE, network_shards("student", ladd.student) | ema), ALONE)
+
+
+# The student's times
+
+
+def test_the_default_times_are_the_papers() -> None:
+    method = MethodConfig()
+    assert {n: method.times(n) for n in method.step_counts} == PAPERS
+    assert method.times() == method.times(4)
+
+
+@given(NOT_TIMES, st.integers(1, 13))
+def test_fewer_steps_take_an_even_stride_from_the_first(below: list[float], steps: int) -> None:
+    times = [1.0, *sorted(below, reverse=True)]
+    share = [1 / len(times)] * len(times)
+    method = MethodConfig(student_times=times, probabilities=share, warmup_probabilities=share)
+    if steps not in method.step_counts:
+        with pytest.raises(ValueError, match=f"sampling.steps={steps} must divide the {len(times)} method"):
+            method.times(steps)
+        return
+    taken = [times.index(time) for time in method.times(steps)]
+    assert len(taken) == steps and taken == list(range(0, len(times), len(times) // steps))
+
+
+THREE = [1.0, 0.6, 0.2]
+THREE_OVERRIDES = [
+    f"method.student_times={THREE}",
+    "method.probabilities=[0.4,0.3,0.3]",
+    "method.warmup_probabilities=[0.4,0.3,0.3]",
+]
+
+
+def test_everything_that_draws_follows_the_configured_times(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, checkpoint = trained_at(tmp_path, dataset, *THREE_OVERRIDES, "evaluation.samples=4")
+    seen: dict[str, list[list[float]]] = {"student": [], "undistilled": [], "preview": []}
+
+    def student(name: str, network: object, noises: torch.Tensor, times: list[float], cond: object) -> torch.Tensor:
+        assert len(noises) == len(times)
+        seen[name].append(times)
+        return noises[0]
+
+    def undistilled(network: object, noise: torch.Tensor, times: list[float], cond: object) -> torch.Tensor:
+        seen["undistilled"].append(times)
+        return noise
+
+    monkeypatch.setattr(painter, "sample_student", partial(student, "student"))
+    monkeypatch.setattr(painter, "sample_ode", lambda network, noise, *rest: noise)
+    monkeypatch.setattr(evaluation, "sample_ode", undistilled)
+    monkeypatch.setattr(preview, "sample_student", partial(student, "preview"))
+
+    results = evaluate(config, ALONE, str(checkpoint.path), "ema")
+    names = ["teacher_guided", "teacher_3", "teacher_1", "student_3", "student_1"]
+    assert [s.name for s in results.sets] == names
+    assert results.undistilled is not None and results.undistilled.label == "teacher, 3 steps"
+    assert next(t for t in seen["student"] if len(t) == 3) == THREE
+    assert {tuple(t) for t in seen["student"]} == {tuple(THREE), (1.0,)}
+    assert {tuple(t) for t in seen["undistilled"]} == {(*THREE, 0.0), (1.0, 0.0)}
+    Preview(config, ALONE).draw(lambda x, t, cond: x, 1)
+    assert seen["preview"] == [THREE] * len(BUCKETS)
+
+
+def test_the_defaults_entrants_have_the_names_of_before(tmp_path: Path) -> None:
+    names = [entrant.name for entrant in entrants(tiny_config(tmp_path, tmp_path))]
+    assert names == ["teacher_guided", "teacher_4", "teacher_1", "student_4", "student_2", "student_1"]
+
+
+def test_a_checkpoint_of_other_times_is_refused(tmp_path: Path, dataset: Path) -> None:
+    _, checkpoint = trained_at(tmp_path, dataset, *THREE_OVERRIDES)
+    with pytest.raises(
+        LaddError, match=r"was trained with method.student_times=\[1.0, 0.6, 0.2\], but .*config.yaml"
+    ):
+        load_student(tiny_config(tmp_path, dataset), checkpoint, "ema", torch.float32)
+
+
+def test_a_checkpoint_that_names_steps_of_other_times_still_opens(tmp_path: Path, dataset: Path) -> None:
+    """As those did that were written while ``sampling.steps`` was 4 by default."""
+    config, checkpoint = trained_at(tmp_path, dataset, *THREE_OVERRIDES)
+    file = checkpoint.path / "config.yaml"
+    file.write_text(file.read_text().replace("steps: null", "steps: 4"))
+    assert "steps: 4" in file.read_text()
+    load_student(config, checkpoint, "ema", torch.float32)
+    checkpoint.check(config, checkpoint.state.teacher)
+
+
+# The teacher's schedule
+
+
+@pytest.mark.parametrize("settings", FOLLOWED.values(), ids=FOLLOWED)
+def test_the_teacher_is_drawn_at_the_times_of_diffusers_pipeline(
+    tmp_path: Path, teacher_with: Callable[..., Path], settings: dict
+) -> None:
+    folder = teacher_with(settings)
+    config = tiny_config(tmp_path, tmp_path, f"teacher.path={folder}")
+    ours = Painter(config, ALONE.device)
+    latents = ours.teacher(ours.encode(["a seven next to a two"]), [11], ours.space.shape(Bucket(32, 64)), 5, 2.5)
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder)
+    theirs = pipe(
+        "a seven next to a two", height=32, width=64, num_inference_steps=5, guidance_scale=2.5,
+        generator=torch.Generator().manual_seed(11), max_sequence_length=10, output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(latents, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED)
+def test_schedules_that_cannot_be_followed_are_refused_before_anything_is_loaded(
+    tmp_path: Path,
+    dataset: Path,
+    teacher_with: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict,
+    message: str,
+) -> None:
+    folder = teacher_with(settings)
+    monkeypatch.setattr(synthesis, "Painter", lambda *_: pytest.fail("networks were loaded"))
+    with pytest.raises(LaddError, match=message) as refused:
+        synthesize(moved(tmp_path, dataset, f"teacher.path={folder}"), ALONE)
+    assert str(folder / "scheduler/scheduler_config.json") in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "latents").exists()
+
+
+def moved(tmp_path: Path, dataset: Path, *overrides: str) -> Config:
+    """A synthesis of the fixture's prompts into an empty folder."""
+    shutil.copy(dataset.parent / "prompts.jsonl", tmp_path)
+    return tiny_config(tmp_path / "run", tmp_path / "latents", *overrides)
+
+
+def test_one_step_of_a_schedule_with_a_terminal_is_refused_not_drawn_as_nan(
+    tmp_path: Path, dataset: Path, teacher_with: Callable[..., Path]
+) -> None:
+    folder = teacher_with({"shift_terminal": 0.1})
+    with pytest.raises(LaddError, match="gives 1 steps the times nan, 0, which do not fall"):
+        synthesize(moved(tmp_path, dataset, f"teacher.path={folder}", "synthesis.steps=1"), ALONE)
+
+
+def test_a_class_that_only_the_pipeline_names_counts(
+    tmp_path: Path, dataset: Path, teacher_with: Callable[..., Path]
+) -> None:
+    folder = teacher_with({}, "FlowMatchHeunDiscreteScheduler")
+    with pytest.raises(LaddError, match="model_index.json names FlowMatchHeunDiscreteScheduler"):
+        synthesize(moved(tmp_path, dataset, f"teacher.path={folder}"), ALONE)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", None])
+def test_an_unreadable_scheduler_is_named(
+    tmp_path: Path, dataset: Path, teacher_with: Callable[..., Path], text: str | None
+) -> None:
+    folder = teacher_with({})
+    file = folder / "scheduler/scheduler_config.json"
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(LaddError, match="scheduler"):
+        synthesize(moved(tmp_path, dataset, f"teacher.path={folder}"), ALONE)
+
+
+# The export
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> tuple[Config, Checkpoint]:
+    return trained_at(tmp_path_factory.mktemp("trained"), dataset)
+
+
+@pytest.fixture(scope="module")
+def exported(student: tuple[Config, Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student's export, the card drawing a landscape of two digits."""
+    config, checkpoint = student
+    out = tmp_path_factory.mktemp("exported") / "student"
+    return export(config, checkpoint, out, "ema", torch.float32, Request(0, "a one", Bucket(32, 64)))
+
+
+EXPORTED = FOLLOWED | {name: settings for name, (settings, _) in REFUSED.items()}
+
+
+@pytest.mark.parametrize("settings", EXPORTED.values(), ids=EXPORTED)
+def test_nothing_of_the_teachers_scheduler_reaches_the_export(
+    tmp_path: Path, student: tuple[Config, Checkpoint], teacher_with: Callable[..., Path], settings: dict
+) -> None:
+    folder = teacher_with(settings, settings.get("_class_name"))
+    config, checkpoint = student
+    config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"path": str(folder)})})
+    out = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, Request(0, "a one", Bucket(32, 64)))
+    assert json.loads((out / "model_index.json").read_text())["scheduler"] == ["diffusers", EULER]
+    for times in PAPERS.values():
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(out / "scheduler")
+        timesteps, _ = retrieve_timesteps(scheduler, 28, "cpu", sigmas=times)
+        assert timesteps.tolist() == [1000 * time for time in times]
+        assert scheduler.sigmas.tolist() == [*times, 0.0]
+        assert scheduler.config.stochastic_sampling and not scheduler.config.use_dynamic_shifting
+
+
+def code_of(card: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+
+
+def test_the_cards_own_call_draws_at_the_trained_times(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, float]] = []
+    monkeypatch.chdir(exported.parent)
+    code = code_of(exported / "README.md")[0]
+    assert "image = pipe(" in code
+    spy = "pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)\nimage = pipe("
+
+    def see(module: object, args: tuple, kwargs: dict) -> None:
+        seen.extend((len(kwargs["timestep"]), t) for t in kwargs["timestep"].tolist())
+
+    scope: dict = {"see": see}
+    exec(code.replace("image = pipe(", spy), scope)
+    assert seen == [(1, 1000.0), (1, 750.0), (1, 500.0), (1, 250.0)]
+    assert scope["image"].size == (64, 32)
+
+
+def test_the_card_names_the_times_of_every_number_of_steps(tmp_path: Path, dataset: Path, exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    assert "`sigmas=[1.0, 0.5]` for 2 steps, `sigmas=[1.0]` for 1 step." in card
+    config, checkpoint = trained_at(tmp_path, dataset, *THREE_OVERRIDES)
+    out = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, Request(0, "a one", Bucket(32, 64)))
+    card = (out / "README.md").read_text()
+    assert f"sigmas={THREE}, guidance_scale=1.0" in card
+    assert "`sigmas=[1.0]` for 1 step." in card and "0.75" not in card and "2 steps" not in card
+
+
+def test_a_scheduler_that_is_handed_the_generators_draws_all_noise_from_them(
+    student: tuple[Config, Checkpoint], exported: Path
+) -> None:
+    config, checkpoint = student
+    ours = Painter(config, ALONE.device, load_student(config, checkpoint, "ema", torch.float32))
+    prompts, seeds = ["a seven next to a two", "a one"], [5, 6]
+    expected = ours.student(ours.encode(prompts), seeds, ours.space.shape(Bucket(32, 64)))
+    pipe = StableDiffusion3Pipeline.from_pretrained(exported)
+    for unrelated in range(2):
+        torch.manual_seed(unrelated)
+        scope: dict = {"pipe": pipe, "torch": torch}
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        code = code_of(exported / "README.md")[1]
+        assert "torch.Generator().manual_seed(0)" in code
+        exec(code.replace("torch.Generator().manual_seed(0)", "generators"), scope | {"generators": generators})
+        theirs = pipe(
+            prompts, sigmas=PAPERS[4], guidance_scale=1.0, height=32, width=64, max_sequence_length=10,
+            generator=generators, output_type="latent",
+        ).images  # fmt: skip
+        torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
