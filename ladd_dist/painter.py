@@ -9,8 +9,9 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.draws import image_noise
 from ladd_dist.engines.build import compute_dtype
+from ladd_dist.models.folder import component
 from ladd_dist.models.text import TextEncoders
-from ladd_dist.models.transformer import Backbone, component, load_transformer
+from ladd_dist.models.transformer import Backbone, load_transformer
 from ladd_dist.models.vae import Vae
 from ladd_dist.sampling import VelocityNetwork, sample_ode, sample_student, schedule_times
 

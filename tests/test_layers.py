@@ -16,7 +16,7 @@ LAYERS = [
     {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits"},
     {"models", "engines", "profiler"},
     {"data", "ladd", "sampling", "digits", "metrics", "pictures", "watchdog"},
-    {"ema", "judges", "painter", "tracking"},
+    {"ema", "judges", "networks", "painter", "tracking"},
     {"checkpoint", "preview", "synthesis", "gallery", "window", "memory"},
     {"checkpoint_writer", "student", "report_charts"},
     {"trainer"},

@@ -20,6 +20,7 @@ from ladd_dist.data.mds import Manifest, collate
 from ladd_dist.data.shared_memory import take_number
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
+from ladd_dist.models.fingerprint import is_of
 from ladd_dist.signals import ignore_stop
 
 # Fixed, so that the sample order does not depend on the number of nodes.
@@ -46,10 +47,10 @@ def check_dataset(config: Config, space: LatentSpace, teacher: str) -> Manifest:
             f"{where} holds latents of {made.latent_channels} channels, but the teacher {config.teacher.path} has "
             f"{space.channels}: synthesize with this teacher, or set teacher.path to the one that made them"
         )
-    if made.teacher != teacher:
+    if made.teacher != teacher and not is_of(config.teacher.path, made.teacher):
         raise LaddError(
             f"{where} was made by teacher {made.teacher}, not by {config.teacher.path} ({teacher}): "
-            "synthesize again, or set teacher.path to the one that made it"
+            "synthesize again, or set teacher.path to the one that made it, with the files it had then"
         )
     for bucket, count in manifest.counts.items():
         space.shape(Bucket.parse(bucket))
