@@ -38,8 +38,8 @@ class TeacherConfig(Section):
     activation_checkpointing: bool = False
     compile: bool = False
     """torch.compile the blocks, once for all of one kind and for every aspect ratio."""
-    max_t5_tokens: PositiveInt = 256
-    """T5 tokens appended to the 77 of CLIP, where the teacher has a T5 encoder."""
+    max_t5_tokens: Annotated[int, Field(ge=1, le=512)] = 256
+    """T5 tokens appended to the 77 of CLIP; zeros where the teacher has no T5. The pipeline takes 512 at most."""
 
 
 class StudentConfig(Section):
