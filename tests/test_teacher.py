@@ -1,4 +1,4 @@
-"""Teachers as people have them: as downloaded, without T5, with configs that leave out keys, of parts that do not fit."""
+"""Teachers as people have them: as downloaded, without T5, with short configs, of parts that do not fit."""
 
 import json
 import os
