@@ -32,7 +32,9 @@ class TeacherConfig(Section):
     """The frozen network: teacher of the data and backbone of the discriminator."""
 
     path: str
-    """A diffusers folder with ``transformer/``, ``vae/``, ``scheduler/``, text encoders and tokenizers; T5 may be absent."""
+    """A diffusers folder with ``transformer/``, ``vae/``, ``scheduler/``, text encoders and tokenizers.
+
+    T5 may be absent."""
     placement: Literal["replicate", "shard"] = "replicate"
     """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
     activation_checkpointing: bool = False

@@ -380,6 +380,12 @@ def test_weights_in_another_format_alone_are_named(teacher: Path) -> None:
     assert f"{teacher}/vae has no {NET}.safetensors: weights must be safetensors" in refusal(configured(teacher))
 
 
+def test_a_t5_of_which_only_the_config_is_left_is_named_with_both_ways_out(teacher: Path) -> None:
+    (teacher / "text_encoder_3" / f"{TEXT}.safetensors").unlink()
+    line = refusal(configured(teacher))
+    assert "download those of the teacher, or remove text_encoder_3/ to draw without T5" in line
+
+
 @pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
 def test_a_tokenizer_without_its_vocabulary_is_named(teacher: Path, file: str) -> None:
     (teacher / "tokenizer_2" / file).unlink()

@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import CLIPTextConfig, T5Config
 
 from ladd_dist.errors import LaddError
-from ladd_dist.models.folder import T5, component, read_json
+from ladd_dist.models.files import read_json
+from ladd_dist.models.folder import T5, component
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

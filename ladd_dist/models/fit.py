@@ -5,7 +5,8 @@ from typing import Any
 
 from ladd_dist.errors import LaddError
 from ladd_dist.models.configs import load_config, text_config, vae_config
-from ladd_dist.models.folder import CLIPS, INDEX, T5, component, component_files, components, read_json
+from ladd_dist.models.files import read_json
+from ladd_dist.models.folder import CLIPS, INDEX, T5, component, component_files, components
 
 
 def check_files(folder: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""A diffusers SD3 folder on disk: which components and files its pipeline reads, and whether they are whole.
+"""A diffusers SD3 folder on disk: which components and files its pipeline reads.
 
 Every loader opens a component through here, so that a download that is not whole is said the same way everywhere.
 """
@@ -10,9 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from ladd_dist.errors import LaddError
+from ladd_dist.models.files import check_safetensors, read_json, whole
 
 INDEX = "model_index.json"
 CLIPS = ("text_encoder", "text_encoder_2")
@@ -29,7 +28,6 @@ _CONFIGS = {
 _TOKENIZER_FILES = (".json", ".txt", ".model")
 _ABSENT = [None, None]
 """As diffusers writes it."""
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def components(folder: str | Path) -> list[str]:
@@ -84,7 +82,7 @@ def weight_files(folder: str | Path, name: str) -> list[Path]:
     else:
         raise _without_weights(path, stem)
     for file in files:
-        _check_safetensors(file)
+        check_safetensors(file)
     return files
 
 
@@ -113,43 +111,9 @@ def copy_pipeline(folder: Path, to: Path, without: str) -> None:
         for file in component_files(folder, name) if name != without else ():
             shutil.copyfile(file, to / name / file.name)
     index = pipeline_index(folder)
-    named = {name for name, entry in index.items() if isinstance(entry, list)}
+    named = {name for name, entry in index.items() if isinstance(entry, list | None)}
     index |= dict.fromkeys(sorted(named.union(T5_PARTS).difference(names)), _ABSENT)
     (to / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def whole(path: Path) -> Path:
-    """``path``, if it is a file with its content.
-
-    Raises:
-        LaddError: if it is missing, a link to nothing or a Git LFS pointer.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(_LFS_POINTER))
-    except OSError as error:
-        reason = "links to a file that is not there" if path.is_symlink() and not path.exists() else error.strerror
-        raise LaddError(f"{path} cannot be read ({reason}): download the teacher again") from None
-    if start == _LFS_POINTER:
-        raise LaddError(
-            f"{path} is a Git LFS pointer, not the file: run git lfs pull there, or download the teacher again"
-        )
-    return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        LaddError: if it is missing or holds anything else.
-    """
-    try:
-        tree = json.loads(whole(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise LaddError(f"{path} is not JSON ({error}): download the teacher again") from None
-    if not isinstance(tree, dict):
-        raise LaddError(f"{path} holds no JSON object: download the teacher again")
-    return tree
 
 
 def _is_named(folder: str | Path, name: str) -> bool:
@@ -174,14 +138,6 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(set(shards.values()))]
 
 
-def _check_safetensors(file: Path) -> None:
-    try:
-        with safe_open(whole(file), "pt"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise LaddError(f"{file} is not a whole safetensors file ({error}): download the teacher again") from None
-
-
 def _without_weights(path: Path, stem: str) -> LaddError:
     """What to do about a component that has its weights as a variant alone, or in another format."""
     variant = re.compile(rf"({stem})\.\w+(\.safetensors(?:\.index\.json)?)|({stem}\.safetensors\.index)\.\w+(\.json)")
@@ -192,4 +148,7 @@ def _without_weights(path: Path, stem: str) -> LaddError:
                 f"{path} has its weights as a variant alone: to use them, mv {file.name} {name} there, "
                 "and alike in each component that has no others"
             )
-    return LaddError(f"{path} has no {stem}.safetensors: weights must be safetensors, download those of the teacher")
+    remedy = "weights must be safetensors, download those of the teacher"
+    if path.name == T5:
+        remedy += f", or remove {path.name}/ to draw without T5"
+    return LaddError(f"{path} has no {stem}.safetensors: {remedy}")
