@@ -32,6 +32,7 @@ from ladd_dist.distributed import World
 from ladd_dist.engines.base import STATE_KINDS, Engine, Shard, fill
 from ladd_dist.errors import DamagedError, LaddError
 from ladd_dist.log import warn
+from ladd_dist.models.fingerprint import is_of
 
 STATE, LATEST, RANGES, CONFIG = "state.json", "latest", "ranges", "config.yaml"
 _TENSORS = ".safetensors"
@@ -186,7 +187,7 @@ class Checkpoint:
         Raises:
             LaddError: naming the first thing in which they differ.
         """
-        if self.state.teacher != teacher:
+        if self.state.teacher != teacher and not is_of(config.teacher.path, self.state.teacher):
             raise LaddError(
                 f"checkpoint {self.path} was trained with teacher {self.state.teacher}, but teacher.path="
                 f"{config.teacher.path} is {teacher}: restore that teacher, or set a new run_dir"

@@ -33,14 +33,16 @@ class TeacherConfig(Section):
     """The frozen network: teacher of the data and backbone of the discriminator."""
 
     path: PathName
-    """A diffusers folder with ``transformer/``, ``vae/``, ``scheduler/``, text encoders and tokenizers."""
+    """A diffusers folder with ``transformer/``, ``vae/``, ``scheduler/``, text encoders and tokenizers.
+
+    T5 may be absent."""
     placement: Literal["replicate", "shard"] = "replicate"
     """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
     activation_checkpointing: bool = False
     compile: bool = False
     """torch.compile the blocks, once for all of one kind and for every aspect ratio."""
-    max_t5_tokens: PositiveInt = 256
-    """T5 tokens appended to the 77 of CLIP, where the teacher has a T5 encoder."""
+    max_t5_tokens: Annotated[int, Field(ge=1, le=512)] = 256
+    """T5 tokens appended to the 77 of CLIP; zeros where the teacher has no T5. The pipeline takes 512 at most."""
 
 
 class StudentConfig(Section):

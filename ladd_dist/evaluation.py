@@ -23,6 +23,7 @@ from ladd_dist.judges import Judge, load_judge
 from ladd_dist.log import log, progress
 from ladd_dist.metrics import frechet_distance
 from ladd_dist.models.transformer import Backbone
+from ladd_dist.networks import check_networks
 from ladd_dist.painter import Painter, load_backbone, teacher_schedule
 from ladd_dist.results import RESULTS, Results, SetResult
 from ladd_dist.sampling import sample_ode
@@ -70,8 +71,9 @@ def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weig
         The content of ``evaluation/results.json``.
 
     Raises:
-        LaddError: if prompts, judge or checkpoint cannot be used.
+        LaddError: if networks, prompts, judge or checkpoint cannot be used.
     """
+    check_networks(config)
     dtype = compute_dtype(config)
     requests = _requests(config)
     teacher_schedule(config)

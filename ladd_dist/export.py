@@ -9,6 +9,8 @@ from ladd_dist.checkpoint import Checkpoint
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import Request
 from ladd_dist.errors import LaddError
+from ladd_dist.models.folder import T5_PARTS, components, copy_pipeline
+from ladd_dist.networks import check_networks
 from ladd_dist.student import Weights, load_student
 from ladd_dist.student_schedule import sampler_notes, write_scheduler
 
@@ -25,7 +27,7 @@ A few-step student of `{teacher}`, distilled by Latent Adversarial Diffusion Dis
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-pipe = StableDiffusion3Pipeline.from_pretrained("{name}")
+pipe = StableDiffusion3Pipeline.from_pretrained("{name}"{without})
 torch.manual_seed(0)  # noise between steps comes from torch's global generator
 image = pipe("{prompt}", sigmas={sigmas}, guidance_scale=1.0, height={height}, width={width}).images[0]
 ```
@@ -53,14 +55,15 @@ def export(
         overwrite: replace ``folder``.
 
     Raises:
-        LaddError: if ``folder`` exists.
+        LaddError: if ``folder`` exists, or the configured networks cannot be used.
     """
     if folder.exists() and not overwrite:
         raise LaddError(f"export folder {folder} exists: pass --overwrite, or choose another with --out")
+    check_networks(config)
     teacher = Path(config.teacher.path)
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(teacher, temporary, ignore=shutil.ignore_patterns("transformer", "*.md", "build.json", ".*"))
+    copy_pipeline(teacher, temporary, without="transformer")
 
     write_scheduler(temporary)
     net = load_student(config, checkpoint, weights, dtype).net
@@ -68,6 +71,7 @@ def export(
 
     card = _CARD.format(
         name=folder.name, teacher=teacher.name, iterations=checkpoint.state.iteration, weights=weights,
+        without="".join(f", {part}=None" for part in T5_PARTS if part not in components(teacher)),
         prompt=example.prompt, height=example.bucket.height, width=example.bucket.width,
         sigmas=config.method.times(), sampler=sampler_notes(config.method),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ladd_dist.config import MethodConfig
-from ladd_dist.teacher_schedule import read_settings
+from ladd_dist.models.folder import INDEX, pipeline_index
 
 _NOTES = """\
 {fewer}Pass `sigmas` and `guidance_scale=1.0` always: the pipeline's own defaults are guidance 7 and 28 steps at other
@@ -39,14 +39,13 @@ def write_scheduler(folder: Path) -> None:
     It is written anew: none of the copied settings survives, nor its class.
 
     Raises:
-        LaddError: if the folder has no readable ``model_index.json``.
+        LaddError: if its ``model_index.json`` is damaged.
     """
-    index = folder / "model_index.json"
-    components = read_settings(index)
+    components = pipeline_index(folder)
     scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     scheduler.save_pretrained(folder / "scheduler")
     components["scheduler"] = ["diffusers", type(scheduler).__name__]
-    index.write_text(json.dumps(components, indent=2) + "\n")
+    (folder / INDEX).write_text(json.dumps(components, indent=2) + "\n", encoding="utf-8")
 
 
 def sampler_notes(method: MethodConfig) -> str:

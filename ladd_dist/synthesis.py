@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from ladd_dist.distributed import World
 from ladd_dist.draws import image_seed
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, progress
-from ladd_dist.models.transformer import fingerprint
+from ladd_dist.models.fingerprint import fingerprint, is_of
+from ladd_dist.networks import check_networks
 from ladd_dist.painter import Painter, teacher_schedule
 
 _PLAN = "plan.json"
@@ -49,14 +50,12 @@ def synthesize(config: Config, world: World) -> Manifest:
     """Draw every picture that is not there yet, then write the streams' indices and the manifest.
 
     Raises:
-        LaddError: for prompts or buckets that cannot be used, or if the folder holds another plan's samples.
+        LaddError: for input that cannot be used, or if the folder holds another plan's samples.
     """
     settings, root = config.synthesis, Path(config.data.path)
-    space = LatentSpace.of(config.teacher.path)
+    space = check_networks(config)
     requests = read_requests(settings.prompts, settings.buckets, settings.images_per_prompt)
     parts = plan_parts(root, requests, settings.part_samples)
-    for part in parts:
-        space.shape(part.requests[0].bucket)
     if empty := set(settings.buckets) - {request.bucket.name for request in requests}:
         raise LaddError(
             f"bucket {min(empty)} gets no prompt from {settings.prompts}: "
@@ -64,7 +63,7 @@ def synthesize(config: Config, world: World) -> Manifest:
         )
     provenance = _provenance(config, space, teacher_schedule(config).settings)
     painter = Painter(config, world.device)
-    _check_plan(root, provenance, world)
+    provenance = _check_plan(root, provenance, config.teacher.path, world)
 
     mine = [part for i, part in enumerate(parts) if i % world.size == world.rank]
     finished = [part for part in mine if part.folder.exists()]
@@ -114,14 +113,21 @@ def _provenance(config: Config, space: LatentSpace, scheduler: dict) -> Provenan
     )
 
 
-def _check_plan(root: Path, provenance: Provenance, world: World) -> None:
-    """Record what is being made, or compare with what was: a folder never mixes two plans."""
+def _check_plan(root: Path, provenance: Provenance, folder: str, world: World) -> Provenance:
+    """Record what is being made, or compare with what was: a folder never mixes two plans.
+
+    Returns:
+        ``provenance``, with the teacher's fingerprint as the plan has it.
+    """
     plan = root / _PLAN
     if plan.exists():
         try:
-            before, now = json.loads(plan.read_text(encoding="utf-8")), asdict(provenance)
+            before = json.loads(plan.read_text(encoding="utf-8"))
         except ValueError as error:
             raise LaddError(f"{plan} is damaged ({error}): set data.path to a new folder, or remove {root}") from None
+        if is_of(folder, before.get("teacher")):
+            provenance = replace(provenance, teacher=before["teacher"])
+        now = asdict(provenance)
         if changed := [key for key in now if before.get(key) != now[key]]:
             key = changed[0]
             raise LaddError(
@@ -135,6 +141,7 @@ def _check_plan(root: Path, provenance: Provenance, world: World) -> None:
         temporary.write_text(json.dumps(asdict(provenance), indent=2) + "\n", encoding="utf-8")
         temporary.replace(plan)
     world.barrier()
+    return provenance
 
 
 def _verify(parts: list[Part], space: LatentSpace) -> None:

@@ -15,7 +15,8 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import c
 
 from ladd_dist.errors import LaddError
 from ladd_dist.flow import TIMESTEP_SCALE
-from ladd_dist.models.transformer import component
+from ladd_dist.models.files import read_json
+from ladd_dist.models.folder import INDEX, component, pipeline_index
 
 _CLASS = FlowMatchEulerDiscreteScheduler.__name__
 _FIXED = {"num_train_timesteps": int(TIMESTEP_SCALE), "stochastic_sampling": False, "invert_sigmas": False}
@@ -34,10 +35,10 @@ class TeacherSchedule:
 
     def __init__(self, folder: str | Path) -> None:
         self._file = component(folder, "scheduler") / "scheduler_config.json"
-        config, index = read_settings(self._file), Path(folder) / "model_index.json"
+        config, index = read_json(self._file), pipeline_index(folder)
         _check_class(self._file, config.get("_class_name"))
-        if index.is_file():
-            _check_class(index, (read_settings(index).get("scheduler") or [None])[-1])
+        if index:
+            _check_class(Path(folder) / INDEX, (index.get("scheduler") or [None])[-1])
         try:
             self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
         except (ValueError, TypeError, ArithmeticError) as error:
@@ -72,21 +73,6 @@ class TeacherSchedule:
             return None
         keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         return float(calculate_shift(tokens, *(self.settings[key] for key in keys)))
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """A JSON file of a diffusers folder.
-
-    Raises:
-        LaddError: if it is missing, or no JSON object.
-    """
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LaddError(f"{file} cannot be read ({error}): download the teacher again") from None
-    if not isinstance(tree, dict):
-        raise LaddError(f"{file} holds no settings: download the teacher again")
-    return tree
 
 
 def _check_class(file: Path, name: str | None) -> None:

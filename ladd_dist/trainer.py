@@ -11,7 +11,6 @@ from ladd_dist.checkpoint_writer import CheckpointWriter
 from ladd_dist.clock import Clock
 from ladd_dist.config import Config
 from ladd_dist.control import Control
-from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.data.check import check_dataset
 from ladd_dist.data.reader import LatentReader
 from ladd_dist.distributed import World
@@ -20,21 +19,17 @@ from ladd_dist.engines.base import Engine, Shard
 from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import build_engine, check_launch, compute_dtype, place_frozen
 from ladd_dist.engines.replicated import ReplicatedEngine
-from ladd_dist.errors import LaddError, Requeue
+from ladd_dist.errors import Requeue
 from ladd_dist.ladd import Ladd, Sample, draw_sample
 from ladd_dist.log import log, progress, warn
 from ladd_dist.memory import describe, expected_state
 from ladd_dist.models.attention import Attention, Place, choose_attention, set_attention
+from ladd_dist.models.configs import load_config
 from ladd_dist.models.discriminator import DiscriminatorHeads, choose_heads, tapped_blocks
-from ladd_dist.models.transformer import (
-    Backbone,
-    end_behind,
-    fingerprint,
-    load_config,
-    make_transformer,
-    meta_transformer,
-)
+from ladd_dist.models.fingerprint import fingerprint
+from ladd_dist.models.transformer import Backbone, end_behind, make_transformer, meta_transformer
 from ladd_dist.models.weights import FolderWeights
+from ladd_dist.networks import check_networks
 from ladd_dist.preview import Preview
 from ladd_dist.profiler import Profiler
 from ladd_dist.schedule import rate_changes
@@ -61,10 +56,8 @@ class Trainer:
         world.position.enter(0, "start")
         check_launch(config, world)
         config.accumulation(world.size)
-        self.space = LatentSpace.of(config.teacher.path)
-        check_student(config)
+        self.space = check_networks(config)
         self.teacher_id = fingerprint(config.teacher.path)
-        check_weights(config)
         manifest = check_dataset(config, self.space, self.teacher_id, world)
 
         log(f"each rank will hold {describe(expected_state(config, world.size))}")
@@ -182,33 +175,6 @@ class Trainer:
         changes = rate_changes(saved.config, self.config, iteration)
         if changes and iteration < self.config.train.iterations and self.world.is_main:
             warn(changes)
-
-
-def check_student(config: Config) -> None:
-    """Hold a student of its own against the teacher.
-
-    Raises:
-        LaddError: naming the first shape in which their inputs or outputs differ.
-    """
-    if config.student.path is None:
-        return
-    student, teacher = load_config(config.student.path), load_config(config.teacher.path)
-    for key in ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim"):
-        if student[key] != teacher[key]:
-            raise LaddError(
-                f"student.path={config.student.path} has {key}={student[key]}, but the teacher has {teacher[key]}: "
-                "choose a student that takes the teacher's latents and text, or null for a copy of the teacher"
-            )
-
-
-def check_weights(config: Config) -> None:
-    """Hold the weights of teacher and student against their config.json.
-
-    Raises:
-        LaddError: naming the folder and the first tensor that is missing or of another shape.
-    """
-    for folder in dict.fromkeys((config.teacher.path, config.student.path or config.teacher.path)):
-        FolderWeights(folder).check(Backbone(meta_transformer(folder)))
 
 
 def build_networks(config: Config, world: World, clock: Clock) -> Ladd:

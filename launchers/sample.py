@@ -13,6 +13,7 @@ from ladd_dist.draws import image_seed
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, progress
+from ladd_dist.networks import check_networks
 from ladd_dist.painter import Painter
 from ladd_dist.pictures import save_png, sheet
 from ladd_dist.student import load_student, open_checkpoint
@@ -31,6 +32,7 @@ def main(launch: Launch) -> None:
     """Draw and write."""
     args, config, device = launch.args, launch.config, launch.world.device
     _check_seeds(args)
+    check_networks(config)
     checkpoint = open_checkpoint(config, launch.world, args.checkpoint)
     student = load_student(config, checkpoint, args.weights, compute_dtype(config)).to(device)
     painter = Painter(config, device, student)

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ALONE, ROOT, TEACHER, TINY, tiny_config, tiny_overrides
+from diffusers import AutoencoderKL, SD3Transformer2DModel
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from latents import damage
 from launch import launch
 from ranks import ranks
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModelWithProjection
 
 from ladd_dist import checkpoint, distributed, trainer
 from ladd_dist.config import Config, load
@@ -373,6 +375,19 @@ def test_weights_that_do_not_belong_to_their_config_are_named(
     assert f"{folder}/transformer" in line and message.format(name=name) in line
 
 
+@pytest.mark.parametrize("name", ["synthesize.py", "train.py", "sample.py", "evaluate.py", "export.py"])
+def test_networks_that_do_not_fit_are_named_before_one_is_loaded(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, copied_run: Path, tmp_path: Path, name: str
+) -> None:
+    for kind in (SD3Transformer2DModel, AutoencoderKL, CLIPTextModelWithProjection):
+        monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: pytest.fail("a network is being loaded"))
+    folder = shutil.copytree(TEACHER, tmp_path / "teacher")
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_channels": 16}))
+    line = refused(name, f"teacher.path={folder}")
+    assert f"{folder}: the VAE's latent_channels is 16, but the transformer's in_channels is 4" in line
+
+
 def test_blocks_that_the_teacher_does_not_have_are_named(refused: Refused) -> None:
     assert "discriminator.blocks=[1, 9]: the teacher has blocks 0 to 3" in refused(
         "train.py", "discriminator.blocks=[1,9]"
@@ -492,11 +507,11 @@ def test_another_run_cannot_go_on(refused: Refused, copied_run: Path, key: str, 
 
 
 @pytest.mark.parametrize("name", ["sample.py", "export.py"])
-def test_another_students_checkpoint_is_named(
-    refused: Refused, copied_run: Path, random_teacher: Path, name: str
-) -> None:
-    line = refused(name, f"student.path={random_teacher}")
-    assert f"checkpoint {copied_run} does not fit the student at {random_teacher}" in line
+def test_another_students_checkpoint_is_named(refused: Refused, copied_run: Path, tmp_path: Path, name: str) -> None:
+    config = SD3Transformer2DModel.load_config(f"{TEACHER}/transformer") | {"num_layers": 2}
+    SD3Transformer2DModel.from_config(config).save_pretrained(tmp_path / "small" / "transformer")
+    line = refused(name, f"student.path={tmp_path / 'small'}")
+    assert f"checkpoint {copied_run} does not fit the student at {tmp_path / 'small'}" in line
     assert "pass the run's own config.yaml" in line
 
 

@@ -24,7 +24,7 @@ from ladd_dist.data.prompts import first_of_each_bucket, read_requests
 from ladd_dist.distributed import World
 from ladd_dist.draws import image_seed
 from ladd_dist.errors import LaddError
-from ladd_dist.models.transformer import fingerprint
+from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.synthesis import synthesize
 
 # Prompts

@@ -17,7 +17,7 @@ LAYERS = [
     {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits"},
     {"models", "engines", "profiler"},
     {"data", "ladd", "sampling", "digits", "metrics", "pictures", "watchdog", "teacher_schedule"},
-    {"ema", "judges", "painter", "tracking", "student_schedule"},
+    {"ema", "judges", "networks", "painter", "tracking", "student_schedule"},
     {"checkpoint", "preview", "synthesis", "gallery", "window", "memory"},
     {"checkpoint_writer", "student", "report_charts"},
     {"trainer"},

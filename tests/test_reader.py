@@ -24,7 +24,7 @@ from ladd_dist.data.reader import LatentReader
 from ladd_dist.distributed import World
 from ladd_dist.draws import step_draws
 from ladd_dist.errors import LaddError
-from ladd_dist.models.transformer import fingerprint
+from ladd_dist.models.fingerprint import fingerprint
 
 Ids = list[list[int]]
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ladd_dist.errors import LaddError
-from ladd_dist.models.transformer import load_config, token_grid
+from ladd_dist.models.configs import load_config
+from ladd_dist.models.transformer import token_grid
 from ladd_dist.models.vae import latent_factor
 
 
@@ -40,25 +41,34 @@ class LatentSpace:
     channels: int
     factor: int
     transformer: dict
+    student: dict | None = None
+    """The config of a student of its own, whose patches and positions must hold every bucket too."""
 
     @staticmethod
-    def of(folder: str | Path) -> "LatentSpace":
-        """Read a diffusers folder's configs."""
+    def of(folder: str | Path, student: str | Path | None = None) -> "LatentSpace":
+        """Read the configs of a teacher's diffusers folder and of a student's, where it has one of its own."""
         config = load_config(folder)
-        return LatentSpace(config["in_channels"], latent_factor(folder), config)
+        return LatentSpace(
+            config["in_channels"], latent_factor(folder), config, load_config(student) if student else None
+        )
 
     def shape(self, bucket: Bucket) -> tuple[int, int, int]:
         """Latent shape ``(C, H, W)`` of a bucket.
 
         Raises:
-            LaddError: if the bucket does not divide into latent positions and patches.
+            LaddError: if the bucket does not divide into latent positions and patches, or exceeds a position table.
         """
         if bucket.height % self.factor or bucket.width % self.factor:
             raise LaddError(f"bucket {bucket.name}: height and width must be multiples of {self.factor}")
         height, width = bucket.height // self.factor, bucket.width // self.factor
-        self.grid(height, width)
+        try:
+            self.grid(height, width)
+            if self.student:
+                token_grid(self.student, height, width, "student")
+        except LaddError as error:
+            raise LaddError(f"bucket {bucket.name}: {error}") from None
         return self.channels, height, width
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Token grid of a latent of ``height x width`` positions."""
+        """The teacher's token grid of a latent of ``height x width`` positions."""
         return token_grid(self.transformer, height, width)

@@ -12,6 +12,7 @@ from ladd_dist.data.mds import MANIFEST, Manifest
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, warn
+from ladd_dist.models.fingerprint import is_of
 
 Shard = tuple[Path, ShardRecord]
 """A shard and the folder that its files' names are relative to."""
@@ -69,10 +70,10 @@ def _check_manifest(config: Config, manifest: Manifest, space: LatentSpace, teac
             f"{where} holds latents of {made.latent_channels} channels, but the teacher {config.teacher.path} has "
             f"{space.channels}: synthesize with this teacher, or set teacher.path to the one that made them"
         )
-    if made.teacher != teacher:
+    if made.teacher != teacher and not is_of(config.teacher.path, made.teacher):
         raise LaddError(
             f"{where} was made by teacher {made.teacher}, not by {config.teacher.path} ({teacher}): "
-            "synthesize again, or set teacher.path to the one that made it"
+            "synthesize again, or set teacher.path to the one that made it, with the files it had then"
         )
     for bucket, count in manifest.counts.items():
         space.shape(Bucket.parse(bucket))

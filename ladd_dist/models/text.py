@@ -1,34 +1,50 @@
 """Prompts to conditioning, by the teacher's own encoders and tokenizers."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from ladd_dist.conditioning import Conditioning
 from ladd_dist.errors import LaddError
-from ladd_dist.models.transformer import component, meta_transformer
+from ladd_dist.log import log
+from ladd_dist.models.configs import text_config
+from ladd_dist.models.folder import T5, components
+from ladd_dist.models.loading import load_model, load_tokenizer
+from ladd_dist.models.transformer import meta_transformer
+
+_KINDS: dict[str, tuple[type, str, type]] = {
+    "text_encoder": (CLIPTextModelWithProjection, "tokenizer", CLIPTokenizer),
+    "text_encoder_2": (CLIPTextModelWithProjection, "tokenizer_2", CLIPTokenizer),
+    "text_encoder_3": (T5EncoderModel, "tokenizer_3", T5TokenizerFast),
+}
 
 
 class TextEncoders:
     """The two CLIP encoders and, where the folder has one, T5, run as diffusers' SD3 pipeline runs them.
 
+    Without T5 the pipeline puts zeros in the place of its ``max_t5_tokens`` tokens.
+
     Raises:
-        LaddError: if the folder lacks an encoder or tokenizer.
+        LaddError: if the folder lacks a CLIP encoder or a tokenizer, or one cannot be loaded.
     """
 
     def __init__(self, folder: str | Path, dtype: torch.dtype, device: torch.device, max_t5_tokens: int) -> None:
-        component(folder, "text_encoder")
-        try:
-            # The pipeline reads the transformer's widths, so it gets one without storage.
-            self._pipeline = StableDiffusion3Pipeline.from_pretrained(
-                folder, transformer=meta_transformer(folder), vae=None, torch_dtype=dtype, use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            raise LaddError(f"text encoders of {folder} cannot be loaded: {' '.join(str(error).split())}") from None
-        for encoder in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-            if (module := getattr(self._pipeline, encoder)) is not None:
-                module.to(device).eval()
+        parts: dict[str, Any] = {}
+        for encoder, (kind, tokenizer, tokenizer_kind) in _KINDS.items():
+            parts |= {encoder: None, tokenizer: None}
+            if encoder == T5 and T5 not in components(folder):
+                log(f"teacher {folder} has no T5: zeros in its place, as the SD3 pipeline puts there")
+                continue
+            parts[tokenizer] = load_tokenizer(tokenizer_kind, folder, tokenizer)
+            _check_vocabulary(folder, encoder, len(parts[tokenizer]))
+            parts[encoder] = load_model(kind, folder, encoder, dtype=dtype).to(device).eval()
+        # The pipeline reads the transformer's widths, so it gets one without storage.
+        self._pipeline = StableDiffusion3Pipeline(
+            transformer=meta_transformer(folder), scheduler=None, vae=None, **parts
+        )
         self._device, self._max_t5_tokens = device, max_t5_tokens
 
     @torch.no_grad()
@@ -43,3 +59,11 @@ class TextEncoders:
             max_sequence_length=self._max_t5_tokens,
         )
         return Conditioning(context, pooled)
+
+
+def _check_vocabulary(folder: str | Path, encoder: str, tokens: int) -> None:
+    if tokens > (known := text_config(folder, encoder)["vocab_size"]):
+        raise LaddError(
+            f"{folder}: the tokenizer of {encoder} makes {tokens} tokens, but the encoder knows {known}: "
+            "they are not of one model"
+        )

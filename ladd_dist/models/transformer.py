@@ -7,22 +7,19 @@ that only feeds the heads stops after the last tapped block.
 Shape legend: B batch, C latent channels, H W latent size, N image tokens, D width, L text tokens.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import SD3Transformer2DModel
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ladd_dist.conditioning import Conditioning
 from ladd_dist.errors import LaddError
 from ladd_dist.flow import TIMESTEP_SCALE
-
-_FINGERPRINT_BYTES = 1 << 20
+from ladd_dist.models.configs import load_config
+from ladd_dist.models.loading import load_model
 
 
 class Backbone(nn.Module):
@@ -130,44 +127,21 @@ class Few:
             self._consume(self._seen - len(run), run)
 
 
-def token_grid(config: dict, height: int, width: int) -> tuple[int, int]:
-    """Token grid ``(rows, columns)`` of a latent, given the transformer's config.
+def token_grid(config: dict, height: int, width: int, network: str = "teacher") -> tuple[int, int]:
+    """Token grid ``(rows, columns)`` of a latent, given a transformer's whole config.
+
+    Args:
+        network: whose config it is, for the error.
 
     Raises:
         LaddError: if the latent does not divide into patches or exceeds the position table.
     """
     p, limit = config["patch_size"], config["pos_embed_max_size"]
     if height % p or width % p:
-        raise LaddError(f"a latent of {height}x{width} does not divide into the teacher's {p}x{p} patches")
-    if max(height, width) // p > limit:
-        raise LaddError(f"a latent of {height}x{width} exceeds the teacher's position table of {limit}x{limit}")
+        raise LaddError(f"a latent of {height}x{width} does not divide into the {network}'s {p}x{p} patches")
+    if limit and max(height, width) // p > limit:  # without a size, diffusers computes positions as they come
+        raise LaddError(f"a latent of {height}x{width} exceeds the {network}'s position table of {limit}x{limit}")
     return height // p, width // p
-
-
-def component(folder: str | Path, name: str) -> Path:
-    """Path of one component of a diffusers folder.
-
-    Raises:
-        LaddError: if the folder or the component is missing.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        raise LaddError(f"teacher folder {path} does not exist: set teacher.path to a diffusers SD3 folder")
-    if not (path / name / "config.json").is_file() and not (path / name / "scheduler_config.json").is_file():
-        raise LaddError(f"{path} has no {name}/: teacher.path must be a whole diffusers SD3 folder")
-    return path / name
-
-
-def load_config(folder: str | Path) -> dict:
-    """The transformer's config of a diffusers folder, without its weights."""
-    path = component(folder, "transformer")
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LaddError(f"{path / 'config.json'} is not JSON ({error}): download the teacher again") from None
-    if config.get("_class_name") != "SD3Transformer2DModel":
-        raise LaddError(f"{path} holds a {config.get('_class_name')}: only SD3Transformer2DModel is supported")
-    return SD3Transformer2DModel.load_config(path)
 
 
 def end_behind(net: SD3Transformer2DModel, block: int) -> SD3Transformer2DModel:
@@ -199,34 +173,4 @@ def load_transformer(folder: str | Path, dtype: torch.dtype) -> SD3Transformer2D
         LaddError: if there is none, or its weights are not safetensors or cannot be read.
     """
     load_config(folder)
-    path = component(folder, "transformer")
-    try:
-        return SD3Transformer2DModel.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise LaddError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from None
-
-
-def fingerprint(folder: str | Path) -> str:
-    """Identify a teacher by all its weights and the transformer's config, without reading all of them.
-
-    SHA-256 over the config and, of each component's safetensors files, header, size and first and last MiB of
-    data: seconds for 30 GB, and different for any two trained networks.
-
-    Raises:
-        LaddError: if a weight file is not one, such as a Git LFS pointer.
-    """
-    path = component(folder, "transformer")
-    digest = hashlib.sha256((path / "config.json").read_bytes())
-    for file in sorted(Path(folder).glob("*/*.safetensors")):
-        try:
-            with safe_open(file, "pt") as header:
-                digest.update(repr(sorted(header.keys())).encode())
-        except SafetensorError as error:
-            raise LaddError(f"{file} is not a whole safetensors file ({error}): download the teacher again") from None
-        with file.open("rb") as data:
-            size = data.seek(0, 2)
-            digest.update(f"{file.parent.name}/{file.name}:{size}".encode())
-            for offset in (0, max(0, size - _FINGERPRINT_BYTES)):
-                data.seek(offset)
-                digest.update(data.read(_FINGERPRINT_BYTES))
-    return digest.hexdigest()[:16]
+    return load_model(SD3Transformer2DModel, folder, "transformer", torch_dtype=dtype)

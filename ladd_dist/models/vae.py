@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ladd_dist.errors import LaddError
-from ladd_dist.models.transformer import component
+from ladd_dist.models.configs import vae_config
+from ladd_dist.models.loading import load_model
 
 
 class Vae:
@@ -18,11 +18,7 @@ class Vae:
     """
 
     def __init__(self, folder: str | Path, device: torch.device) -> None:
-        path = component(folder, "vae")
-        try:
-            self.net = AutoencoderKL.from_pretrained(path, use_safetensors=True).to(device).eval()
-        except (OSError, ValueError) as error:
-            raise LaddError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from None
+        self.net: AutoencoderKL = load_model(AutoencoderKL, folder, "vae").to(device).eval()
         self.net.requires_grad_(False)
 
     @torch.no_grad()
@@ -35,5 +31,4 @@ class Vae:
 
 def latent_factor(folder: str | Path) -> int:
     """Pixels per latent position along each side, from the VAE's config."""
-    config = AutoencoderKL.load_config(component(folder, "vae"))
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    return 2 ** (len(vae_config(folder)["block_out_channels"]) - 1)

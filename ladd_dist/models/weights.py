@@ -1,17 +1,15 @@
 """The weights of one component of a diffusers folder, read range by range out of its safetensors files."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ladd_dist.errors import LaddError
-from ladd_dist.models.transformer import component
+from ladd_dist.models.folder import component, weight_files
 
-_FILE = "diffusion_pytorch_model.safetensors"
 _PREFIX = "net."
 
 
@@ -27,24 +25,8 @@ class FolderWeights:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = component(folder, "transformer")
-        self._files = {name: self._open(name) for name in self._names()}
-        self._where = {key: file for file in self._files.values() for key in file.keys()}  # noqa: SIM118
-
-    def _names(self) -> list[str]:
-        index = self.path / f"{_FILE}.index.json"
-        if not index.is_file():
-            return [_FILE]
-        try:
-            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError) as error:
-            raise LaddError(f"{index} is not a safetensors index ({error!r}): download the folder again") from None
-
-    def _open(self, name: str) -> Any:
-        try:
-            return safe_open(self.path / name, "pt")
-        except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise LaddError(f"{self.path / name} cannot be read ({reason}): weights must be safetensors") from None
+        files: list[Any] = [safe_open(file, "pt") for file in weight_files(folder, "transformer")]
+        self._where = {key: file for file in files for key in file.keys()}  # noqa: SIM118
 
     def check(self, module: nn.Module) -> None:
         """Hold names and shapes against a network's, before anything is allocated.

@@ -1,0 +1,82 @@
+"""Whether the networks of a teacher's folder fit each other, from their configs alone."""
+
+from pathlib import Path
+from typing import Any
+
+from ladd_dist.errors import LaddError
+from ladd_dist.models.configs import load_config, text_config, vae_config
+from ladd_dist.models.files import read_json
+from ladd_dist.models.folder import CLIPS, INDEX, T5, component, component_files, components
+
+
+def check_files(folder: str | Path) -> None:
+    """Hold a teacher's folder against what its pipeline reads.
+
+    Raises:
+        LaddError: naming the first component or file that is missing or not whole.
+    """
+    for name in ("transformer", "vae", "scheduler", *CLIPS, "tokenizer", "tokenizer_2"):
+        component(folder, name)
+    read_json(Path(folder) / INDEX)
+    for name in components(folder):
+        component_files(folder, name)
+    if T5 in components(folder):
+        component(folder, "tokenizer_3")
+
+
+def check_shapes(folder: str | Path) -> None:
+    """Hold a teacher's networks against each other.
+
+    Raises:
+        LaddError: naming the first two numbers that must be the same and are not.
+    """
+    config = load_config(folder)
+    _check_transformer(folder, config)
+    _check_vae(folder, config)
+    _check_text(folder, config)
+    _check_tokens(folder)
+
+
+def _check_transformer(folder: str | Path, config: dict[str, Any]) -> None:
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    _same(folder, "transformer's caption_projection_dim", config["caption_projection_dim"], "its own width", width)
+    _same(folder, "transformer's out_channels", config["out_channels"], "its in_channels", config["in_channels"])
+
+
+def _check_vae(folder: str | Path, config: dict[str, Any]) -> None:
+    channels = vae_config(folder)["latent_channels"]
+    _same(folder, "VAE's latent_channels", channels, "the transformer's in_channels", config["in_channels"])
+
+
+def _check_text(folder: str | Path, config: dict[str, Any]) -> None:
+    """The pipeline puts the CLIPs side by side, pads them to T5's width and lays T5's tokens behind them."""
+    first, second = (text_config(folder, name) for name in CLIPS)
+    pooled, hidden = (first[key] + second[key] for key in ("projection_dim", "hidden_size"))
+    wanted = config["joint_attention_dim"]
+    what = "the transformer's pooled_projection_dim"
+    _same(folder, "CLIPs' projection_dim in sum", pooled, what, config["pooled_projection_dim"])
+    if hidden > wanted:
+        raise LaddError(
+            f"{folder}: the CLIPs' hidden_size in sum is {hidden}, more than the transformer's joint_attention_dim="
+            f"{wanted}: {_REMEDY}"
+        )
+    if T5 in components(folder):
+        width = text_config(folder, T5)["d_model"]
+        _same(folder, "T5's d_model", width, "the transformer's joint_attention_dim", wanted)
+
+
+def _check_tokens(folder: str | Path) -> None:
+    """The pipeline pads for both CLIPs to the length that the first tokenizer names."""
+    path = component(folder, "tokenizer") / "tokenizer_config.json"
+    length = read_json(path).get("model_max_length")
+    known = min(text_config(folder, name)["max_position_embeddings"] for name in CLIPS)
+    if not isinstance(length, int) or length > known:
+        raise LaddError(f"{path} has model_max_length={length}, but the CLIPs know {known} positions: {_REMEDY}")
+
+
+def _same(folder: str | Path, left: str, value: int, right: str, other: int) -> None:
+    if value != other:
+        raise LaddError(f"{folder}: the {left} is {value}, but {right} is {other}: {_REMEDY}")
+
+
+_REMEDY = "teacher.path must hold components that belong together"
