@@ -6,7 +6,6 @@ it was.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from torch import Tensor
 from ladd_dist.checkpoint import CONFIG, LATEST, RANGES, STATE, RunState, Shards
 from ladd_dist.checksums import SUMS, sha256, write_sums
 from ladd_dist.config import Config, load
+from ladd_dist.disk import sync
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, warn
@@ -140,13 +140,13 @@ class CheckpointWriter:
         write_sums(temporary, sums | {name: sha256(temporary / name) for name in (STATE, CONFIG)})
         # By name, not by listing the folder: what a rank has written to a disk of its own is not there.
         for path in (*(temporary / name for name in (*sums, STATE, CONFIG, SUMS)), temporary):
-            _sync(path)
+            sync(path)
         if not (RunState.read(temporary / STATE) == state and load(temporary / CONFIG) == self._config):
             raise OSError(f"{STATE} or {CONFIG} does not read back as it was written")
         if final.exists():
             _remove(final)
         temporary.rename(final)
-        _sync(self._root)
+        sync(self._root)
         _point(self._root, final.name)
         _prune(self._root, final.name, self._config.train.keep_checkpoints)
 
@@ -166,7 +166,7 @@ def _make_room(temporary: Path) -> None:
 def _write_tensors(file: Path, tensors: dict[str, Tensor], ranges: Mapping[str, tuple]) -> str:
     """Write, read back and compare. Returns the checksum of what is on disk."""
     save_file(tensors, file, metadata={RANGES: json.dumps(ranges)})
-    _sync(file)
+    sync(file)
     with safe_open(file, "pt") as written:
         for key, tensor in tensors.items():
             # As bits: a NaN is not equal to itself.
@@ -175,22 +175,12 @@ def _write_tensors(file: Path, tensors: dict[str, Tensor], ranges: Mapping[str, 
     return sha256(file)
 
 
-def _sync(path: Path) -> None:
-    """Have the operating system put a file or folder on disk, and read it from there when it is read next."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
-
-
 def _point(root: Path, name: str) -> None:
     temporary = root / f".{LATEST}"
     temporary.write_text(name + "\n")
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(root / LATEST)
-    _sync(root)
+    sync(root)
 
 
 def _prune(root: Path, newest: str, keep: int) -> None:

@@ -9,29 +9,22 @@ import torch
 from ladd_dist.checkpoint import Checkpoint
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import Request
-from ladd_dist.errors import LaddError
+from ladd_dist.disk import copy_tree
+from ladd_dist.folders import check_replaceable, replacing
+from ladd_dist.model_card import model_card
+from ladd_dist.places import own_place
 from ladd_dist.student import Weights, load_student
 
-_CARD = """---
-library_name: diffusers
-pipeline_tag: text-to-image
----
-# {name}
 
-A 1 to 4 step student of `{teacher}`, distilled by Latent Adversarial Diffusion Distillation with ladd_dist,
-{iterations} iterations ({weights} weights). No guidance; the times of the steps are given as `sigmas`:
+def export_place(config: Config, out: str | Path | None, overwrite: bool) -> Path:
+    """The folder that `export` is to write, ``RUN_DIR/export`` if None; costs nothing, so ask first.
 
-```python
-import torch
-from diffusers import StableDiffusion3Pipeline
-
-pipe = StableDiffusion3Pipeline.from_pretrained("{name}")
-torch.manual_seed(0)  # noise between steps comes from torch's global generator
-image = pipe("{prompt}", sigmas=[1.0, 0.75, 0.5, 0.25], guidance_scale=1.0, height={height}, width={width}).images[0]
-```
-
-Two steps: `sigmas=[1.0, 0.5]`; one step: `sigmas=[1.0]`.
-"""
+    Raises:
+        LaddError: if it is not to be written, see `own_place` and `check_replaceable`.
+    """
+    folder = own_place(config, out, "export")
+    check_replaceable(folder, "export", overwrite)
+    return folder
 
 
 def export(
@@ -51,30 +44,28 @@ def export(
         weights: ``ema`` or ``student``.
         dtype: of the saved weights.
         example: what the model card draws.
-        overwrite: replace ``folder``.
+        overwrite: replace an earlier export at ``folder``, once this one is whole.
+
+    Returns:
+        The folder's real path.
 
     Raises:
-        LaddError: if ``folder`` exists.
+        LaddError: as `export_place`, or if it cannot be written; what was there is left as it was.
     """
-    if folder.exists() and not overwrite:
-        raise LaddError(f"export folder {folder} exists: pass --overwrite, or choose another with --out")
-    teacher = Path(config.teacher.path)
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(teacher, temporary, ignore=shutil.ignore_patterns("transformer", "*.md", "build.json", ".*"))
+    folder = export_place(config, folder, overwrite)
+    with replacing(folder, "export", overwrite) as temporary:
+        _write(temporary, config, checkpoint, weights, dtype)
+        card = model_card(config, folder.name, checkpoint.state.iteration, weights, example)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return folder
 
+
+def _write(folder: Path, config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> None:
+    copy_tree(Path(config.teacher.path), folder, shutil.ignore_patterns("transformer", "*.md", "build.json", ".*"))
     net = load_student(config, checkpoint, weights, dtype).net
-    net.save_pretrained(temporary / "transformer", safe_serialization=True)
+    net.save_pretrained(folder / "transformer", safe_serialization=True)
 
-    scheduler = temporary / "scheduler" / "scheduler_config.json"
+    scheduler = folder / "scheduler" / "scheduler_config.json"
     settings = json.loads(scheduler.read_text())
     settings |= {"shift": 1.0, "use_dynamic_shifting": False, "stochastic_sampling": True}
     scheduler.write_text(json.dumps(settings, indent=2) + "\n")
-    card = _CARD.format(
-        name=folder.name, teacher=teacher.name, iterations=checkpoint.state.iteration, weights=weights,
-        prompt=example.prompt, height=example.bucket.height, width=example.bucket.width,
-    )  # fmt: skip
-    (temporary / "README.md").write_text(card)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    return folder

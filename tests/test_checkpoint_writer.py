@@ -61,7 +61,7 @@ def test_the_pointer_moves_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert save_at(config, 4, net) == newest(tmp_path)
 
 
-@pytest.mark.parametrize("function", ["save_file", "safe_open", "sha256", "write_sums", "_sync", "load"])
+@pytest.mark.parametrize("function", ["save_file", "safe_open", "sha256", "write_sums", "sync", "load"])
 def test_a_save_that_dies_leaves_the_one_before_and_is_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
@@ -140,12 +140,12 @@ def test_old_ones_are_dropped_after_the_new_one_is_verified_and_pointed_to(
 
         return noted
 
-    for name in ("save_file", "safe_open", "sha256", "_sync", "_point", "_remove"):
+    for name in ("save_file", "safe_open", "sha256", "sync", "_point", "_remove"):
         monkeypatch.setattr(checkpoint_writer, name, note(name))
     save_at(config, 4, net)
-    order = [name for name in seen if name != "_sync"]
+    order = [name for name in seen if name != "sync"]
     assert order == ["save_file", "safe_open", "sha256", "sha256", "sha256", "_point", "_remove"]
-    assert seen[seen.index("_point") - 1] == "_sync"
+    assert seen[seen.index("_point") - 1] == "sync"
 
 
 def test_an_old_one_that_cannot_be_removed_is_no_failure(
