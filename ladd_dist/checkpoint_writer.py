@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ladd_dist.checkpoint import CONFIG, LATEST, RANGES, STATE, RunState, Shards
+from ladd_dist.checkpoint import CONFIG, LATEST, RANGES, STATE, STEP_FOLDERS, RunState, Shards
 from ladd_dist.checksums import SUMS, sha256, write_sums
 from ladd_dist.config import Config, load
 from ladd_dist.disk import sync
@@ -26,6 +26,8 @@ from ladd_dist.errors import LaddError
 from ladd_dist.log import log, warn
 
 T = TypeVar("T")
+
+_GONE = ".gone-"
 
 
 class _Failed(Exception):
@@ -158,8 +160,9 @@ def _try_to_write(file: Path) -> None:
 
 def _make_room(temporary: Path) -> None:
     """Make an empty folder, and remove what runs that were killed have left unfinished."""
-    for left in temporary.parent.glob(".*step-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for prefix in (".", _GONE):
+        for left in temporary.parent.glob(f"{prefix}{STEP_FOLDERS}"):
+            shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
 
 
@@ -185,7 +188,7 @@ def _point(root: Path, name: str) -> None:
 
 def _prune(root: Path, newest: str, keep: int) -> None:
     """Keep some of the newest; folders beyond it are of a future that the run has gone back from."""
-    folders = sorted(root.glob("step-*"))
+    folders = sorted(root.glob(STEP_FOLDERS))
     kept = [folder for folder in folders if folder.name <= newest][-keep:]
     for old in folders:
         if old not in kept:
@@ -194,7 +197,7 @@ def _prune(root: Path, newest: str, keep: int) -> None:
 
 def _remove(folder: Path) -> None:
     """Under a hidden name first: what is half removed must not look like a checkpoint."""
-    gone = folder.with_name(f".gone-{folder.name}")
+    gone = folder.with_name(f"{_GONE}{folder.name}")
     try:
         folder.rename(gone)
         shutil.rmtree(gone)

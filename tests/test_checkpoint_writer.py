@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -119,6 +120,20 @@ def test_what_lies_beyond_the_one_gone_back_to_counts_no_more(tmp_path: Path) ->
     for iteration in (4, 6):
         assert save_at(config, iteration, net) == newest(tmp_path)
     assert folders_in(tmp_path) == ["latest", "step-00000004", "step-00000006"]
+
+
+def test_what_a_user_keeps_beside_them_stays(tmp_path: Path) -> None:
+    config, net = config_in(tmp_path, "train.keep_checkpoints=1"), engine(0)
+    first = save_at(config, 2, net)
+    kept = ["step-00000002-best", "step-notes", ".my-step-by-step", ".step-00000002-draft"]
+    for name in kept:
+        shutil.copytree(first, first.with_name(name))
+    for name in (".step-00000007", ".gone-step-00000001"):  # of a kill
+        shutil.copytree(first, first.with_name(name))
+    last = save_at(config, 4, net)
+    assert folders_in(tmp_path) == sorted([*kept, "latest", last.name])
+    (last.parent / "latest").unlink()
+    assert newest(tmp_path) == last
 
 
 def test_old_ones_are_dropped_after_the_new_one_is_verified_and_pointed_to(
