@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,21 +36,21 @@ class _Marker(BaseModel):
 
 
 def check_replaceable(folder: Path, kind: str, overwrite: bool = True) -> None:
-    """See that `replacing` may write there; needs the folder's `real_path`.
+    """See that `replacing` may write there; needs the folder's `real_path`. Puts back what a kill has left aside.
 
     Raises:
         LaddError: if something else than an earlier folder of this kind is there, or inside it, or around it; or if
             there is one and ``overwrite`` is not set.
     """
     _put_back(folder, kind)
-    if around := [parent for parent in folder.parents if (parent / MARKER).exists()]:
+    if around := [parent for parent in folder.parents if _listed(parent, kind)]:
         raise LaddError(f"{kind} folder {folder} would lie inside {around[0]}, which is replaced whole: {_ELSEWHERE}")
     if not os.path.lexists(folder):
         _check_writable(folder, kind)
         return
     files = _listed(folder, kind)
     if not files:
-        raise LaddError(f"{folder} exists and holds no {kind} of an earlier call (by its {MARKER}): {_MOVE}")
+        raise LaddError(f"{folder} exists and holds no {kind} of an earlier call (see {MARKER}): {_MOVE}")
     if not overwrite:
         raise LaddError(f"{kind} folder {folder} exists: pass --overwrite to replace it, or {_ELSEWHERE}")
     if strangers := sorted(set(_files(folder)) - set(files)):
@@ -111,8 +112,11 @@ def _files(folder: Path) -> list[str]:
 
 
 def _seal(folder: Path, kind: str, marker: TextIO) -> None:
-    """Write the list into the locked file, and put everything on disk."""
+    """Write the list into the locked file, give all files the mode of a new one, and put everything on disk."""
     files = _files(folder)
+    mode = stat.S_IMODE(os.fstat(marker.fileno()).st_mode)
+    for name in files:
+        (folder / name).chmod(mode)  # safetensors lets nobody but the owner read what it writes
     marker.seek(0)
     marker.write(_Marker(kind=kind, files=files).model_dump_json(indent=1) + "\n")
     marker.truncate()

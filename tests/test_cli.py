@@ -4,6 +4,7 @@ import json
 import resource
 import runpy
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -525,6 +526,8 @@ def test_an_earlier_export_is_overwritten_when_asked_for(
 ) -> None:
     args = ["--config", TINY, *tiny_overrides(tmp_path, dataset), "--out", str(tmp_path / "out")]
     assert run_launcher("export.py", *args) == 0
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert modes == {stat.S_IMODE((tmp_path / "config.yaml").stat().st_mode)}, "as of any new file"
     (tmp_path / "out" / "model_index.json").write_text("{}")
     line = refused("export.py", "--out", str(tmp_path / "out"))
     assert f"export folder {tmp_path / 'out'} exists: pass --overwrite" in line

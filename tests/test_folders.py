@@ -58,7 +58,7 @@ def test_a_folder_that_no_call_wrote_stays(tmp_path: Path, overwrite: bool, mine
         (folder / mine).write_text("mine")
     before = content(folder)
     with pytest.raises(
-        LaddError, match="out exists and holds no export of an earlier call .* move it away, or choose"
+        LaddError, match="out exists and holds no export of an earlier call .*: move it away, or choose"
     ):
         write(folder, "new", overwrite)
     assert content(folder) == before
