@@ -76,5 +76,6 @@ lint: $(INSTALLED)
 teacher: $(INSTALLED)
 	$(BIN)/python -m ladd_dist.digits.build
 
+# What was installed; runs stay.
 clean:
-	rm -rf $(VENV) runs *.egg-info
+	rm -rf $(VENV) *.egg-info

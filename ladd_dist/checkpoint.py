@@ -35,6 +35,8 @@ from ladd_dist.log import warn
 from ladd_dist.models.fingerprint import is_of
 
 STATE, LATEST, RANGES, CONFIG = "state.json", "latest", "ranges", "config.yaml"
+STEP_FOLDERS = "step-" + "[0-9]" * 8
+"""A glob for folders that a run has named itself: what else lies beside them is the user's."""
 _TENSORS = ".safetensors"
 _BINDING = ("seed", "method", "discriminator", "student.path", "data.shuffle_seed", "train.global_batch")
 """Settings that a run cannot change on its way: they make the numbers, the networks or the order of the data."""
@@ -78,7 +80,7 @@ def candidates(run_dir: str | Path) -> list[Path]:
     root = Path(run_dir) / "checkpoints"
     pointer = root / LATEST
     pointed = [root / pointer.read_text(encoding="utf-8", errors="replace").strip()] if pointer.is_file() else []
-    return pointed + [path for path in sorted(root.glob("step-*"), reverse=True) if path not in pointed]
+    return pointed + [path for path in sorted(root.glob(STEP_FOLDERS), reverse=True) if path not in pointed]
 
 
 def open_newest(run_dir: str | Path, world: World) -> "Checkpoint | None":

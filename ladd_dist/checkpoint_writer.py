@@ -6,7 +6,6 @@ it was.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,14 +17,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ladd_dist.checkpoint import CONFIG, LATEST, RANGES, STATE, RunState, Shards
+from ladd_dist.checkpoint import CONFIG, LATEST, RANGES, STATE, STEP_FOLDERS, RunState, Shards
 from ladd_dist.checksums import SUMS, sha256, write_sums
 from ladd_dist.config import Config, load
+from ladd_dist.disk import sync
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, warn
 
 T = TypeVar("T")
+
+_GONE = ".gone-"
 
 
 class _Failed(Exception):
@@ -140,13 +142,13 @@ class CheckpointWriter:
         write_sums(temporary, sums | {name: sha256(temporary / name) for name in (STATE, CONFIG)})
         # By name, not by listing the folder: what a rank has written to a disk of its own is not there.
         for path in (*(temporary / name for name in (*sums, STATE, CONFIG, SUMS)), temporary):
-            _sync(path)
+            sync(path)
         if not (RunState.read(temporary / STATE) == state and load(temporary / CONFIG) == self._config):
             raise OSError(f"{STATE} or {CONFIG} does not read back as it was written")
         if final.exists():
             _remove(final)
         temporary.rename(final)
-        _sync(self._root)
+        sync(self._root)
         _point(self._root, final.name)
         _prune(self._root, final.name, self._config.train.keep_checkpoints)
 
@@ -158,15 +160,16 @@ def _try_to_write(file: Path) -> None:
 
 def _make_room(temporary: Path) -> None:
     """Make an empty folder, and remove what runs that were killed have left unfinished."""
-    for left in temporary.parent.glob(".*step-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for prefix in (".", _GONE):
+        for left in temporary.parent.glob(f"{prefix}{STEP_FOLDERS}"):
+            shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
 
 
 def _write_tensors(file: Path, tensors: dict[str, Tensor], ranges: Mapping[str, tuple]) -> str:
     """Write, read back and compare. Returns the checksum of what is on disk."""
     save_file(tensors, file, metadata={RANGES: json.dumps(ranges)})
-    _sync(file)
+    sync(file)
     with safe_open(file, "pt") as written:
         for key, tensor in tensors.items():
             # As bits: a NaN is not equal to itself.
@@ -175,27 +178,17 @@ def _write_tensors(file: Path, tensors: dict[str, Tensor], ranges: Mapping[str, 
     return sha256(file)
 
 
-def _sync(path: Path) -> None:
-    """Have the operating system put a file or folder on disk, and read it from there when it is read next."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
-
-
 def _point(root: Path, name: str) -> None:
     temporary = root / f".{LATEST}"
     temporary.write_text(name + "\n", encoding="utf-8")
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(root / LATEST)
-    _sync(root)
+    sync(root)
 
 
 def _prune(root: Path, newest: str, keep: int) -> None:
     """Keep some of the newest; folders beyond it are of a future that the run has gone back from."""
-    folders = sorted(root.glob("step-*"))
+    folders = sorted(root.glob(STEP_FOLDERS))
     kept = [folder for folder in folders if folder.name <= newest][-keep:]
     for old in folders:
         if old not in kept:
@@ -204,7 +197,7 @@ def _prune(root: Path, newest: str, keep: int) -> None:
 
 def _remove(folder: Path) -> None:
     """Under a hidden name first: what is half removed must not look like a checkpoint."""
-    gone = folder.with_name(f".gone-{folder.name}")
+    gone = folder.with_name(f"{_GONE}{folder.name}")
     try:
         folder.rename(gone)
         shutil.rmtree(gone)

@@ -24,7 +24,7 @@ from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.data.check import verify
 from ladd_dist.data.damage import redraw
 from ladd_dist.data.index import Index
-from ladd_dist.data.mds import Manifest, Provenance, columns, to_bits
+from ladd_dist.data.mds import MANIFEST, Manifest, Provenance, columns, to_bits
 from ladd_dist.data.prompts import Request, read_requests
 from ladd_dist.distributed import World
 from ladd_dist.draws import image_seed
@@ -134,6 +134,10 @@ def _check_plan(root: Path, provenance: Provenance, folder: str, world: World) -
                 f"{root} holds latents made with {key}={before.get(key)}, but this run has {key}={now[key]}: "
                 "set data.path to a new folder, or remove the old one"
             )
+    elif others := [name for name in (MANIFEST, *provenance.buckets) if (root / name).exists()]:
+        raise LaddError(
+            f"{root} holds {others[0]} but no {_PLAN}, so no synthesis made it: set data.path to a new folder"
+        )
     world.barrier()
     if world.is_main and not plan.exists():
         root.mkdir(parents=True, exist_ok=True)

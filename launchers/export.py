@@ -1,13 +1,11 @@
 """Turn a checkpoint into a diffusers folder."""
 
-from pathlib import Path
-
 import torch
 
 from ladd_dist.arguments import as_path
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.data.prompts import read_requests
-from ladd_dist.export import export
+from ladd_dist.export import export, export_place
 from ladd_dist.log import log
 from ladd_dist.student import open_checkpoint
 
@@ -23,11 +21,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def main(launch: Launch) -> None:
     """Write the folder."""
     args, config = launch.args, launch.config
+    out = export_place(config, args.out, args.overwrite)
     checkpoint = open_checkpoint(config, launch.world, args.checkpoint)
     example = read_requests(config.evaluation.prompts, config.synthesis.buckets)[0]
-    out = Path(args.out or Path(config.run_dir) / "export")
-    export(config, checkpoint, out, args.weights, _DTYPES[args.dtype], example, overwrite=args.overwrite)
-    log(f"exported {checkpoint.path.name} to {out}")
+    if launch.world.is_main:
+        export(config, checkpoint, out, args.weights, _DTYPES[args.dtype], example, overwrite=args.overwrite)
+        log(f"exported {checkpoint.path.name} to {out}")
 
 
 if __name__ == "__main__":
@@ -38,5 +37,5 @@ if __name__ == "__main__":
     command.add_argument("--weights", choices=["ema", "student"], default="ema", help="averaged or last weights")
     command.add_argument("--out", type=as_path, metavar="FOLDER", help="where to (default: RUN_DIR/export)")
     command.add_argument("--dtype", choices=list(_DTYPES), default="fp32", help="of the saved weights")
-    command.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    command.add_argument("--overwrite", action="store_true", help="replace an earlier export, and nothing else")
     run(command, main)

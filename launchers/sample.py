@@ -12,10 +12,12 @@ from ladd_dist.data.prompts import first_of_each_bucket, read_requests
 from ladd_dist.draws import image_seed
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
+from ladd_dist.folders import check_replaceable, replacing
 from ladd_dist.log import log, progress
 from ladd_dist.networks import check_networks
 from ladd_dist.painter import Painter
 from ladd_dist.pictures import save_png, sheet
+from ladd_dist.places import own_place
 from ladd_dist.student import load_student, open_checkpoint
 from ladd_dist.values import MAX_SEED
 
@@ -26,6 +28,10 @@ Draw with the student: the given prompts, or some held-out ones of every aspect 
   python launchers/sample.py --config configs/tiny_cpu.yaml sampling.steps=1
 """
 _PER_BUCKET = 8
+_SHEET = "sheet.png"
+
+Group = tuple[Bucket, list[tuple[str, int]]]
+"""Prompts of one bucket with their seeds."""
 
 
 def main(launch: Launch) -> None:
@@ -33,11 +39,11 @@ def main(launch: Launch) -> None:
     args, config, device = launch.args, launch.config, launch.world.device
     _check_seeds(args)
     check_networks(config)
+    out, groups = own_place(config, args.out, "samples"), _wanted(launch)
+    check_replaceable(out, "samples")
     checkpoint = open_checkpoint(config, launch.world, args.checkpoint)
     student = load_student(config, checkpoint, args.weights, compute_dtype(config)).to(device)
     painter = Painter(config, device, student)
-    out = Path(args.out or Path(config.run_dir) / "samples")
-    groups = _wanted(launch)
     bar = progress("sample", sum(len(rows) for _, rows in groups), unit="img", world=launch.world)
     sheets = []
     for bucket, rows in groups:
@@ -47,15 +53,15 @@ def main(launch: Launch) -> None:
             part = rows[start : start + config.sampling.batch]
             cond = painter.encode([prompt for prompt, _ in part])
             latents = painter.student(cond, [seed for _, seed in part], shape, config.sampling.steps)
-            pictures.extend(painter.decode(latents))
+            pictures.extend(painter.decode(latents).cpu())
             bar.update(len(part))
-        for number, picture in enumerate(pictures):
-            save_png(picture, out / f"{bucket.name}-{number:02d}.png")
         sheets.append(pictures)
     bar.close()
-    path = save_png(sheet(sheets), out / "sheet.png")
-    times = ", ".join(f"{time:g}" for time in config.method.times(config.sampling.steps))
-    log(f"times {times}, {checkpoint.path.name}: {path}")
+    if launch.world.is_main:
+        _write(out, groups, sheets)
+        times = ", ".join(f"{time:g}" for time in config.method.times(config.sampling.steps))
+        drawn = ", ".join(f"{len(rows)} of {bucket.name}" for bucket, rows in groups)
+        log(f"times {times}, {checkpoint.path.name}, {drawn}: {out / _SHEET}")
 
 
 def _check_seeds(args: argparse.Namespace) -> None:
@@ -64,30 +70,60 @@ def _check_seeds(args: argparse.Namespace) -> None:
         raise LaddError(f"--seed {args.seed} leaves no seeds for {prompts} prompts: {MAX_SEED} is the last one")
 
 
-def _wanted(launch: Launch) -> list[tuple[Bucket, list[tuple[str, int]]]]:
+def _write(out: Path, groups: list[Group], sheets: list[list[Tensor]]) -> None:
+    """All pictures at once, in the place of an earlier call's."""
+    with replacing(out, "samples") as folder:
+        for (bucket, _), pictures in zip(groups, sheets, strict=True):
+            for number, picture in enumerate(pictures):
+                save_png(picture, folder / f"{bucket.name}-{number:02d}.png")
+        save_png(sheet(sheets), folder / _SHEET)
+
+
+def _wanted(launch: Launch) -> list[Group]:
     """Prompts and seeds by bucket."""
     args, config = launch.args, launch.config
     if not args.prompt:
+        if args.bucket:
+            raise LaddError("--bucket is the size of a --prompt, and none is given: add one, or leave --bucket out")
         requests = read_requests(config.evaluation.prompts, config.synthesis.buckets)
         groups = first_of_each_bucket(requests, _PER_BUCKET)
         return [(g[0].bucket, [(r.prompt, image_seed(args.seed, "sample", r.id)) for r in g]) for g in groups]
-    bucket = args.bucket or config.synthesis.buckets[0]
-    if bucket not in config.synthesis.buckets:
-        raise LaddError(f"--bucket {bucket} is not one of synthesis.buckets: {', '.join(config.synthesis.buckets)}")
-    return [(Bucket.parse(bucket), [(prompt, args.seed + i) for i, prompt in enumerate(args.prompt)])]
+    wanted: dict[str, list[tuple[str, int]]] = {}
+    for i, (prompt, bucket) in enumerate(zip(args.prompt, _buckets(launch), strict=True)):
+        wanted.setdefault(bucket, []).append((prompt, args.seed + i))
+    return [(Bucket.parse(bucket), rows) for bucket, rows in wanted.items()]
+
+
+def _buckets(launch: Launch) -> list[str]:
+    """The bucket of every given prompt."""
+    known, count = launch.config.synthesis.buckets, len(launch.args.prompt)
+    given = launch.args.bucket or known[:1]
+    if unknown := [bucket for bucket in given if bucket not in known]:
+        raise LaddError(f"--bucket {unknown[0]} is not one of synthesis.buckets: {', '.join(known)}")
+    if len(given) not in (1, count):
+        raise LaddError(f"{len(given)} --bucket for {count} --prompt: give one for each in order, or one for all")
+    return given if len(given) == count else given * count
 
 
 def command_line() -> argparse.ArgumentParser:
     """The launcher's flags."""
     command = parser(_DESCRIPTION)
     command.add_argument("--prompt", type=as_text, action="append", help="what to draw; may be given several times")
-    command.add_argument("--bucket", metavar="HEIGHTxWIDTH", help="picture size (default: the first bucket)")
+    command.add_argument(
+        "--bucket",
+        action="append",
+        metavar="HEIGHTxWIDTH",
+        help="picture size: once for every --prompt, or one for each in order (default: the first bucket)",
+    )
     command.add_argument("--seed", type=as_seed, default=0, help="of the first prompt; the next ones count on")
     command.add_argument(
         "--checkpoint", type=as_path, metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)"
     )
     command.add_argument("--weights", choices=["ema", "student"], default="ema", help="averaged or last weights")
-    command.add_argument("--out", type=as_path, metavar="FOLDER", help="where to (default: RUN_DIR/samples)")
+    command.add_argument(
+        "--out", type=as_path, metavar="FOLDER",
+        help="where to; an earlier call's pictures are replaced (default: RUN_DIR/samples)",
+    )  # fmt: skip
     return command
 
 

@@ -195,7 +195,7 @@ def _arm(run_dir: Path, kill: Kill, victims: list[int]) -> None:
 
 def slow_down_the_disk() -> None:
     """Have files written in pieces and put on disk with pauses, so that kills fall in between."""
-    sync = checkpoint_writer._sync
+    sync = checkpoint_writer.sync
 
     def slow_save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         content = save(tensors, metadata)
@@ -209,7 +209,7 @@ def slow_down_the_disk() -> None:
         time.sleep(_PAUSE)
         sync(path)
 
-    checkpoint_writer.save_file, checkpoint_writer._sync = slow_save, slow_sync
+    checkpoint_writer.save_file, checkpoint_writer.sync = slow_save, slow_sync
 
 
 # Shared memory

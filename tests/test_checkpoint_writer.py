@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -61,7 +62,7 @@ def test_the_pointer_moves_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert save_at(config, 4, net) == newest(tmp_path)
 
 
-@pytest.mark.parametrize("function", ["save_file", "safe_open", "sha256", "write_sums", "_sync", "load"])
+@pytest.mark.parametrize("function", ["save_file", "safe_open", "sha256", "write_sums", "sync", "load"])
 def test_a_save_that_dies_leaves_the_one_before_and_is_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
@@ -121,6 +122,20 @@ def test_what_lies_beyond_the_one_gone_back_to_counts_no_more(tmp_path: Path) ->
     assert folders_in(tmp_path) == ["latest", "step-00000004", "step-00000006"]
 
 
+def test_what_a_user_keeps_beside_them_stays(tmp_path: Path) -> None:
+    config, net = config_in(tmp_path, "train.keep_checkpoints=1"), engine(0)
+    first = save_at(config, 2, net)
+    kept = ["step-00000002-best", "step-notes", ".my-step-by-step", ".step-00000002-draft"]
+    for name in kept:
+        shutil.copytree(first, first.with_name(name))
+    for name in (".step-00000007", ".gone-step-00000001"):  # of a kill
+        shutil.copytree(first, first.with_name(name))
+    last = save_at(config, 4, net)
+    assert folders_in(tmp_path) == sorted([*kept, "latest", last.name])
+    (last.parent / "latest").unlink()
+    assert newest(tmp_path) == last
+
+
 def test_old_ones_are_dropped_after_the_new_one_is_verified_and_pointed_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,12 +155,12 @@ def test_old_ones_are_dropped_after_the_new_one_is_verified_and_pointed_to(
 
         return noted
 
-    for name in ("save_file", "safe_open", "sha256", "_sync", "_point", "_remove"):
+    for name in ("save_file", "safe_open", "sha256", "sync", "_point", "_remove"):
         monkeypatch.setattr(checkpoint_writer, name, note(name))
     save_at(config, 4, net)
-    order = [name for name in seen if name != "_sync"]
+    order = [name for name in seen if name != "sync"]
     assert order == ["save_file", "safe_open", "sha256", "sha256", "sha256", "_point", "_remove"]
-    assert seen[seen.index("_point") - 1] == "_sync"
+    assert seen[seen.index("_point") - 1] == "sync"
 
 
 def test_an_old_one_that_cannot_be_removed_is_no_failure(

@@ -1,8 +1,10 @@
 """What a person at the command line sees: help, and one clear line for every kind of bad input."""
 
 import json
+import resource
 import runpy
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -533,16 +535,61 @@ def test_a_seed_that_cannot_count_on_is_named(refused: Refused) -> None:
     assert f"--seed {2**63 - 1} leaves no seeds for 2 prompts" in line
 
 
-def test_an_existing_export_is_not_overwritten_unasked(
+@pytest.mark.parametrize("flag", [(), ("--overwrite",)])
+def test_only_an_earlier_export_is_ever_overwritten(
+    refused: Refused, tmp_path: Path, dataset: Path, flag: tuple[str, ...]
+) -> None:
+    """Said before the checkpoint is looked for: there is none."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").touch()
+    run = tmp_path / "checkpoints"
+    for out, problem in {
+        mine: f"{mine} exists and holds no export of an earlier call",
+        tmp_path: f"{tmp_path} is run_dir=",
+        run: f"{run} lies in run_dir=",
+        dataset: f"{dataset} is data.path=",
+        dataset / "32x32": "lies in data.path=",
+        TEACHER: "is teacher.path=",
+        f"{TEACHER}/../teacher/new": "lies in teacher.path=",
+        ".": "holds teacher.path=",
+    }.items():
+        assert problem in refused("export.py", "--out", str(out), *flag)
+    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+
+
+def test_an_earlier_export_is_overwritten_when_asked_for(
     refused: Refused, run_launcher: Callable[..., int], copied_run: Path, tmp_path: Path, dataset: Path
 ) -> None:
-    (tmp_path / "out").mkdir()
-    assert f"export folder {tmp_path / 'out'} exists: pass --overwrite" in refused(
-        "export.py", "--out", str(tmp_path / "out")
-    )
-    args = ["--config", TINY, *tiny_overrides(tmp_path, dataset), "--out", str(tmp_path / "out"), "--overwrite"]
+    args = ["--config", TINY, *tiny_overrides(tmp_path, dataset), "--out", str(tmp_path / "out")]
     assert run_launcher("export.py", *args) == 0
-    assert (tmp_path / "out" / "model_index.json").is_file()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert modes == {stat.S_IMODE((tmp_path / "config.yaml").stat().st_mode)}, "as of any new file"
+    (tmp_path / "out" / "model_index.json").write_text("{}")
+    line = refused("export.py", "--out", str(tmp_path / "out"))
+    assert f"export folder {tmp_path / 'out'} exists: pass --overwrite" in line
+    assert run_launcher("export.py", *args, "--overwrite") == 0
+    assert (tmp_path / "out" / "model_index.json").read_text() == Path(TEACHER, "model_index.json").read_text()
+
+
+def test_an_export_to_a_full_disk_leaves_what_was_there(
+    refused: Refused, copied_run: Path, tmp_path: Path, dataset: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+        line = refused("export.py", "--out", str(tmp_path / "deep" / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"export folder {tmp_path / 'deep' / 'out'} could not be written (" in line and "too large" in line
+    assert not (tmp_path / "deep").exists()
+
+
+def test_buckets_to_sample_are_one_for_all_or_one_each(refused: Refused) -> None:
+    prompts = ["--prompt", "a one", "--prompt", "a two", "--prompt", "a three"]
+    line = refused("sample.py", *prompts, "--bucket", "32x32", "--bucket", "32x64")
+    assert "2 --bucket for 3 --prompt: give one for each in order, or one for all" in line
+    assert "--bucket is the size of a --prompt, and none is given" in refused("sample.py", "--bucket", "32x32")
 
 
 # What goes well
@@ -564,6 +611,28 @@ def test_flags_and_overrides_may_be_mixed(
     assert run_launcher("sample.py", *args, "--local_rank", "0") == 0
     assert (tmp_path / "samples" / "32x32-00.png").is_file()
     assert (tmp_path / "samples" / "sheet.png").is_file()
+
+
+def test_pictures_of_an_earlier_call_are_replaced_and_a_users_own_are_not(
+    run_launcher: Callable[..., int], refused: Refused, copied_run: Path, tmp_path: Path, dataset: Path
+) -> None:
+    def sample(*prompts: str) -> int:
+        args = ["--config", TINY, *tiny_overrides(tmp_path, dataset), "sampling.steps=1"]
+        return run_launcher("sample.py", *args, *prompts)
+
+    three = ["--prompt", "a one", "--prompt", "a two", "--prompt", "a three"]
+    each = ["--bucket", "32x32", "--bucket", "64x32", "--bucket", "32x32"]
+    assert sample(*three, *each) == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "samples").glob("*.png")}
+    assert sorted(first) == ["32x32-00.png", "32x32-01.png", "64x32-00.png", "sheet.png"]
+    assert sample(*three, "--bucket", "32x32") == 0
+    names = sorted(path.name for path in (tmp_path / "samples").glob("*.png"))
+    assert names == ["32x32-00.png", "32x32-01.png", "32x32-02.png", "sheet.png"]
+    assert (tmp_path / "samples" / "32x32-00.png").read_bytes() == first["32x32-00.png"]
+    assert (tmp_path / "samples" / "32x32-02.png").read_bytes() == first["32x32-01.png"], "its seed is its number's"
+    (tmp_path / "samples" / "mine.png").touch()
+    assert "holds mine.png, which was not written with it: move it away" in refused("sample.py", *three)
+    assert sorted(path.name for path in (tmp_path / "samples").glob("*.png")) == [*names[:3], "mine.png", names[3]]
 
 
 def test_alone_means_no_group() -> None:

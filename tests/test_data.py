@@ -303,6 +303,17 @@ def test_another_plan_in_the_same_folder_is_refused(dataset: Path, override: str
         synthesize(config, ALONE)
 
 
+@pytest.mark.parametrize("file", ["32x64/index.json", "manifest.json"])
+def test_a_folder_with_other_data_is_refused_and_stays(dataset: Path, tmp_path: Path, file: str) -> None:
+    data = tmp_path / "latents"
+    (data / file).parent.mkdir(parents=True)
+    (data / file).write_text("mine")
+    config = tiny_config(tmp_path, data, f"synthesis.prompts={dataset.parent / 'prompts.jsonl'}")
+    with pytest.raises(LaddError, match=rf"holds {file.split('/')[0]} but no plan\.json, .*set data\.path to a new"):
+        synthesize(config, ALONE)
+    assert tree_of(data) == {file: b"mine"}
+
+
 def test_other_prompts_in_the_same_folder_are_refused(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("a one\n")
     config = tiny_config(tmp_path, dataset, f"synthesis.prompts={tmp_path / 'other.txt'}")

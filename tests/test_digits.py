@@ -17,6 +17,7 @@ from ladd_dist.digits.judge import DigitJudge
 from ladd_dist.digits.prompts import WORDS, all_prompts, digits_in, write_prompts
 from ladd_dist.digits.scans import LAYOUTS, cut_cells, load_part, render
 from ladd_dist.errors import LaddError
+from ladd_dist.folders import check_replaceable
 
 BUCKETS = list(LAYOUTS)
 
@@ -231,6 +232,14 @@ def test_teacher_draws_what_the_prompt_says(
 def test_importing_the_package_is_light() -> None:
     code = "import sys, ladd_dist.digits; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'sklearn')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_build_replaces_only_a_teacher_that_it_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "build_judge", lambda *_: pytest.fail("the build has begun"))
+    (tmp_path / "teacher" / "vae").mkdir(parents=True)
+    with pytest.raises(LaddError, match="holds no teacher of an earlier call"):
+        build.main(["--out", str(tmp_path)])
+    check_replaceable(TEACHER, "teacher")  # the embedded one may be built anew
 
 
 def test_build_refuses_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,14 +11,14 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     {"kernels"},
-    {"errors", "checksums", "signals"},
+    {"errors", "checksums", "signals", "disk"},
     {"yaml_strict", "values"},
     {"arguments", "config", "flow", "losses", "conditioning", "draws", "distributed"},
-    {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits"},
-    {"models", "engines", "profiler"},
+    {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits", "places"},
+    {"models", "engines", "profiler", "folders"},
     {"data", "ladd", "sampling", "digits", "metrics", "pictures", "watchdog", "teacher_schedule"},
     {"ema", "judges", "networks", "painter", "tracking", "student_schedule"},
-    {"checkpoint", "preview", "synthesis", "gallery", "window", "memory"},
+    {"checkpoint", "model_card", "preview", "synthesis", "gallery", "window", "memory"},
     {"checkpoint_writer", "student", "report_charts"},
     {"trainer"},
     {"evaluation", "export", "report", "benchmark", "compare", "side"},

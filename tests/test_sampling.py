@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from checkpoints import save
@@ -109,8 +110,25 @@ def test_the_export_draws_what_the_sampler_draws(tmp_path, trained, steps, bucke
     assert prompt in (folder / "README.md").read_text()
 
 
-def test_an_existing_export_is_not_overwritten_unasked(tmp_path, trained):
+def test_the_cards_call_draws_what_the_sampler_draws(tmp_path, monkeypatch, trained):
+    """The run's 10 T5 tokens are not the pipeline's 256."""
+    config, checkpoint = trained
+    size = Bucket(32, 64)
+    request = Request(0, 'a "seven" next to a `two`', size)
+    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, request)
+    painter = Painter(config, CPU.device, load_student(config, checkpoint, "ema", torch.float32))
+    (ours,) = painter.decode(painter.student(painter.encode([request.prompt]), [0], painter.space.shape(size), 4))
+
+    monkeypatch.chdir(tmp_path)
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    exec(code, card := {})
+    theirs = torch.from_numpy(np.asarray(card["image"]).copy()).permute(2, 0, 1) / 255
+    torch.testing.assert_close(ours, theirs, atol=0.51 / 255, rtol=0)
+
+
+def test_only_an_earlier_export_is_replaced(tmp_path, trained):
     config, checkpoint = trained
     (tmp_path / "out").mkdir()
-    with pytest.raises(LaddError, match="--overwrite"):
-        export(config, checkpoint, tmp_path / "out", "ema", torch.float32, Request(0, "a", Bucket(32, 32)))
+    for folder, problem in {"out": "holds no export of an earlier call", "run": "is run_dir="}.items():
+        with pytest.raises(LaddError, match=problem):
+            export(config, checkpoint, tmp_path / folder, "ema", torch.float32, Request(0, "a", Bucket(32, 32)), True)

@@ -6,7 +6,6 @@ with its scores goes to ``build.json``.
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,7 +25,9 @@ from ladd_dist.digits.build_vae import train_vae
 from ladd_dist.digits.judge import DigitJudge
 from ladd_dist.digits.prompts import write_prompts
 from ladd_dist.digits.scans import load_part
+from ladd_dist.disk import real_path
 from ladd_dist.errors import LaddError
+from ladd_dist.folders import check_replaceable, replacing
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -92,9 +93,12 @@ def build_teacher(args: argparse.Namespace, record: Record) -> None:
         text_encoder_3=t5,
         tokenizer_3=t5_tokenizer,
     )
-    folder = args.out / "teacher"
-    shutil.rmtree(folder, ignore_errors=True)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    with replacing(_teacher(args), "teacher") as folder:
+        pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _teacher(args: argparse.Namespace) -> Path:
+    return real_path(args.out / "teacher")
 
 
 def score_all(args: argparse.Namespace, record: Record) -> None:
@@ -111,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Build everything, or only a part of it."""
     args = parser().parse_args(argv)
     torch.set_num_threads(args.threads)
+    if not (args.judge_only or args.scores_only):
+        check_replaceable(_teacher(args), "teacher")
     args.out.mkdir(parents=True, exist_ok=True)
     write_prompts(args.out / "prompts" / "train.jsonl", args.out / "prompts" / "eval.jsonl")
     record = Record(args)
