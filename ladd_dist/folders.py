@@ -45,9 +45,14 @@ def check_replaceable(folder: Path, kind: str, overwrite: bool = True) -> None:
     _put_back(folder, kind)
     if around := [parent for parent in folder.parents if _listed(parent, kind)]:
         raise LaddError(f"{kind} folder {folder} would lie inside {around[0]}, which is replaced whole: {_ELSEWHERE}")
-    if not os.path.lexists(folder):
-        _check_writable(folder, kind)
-        return
+    if os.path.lexists(folder):
+        _check_earlier(folder, kind, overwrite)
+    nearest = next(parent for parent in folder.parents if os.path.lexists(parent))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise LaddError(f"{kind} folder {folder} cannot be made in {nearest}: {_ELSEWHERE}")
+
+
+def _check_earlier(folder: Path, kind: str, overwrite: bool) -> None:
     files = _listed(folder, kind)
     if not files:
         raise LaddError(f"{folder} exists and holds no {kind} of an earlier call (see {MARKER}): {_MOVE}")
@@ -89,12 +94,6 @@ def replacing(folder: Path, kind: str, overwrite: bool = True) -> Iterator[Path]
                 f"{kind} folder {folder} could not be written ({reason}): mend that, or {_ELSEWHERE}"
             ) from None
         raise
-
-
-def _check_writable(folder: Path, kind: str) -> None:
-    nearest = next(parent for parent in folder.parents if os.path.lexists(parent))
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise LaddError(f"{kind} folder {folder} cannot be made in {nearest}: {_ELSEWHERE}")
 
 
 def _listed(folder: Path, kind: str) -> list[str] | None:
