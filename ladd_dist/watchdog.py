@@ -19,6 +19,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import torch.distributed as dist
 
@@ -44,10 +45,11 @@ class Watchdog:
     Args:
         world: the started ranks.
         hang_timeout: seconds.
+        farewell: what is to be done before a verdict ends the process; it must not block for long.
     """
 
-    def __init__(self, world: World, hang_timeout: float) -> None:
-        self._world, self._hang_timeout = world, hang_timeout
+    def __init__(self, world: World, hang_timeout: float, farewell: Callable[[], None] = lambda: None) -> None:
+        self._world, self._hang_timeout, self._farewell = world, hang_timeout, farewell
         self._state: State = "runs"
         self._error = ""
         self._verdict: Verdict | None = None
@@ -169,6 +171,7 @@ class Watchdog:
             self._tell(verdict)
             if verdict.judge is not None:
                 self._leave("left", _LINGER)
+            self._farewell()
         finally:  # whatever became of stderr
             os._exit(EXIT_PEER_LOST)
 

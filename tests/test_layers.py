@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     {"kernels"},
-    {"errors", "checksums", "signals"},
+    {"errors", "checksums", "signals", "holder"},
     {"config", "flow", "losses", "conditioning", "draws", "distributed"},
-    {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits"},
-    {"models", "engines", "profiler"},
+    {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits", "lock_file"},
+    {"models", "engines", "profiler", "lease"},
     {"data", "ladd", "sampling", "digits", "metrics", "pictures", "watchdog"},
     {"ema", "judges", "painter", "tracking"},
     {"checkpoint", "preview", "synthesis", "gallery", "window", "memory"},
