@@ -1,6 +1,7 @@
 """What every launcher shares: ``--config FILE key.sub=value ...``, clean errors, the process group's life."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -58,6 +59,7 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds:
     from ladd_dist import distributed, log  # late: torch takes seconds to import
     from ladd_dist.lease import Lease
     from ladd_dist.supervisor import supervise, tell
+    from ladd_dist.tasks import idle_tasks
 
     try:
         config = load(args.config, args.overrides)
@@ -65,6 +67,10 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds:
     except LaddError as error:
         sys.exit(tell(error))
     log.setup(world)
+    if holds and (idle := idle_tasks(os.environ)):
+        log.warn(
+            f"{idle} of {idle + 1} Slurm tasks stay idle, for this process was started alone: srun starts all of them"
+        )
     lease = Lease()
 
     def work() -> None:
