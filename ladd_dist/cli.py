@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from ladd_dist import console
 from ladd_dist.config import Config, load
 from ladd_dist.errors import LaddError
 
@@ -54,6 +55,7 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds:
     Args:
         holds: key of the folder that ``main`` writes in, which then belongs to this job alone until it ends.
     """
+    console.outlive()
     args = command.parse_intermixed_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     from ladd_dist import distributed, log  # late: torch takes seconds to import

@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch.distributed as dist
 
@@ -181,7 +182,8 @@ class Watchdog:
         if verdict.judge == world.rank or (verdict.judge is None and (world.local_rank == 0 or world.rank == 1)):
             saved = f"the newest checkpoint is {world.position.saved}; " if world.position.saved else ""
             # Past Python's streams: the stuck main thread may hold their locks. The newline ends a progress bar.
-            os.write(2, f"\nerror: {verdict.text}; {saved}start the same command again\n".encode())
+            with suppress(OSError):  # the console may be gone
+                os.write(2, f"\nerror: {verdict.text}; {saved}start the same command again\n".encode())
         if world.rank in verdict.dumps:
             faulthandler.dump_traceback(2)
 

@@ -11,11 +11,11 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     {"kernels"},
-    {"errors", "checksums", "signals", "holder"},
+    {"errors", "checksums", "signals", "holder", "console"},
     {"tasks"},
     {"config", "flow", "losses", "conditioning", "draws", "distributed"},
     {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits", "lock_file"},
-    {"models", "engines", "profiler", "lease"},
+    {"models", "engines", "profiler", "lease", "mirror"},
     {"data", "ladd", "sampling", "digits", "metrics", "pictures", "watchdog"},
     {"ema", "judges", "painter", "tracking"},
     {"checkpoint", "preview", "synthesis", "gallery", "window", "memory"},
