@@ -23,6 +23,7 @@ from ladd_dist.config import Config, load
 from ladd_dist.disk import sync
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
+from ladd_dist.lease import Lease
 from ladd_dist.log import log, warn
 
 T = TypeVar("T")
@@ -37,12 +38,14 @@ class _Failed(Exception):
 class CheckpointWriter:
     """At most one checkpoint is being written; the next one waits for it. Use it on every rank alike.
 
+    Nothing is written, and nothing removed, once the lease is lost.
+
     Raises:
         LaddError: if some rank cannot write to ``run_dir``.
     """
 
-    def __init__(self, config: Config, world: World) -> None:
-        self._config, self._world = config, world.aside()
+    def __init__(self, config: Config, world: World, lease: Lease | None = None) -> None:
+        self._config, self._world, self._lease = config, world.aside(), lease or Lease()
         self._pinned = world.device.type == "cuda"
         self._root = Path(config.run_dir) / "checkpoints"
         self._copies: dict[str, Tensor] = {}
@@ -114,14 +117,19 @@ class CheckpointWriter:
         log(f"saved {final}")
 
     def _drop(self, temporary: Path) -> None:
-        if self._world.is_main:
+        if self._world.is_main and not self._lease.lost:
             shutil.rmtree(temporary, ignore_errors=True)
         # Together: when one rank leaves, launchers end the others, who would not come to the end of this.
         self._world.barrier()
 
     def _alone(self, act: Callable[[], None]) -> None:
         """Do something on rank 0 while the others wait; if it fails, all of them fail."""
-        self._together(act if self._world.is_main else lambda: None)
+
+        def alone() -> None:
+            self._lease.check()
+            act()
+
+        self._together(alone if self._world.is_main else lambda: None)
 
     def _together(self, act: Callable[[], T]) -> list[T]:
         """Do something on every rank and return all results; if it fails on one, all of them fail."""

@@ -1,18 +1,22 @@
 """What every launcher shares: ``--config FILE key.sub=value ...``, clean errors, the process group's life."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from ladd_dist import console
 from ladd_dist.arguments import as_path, as_text
 from ladd_dist.config import Config, load
 from ladd_dist.errors import LaddError
 
 if TYPE_CHECKING:
     from ladd_dist.distributed import World
+    from ladd_dist.lease import Lease
 
 _EPILOG = """\
 Overrides are YAML values: train.iterations=5  engine=fsdp2  discriminator.blocks=[1,3]; a later one wins.
@@ -22,11 +26,12 @@ All keys, their types and defaults stand in ladd_dist/config.py; configs/ holds 
 
 @dataclass(frozen=True)
 class Launch:
-    """A started launcher: the parsed command line, the validated configuration and this process's place."""
+    """A started launcher: the command line, the validated configuration, this process's place and what it holds."""
 
     args: argparse.Namespace
     config: Config
     world: "World"
+    lease: "Lease | None" = None
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -49,15 +54,21 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def run(command: argparse.ArgumentParser, main: Callable[[Launch], None]) -> None:
+def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds: str | None = None) -> None:
     """Parse, validate, start the process group, run ``main`` and leave in order.
 
     Bad input ends with one line on stderr and exit code 2.
+
+    Args:
+        holds: key of the folder that ``main`` writes in, which then belongs to this job alone until it ends.
     """
+    console.outlive()
     args = command.parse_intermixed_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     from ladd_dist import distributed, log  # late: torch takes seconds to import
+    from ladd_dist.lease import Lease
     from ladd_dist.supervisor import supervise, tell
+    from ladd_dist.tasks import idle_tasks
 
     try:
         config = load(args.config, args.overrides)
@@ -65,4 +76,15 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None]) -> Non
     except LaddError as error:
         sys.exit(tell(error))
     log.setup(world)
-    supervise(world, config.train.hang_timeout, lambda: main(Launch(args, config, world)))
+    if holds and (idle := idle_tasks(os.environ)):
+        log.warn(
+            f"{idle} of {idle + 1} Slurm tasks stay idle, for this process was started alone: srun starts all of them"
+        )
+    lease = Lease()
+
+    def work() -> None:
+        if holds:
+            lease.acquire(attrgetter(holds)(config), holds, world)
+        main(Launch(args, config, world, lease))
+
+    supervise(world, config.train.hang_timeout, work, lease)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ladd_dist.errors import LaddError
+from ladd_dist.tasks import group_variables
 
 T = TypeVar("T")
 
@@ -108,30 +109,44 @@ class World:
 
 
 def start(device: str = "auto") -> World:
-    """Join the process group that torchrun or deepspeed described in the environment, if there is one.
+    """Join the process group that torchrun, deepspeed, srun or mpirun described in the environment, if there is one.
 
     Args:
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
 
     Raises:
-        LaddError: if ``cuda`` is asked for and not there.
+        LaddError: if ``cuda`` is asked for and not there, or for one of several tasks that cannot join the others.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise LaddError("device=cuda, but no GPU is visible: set device=auto or device=cpu")
+    os.environ.update(group_variables(os.environ))
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "cpu" or not torch.cuda.is_available():
         chosen, backend = torch.device("cpu"), "gloo"
     else:
-        chosen, backend = torch.device("cuda", local_rank), "nccl"
+        # Slurm may show each task its own GPU alone, which then is the first one.
+        chosen, backend = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0), "nccl"
         torch.cuda.set_device(chosen)
     # MosaicML Streaming finds the ranks of a node by this variable, which the deepspeed launcher calls LOCAL_SIZE.
     os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
     store = None
     if "RANK" in os.environ and not dist.is_initialized():
-        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = _meet()
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return World(rank, size, local_rank, chosen, store=store)
+
+
+def _meet() -> dist.Store:
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    except dist.DistError as error:
+        place = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise LaddError(
+            f"no meeting of the ranks at {place} ({reason}): set both to rank 0's host and a free port"
+        ) from None
+    return store
 
 
 def stop() -> None:

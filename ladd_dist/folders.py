@@ -155,7 +155,7 @@ def _clear(folder: Path) -> None:
     """Remove what calls that were killed have left: it has a marker that no living writer holds, or is empty."""
     for left in [*_siblings(folder, _NEW), *(_siblings(folder, _OLD) if folder.exists() else [])]:
         try:
-            with (left / MARKER).open("r+") as marker:
+            with (left / MARKER).open("r+", encoding="utf-8") as marker:
                 fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove(left)
         except OSError:

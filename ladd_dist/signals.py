@@ -1,16 +1,17 @@
 """Signals to a training run: noted from the first moment on, heeded between two iterations.
 
-    SIGTERM, SIGUSR1   finish the iteration, write a checkpoint, exit with `errors.EXIT_REQUEUE`
-    SIGUSR2            write a profiler trace of the next iterations
+    SIGTERM, SIGUSR1, SIGHUP   finish the iteration, write a checkpoint, exit with `errors.EXIT_REQUEUE`
+    SIGUSR2                    write a profiler trace of the next iterations
 
-Slurm sends SIGUSR1 before the time limit (``--signal=USR1@120``), Kubernetes SIGTERM before it evicts. Nothing heavy
-is imported here, so that a launcher listens before it imports torch.
+Slurm sends SIGUSR1 before the time limit (``--signal=USR1@120``), Kubernetes SIGTERM before it evicts, and a terminal
+SIGHUP when it is closed, which stays ignored under ``nohup``. Nothing heavy is imported here, so that a launcher
+listens before it imports torch.
 """
 
 import signal
 from types import FrameType
 
-_STOP = (signal.SIGTERM, signal.SIGUSR1)
+_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Signals:
@@ -24,7 +25,8 @@ class Signals:
     def listen(self) -> "Signals":
         """Take the signals over for the rest of the process's life."""
         for number in (*_STOP, signal.SIGUSR2):
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, _: FrameType | None) -> None:

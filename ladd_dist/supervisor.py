@@ -7,16 +7,18 @@ from collections.abc import Callable
 from ladd_dist import distributed
 from ladd_dist.distributed import World
 from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, LaddError, Requeue
+from ladd_dist.lease import Lease
 from ladd_dist.log import log
 from ladd_dist.watchdog import Watchdog
 
 
-def supervise(world: World, hang_timeout: float, work: Callable[[], None]) -> None:
-    """Work and leave the process group, under the watchdog.
+def supervise(world: World, hang_timeout: float, work: Callable[[], None], lease: Lease | None = None) -> None:
+    """Work and leave the process group, under the watchdog; then give up the lease, which the work may have acquired.
 
     Ends with one of the exit codes of `errors`, or with 1 for an error of this rank's own that nobody foresaw.
     """
-    watchdog = Watchdog(world, hang_timeout)
+    lease = lease or Lease()
+    watchdog = Watchdog(world, hang_timeout, farewell=lease.release)
     code = 0
     try:
         code = _run(work)
@@ -27,6 +29,7 @@ def supervise(world: World, hang_timeout: float, work: Callable[[], None]) -> No
         watchdog.fail(error)
     finally:
         watchdog.stop()
+        lease.release()
     if code:
         sys.exit(code)
 

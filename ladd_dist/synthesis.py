@@ -29,6 +29,7 @@ from ladd_dist.data.prompts import Request, read_requests
 from ladd_dist.distributed import World
 from ladd_dist.draws import image_seed
 from ladd_dist.errors import LaddError
+from ladd_dist.lease import Lease
 from ladd_dist.log import log, progress
 from ladd_dist.models.fingerprint import fingerprint, is_of
 from ladd_dist.networks import check_networks
@@ -46,13 +47,17 @@ class Part:
     requests: list[Request]
 
 
-def synthesize(config: Config, world: World) -> Manifest:
+def synthesize(config: Config, world: World, lease: Lease | None = None) -> Manifest:
     """Draw every picture that is not there yet, then write the streams' indices and the manifest.
 
+    Args:
+        lease: what makes ``data.path`` this job's own; None takes it for granted.
+
     Raises:
-        LaddError: for input that cannot be used, or if the folder holds another plan's samples.
+        LaddError: for input that cannot be used, or if the folder holds another plan's samples or another job has
+            taken it over.
     """
-    settings, root = config.synthesis, Path(config.data.path)
+    settings, root, lease = config.synthesis, Path(config.data.path), lease or Lease()
     space = check_networks(config)
     requests = read_requests(settings.prompts, settings.buckets, settings.images_per_prompt)
     parts = plan_parts(root, requests, settings.part_samples)
@@ -71,12 +76,18 @@ def synthesize(config: Config, world: World) -> Manifest:
     world.together(lambda: _verify(finished, space))
     done = sum(len(part.requests) for part in finished)
     bar = progress("synthesize", sum(len(part.requests) for part in mine), done=done, unit="img", world=world)
+
+    def advance(count: int) -> None:
+        lease.check()
+        bar.update(count)
+
     for part in missing:
-        _write_part(part, painter, config, provenance, bar.update)
+        _write_part(part, painter, config, provenance, advance)
     bar.close()
 
     world.barrier()
     if world.is_main:
+        lease.check()
         _finish(root, parts, provenance)
         log(f"dataset: {len(requests)} latents in {root}")
     world.barrier()

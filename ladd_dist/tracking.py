@@ -1,15 +1,14 @@
 """Where numbers go: ``metrics.jsonl`` is the record, the console shows it, W&B mirrors it."""
 
 import json
-import secrets
 from pathlib import Path
 from typing import Any
 
 from ladd_dist.config import Config
 from ladd_dist.distributed import World
+from ladd_dist.mirror import Mirror
 
 METRICS = "metrics.jsonl"
-_RUN_ID = "wandb_run_id"
 
 Row = dict[str, Any]
 """Numbers, lists with an entry per head or rank, and ``seconds`` by phase."""
@@ -25,7 +24,6 @@ class Tracker:
 
     def __init__(self, config: Config, world: World, iteration: int) -> None:
         self._active = world.is_main
-        self._wandb: Any = None
         if not self._active:
             return
         folder = Path(config.run_dir)
@@ -36,8 +34,7 @@ class Tracker:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(folder / METRICS)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
-        if config.tracking.wandb != "off":
-            self._wandb = _start_wandb(config, folder)
+        self._mirror = Mirror(config, folder, iteration)
 
     def write(self, row: Row) -> None:
         """Record one logging step."""
@@ -45,22 +42,18 @@ class Tracker:
             return
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(_flat(row), step=row["iteration"])
+        self._mirror.write(_flat(row), row["iteration"])
 
     def picture(self, iteration: int, path: Path) -> None:
         """Mirror a picture sheet."""
-        if self._wandb is not None:
-            import wandb
-
-            self._wandb.log({"preview": wandb.Image(str(path))}, step=iteration)
+        if self._active:
+            self._mirror.picture(iteration, path)
 
     def close(self) -> None:
         """Flush and finish."""
         if self._active:
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+            self._mirror.close()
 
 
 def _flat(row: Row) -> dict[str, float | int]:
@@ -87,20 +80,3 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
-
-
-def _start_wandb(config: Config, folder: Path) -> Any:
-    import wandb
-
-    # One W&B run per run_dir, however often the job is restarted.
-    record = folder / _RUN_ID
-    if not record.is_file():
-        record.write_text(secrets.token_hex(4), encoding="utf-8")
-    return wandb.init(
-        project=config.tracking.project,
-        mode=config.tracking.wandb,  # type: ignore[arg-type]
-        id=record.read_text(encoding="utf-8").strip(),
-        resume="allow",
-        dir=str(folder),
-        config=config.model_dump(),
-    )

@@ -21,6 +21,7 @@ from ladd_dist.engines.build import build_engine, check_launch, compute_dtype, p
 from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import Requeue
 from ladd_dist.ladd import Ladd, Sample, draw_sample
+from ladd_dist.lease import Lease
 from ladd_dist.log import log, progress, warn
 from ladd_dist.memory import describe, expected_state
 from ladd_dist.models.attention import Attention, Place, choose_attention, set_attention
@@ -45,14 +46,17 @@ class Trainer:
 
     Args:
         signals: the process's requests to stop or to profile; None listens to none.
+        lease: what makes ``run_dir`` this job's own; None takes it for granted.
 
     Raises:
         LaddError: for input that cannot be trained on.
     """
 
-    def __init__(self, config: Config, world: World, signals: Signals | None = None) -> None:
+    def __init__(
+        self, config: Config, world: World, signals: Signals | None = None, lease: Lease | None = None
+    ) -> None:
         self.config, self.world, self.clock = config, world, Clock(world)
-        self.signals = signals or Signals()
+        self.signals, self.lease = signals or Signals(), lease or Lease()
         world.position.enter(0, "start")
         check_launch(config, world)
         config.accumulation(world.size)
@@ -65,7 +69,7 @@ class Trainer:
         self.ema = Ema(self.ladd.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         self.reader = LatentReader(config, manifest, world)
         self.done = self._resume()
-        self.writer = CheckpointWriter(config, world)
+        self.writer = CheckpointWriter(config, world, self.lease)
         self.preview = Preview(config, world) if config.train.preview_every else None
 
     def run(self) -> None:
@@ -73,7 +77,7 @@ class Trainer:
 
         Raises:
             Requeue: if a signal asked the run to stop; everything is saved.
-            LaddError: if training diverged or a checkpoint could not be written.
+            LaddError: if training diverged, a checkpoint could not be written, or another job has ``run_dir``.
         """
         train = self.config.train
         if self.done >= train.iterations:
@@ -90,6 +94,7 @@ class Trainer:
     def iterations(self) -> Iterator[int]:
         """`run`, giving way after every iteration; yields how many are done. Ends early if a signal asks for it."""
         train, control = self.config.train, Control(self.world, self.signals)
+        self.lease.check()
         tracker = Tracker(self.config, self.world, self.done)
         window, profiler = Window(self.config, self.world, self.clock, self.done), Profiler(self.config, self.world)
         bar = progress("train", train.iterations, unit="it", world=self.world, done=self.done)
@@ -106,6 +111,7 @@ class Trainer:
                 window.add(metrics)
                 bar.update()
                 request = control.agree(self.writer.failed)
+                self.lease.check()
                 last = self.done == train.iterations
                 leaving = last or request.stop
                 if leaving or self.done % train.log_every == 0:

@@ -19,6 +19,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 
 import torch.distributed as dist
 
@@ -44,10 +46,11 @@ class Watchdog:
     Args:
         world: the started ranks.
         hang_timeout: seconds.
+        farewell: what is to be done before a verdict ends the process; it must not block for long.
     """
 
-    def __init__(self, world: World, hang_timeout: float) -> None:
-        self._world, self._hang_timeout = world, hang_timeout
+    def __init__(self, world: World, hang_timeout: float, farewell: Callable[[], None] = lambda: None) -> None:
+        self._world, self._hang_timeout, self._farewell = world, hang_timeout, farewell
         self._state: State = "runs"
         self._error = ""
         self._verdict: Verdict | None = None
@@ -169,6 +172,7 @@ class Watchdog:
             self._tell(verdict)
             if verdict.judge is not None:
                 self._leave("left", _LINGER)
+            self._farewell()
         finally:  # whatever became of stderr
             os._exit(EXIT_PEER_LOST)
 
@@ -178,7 +182,8 @@ class Watchdog:
         if verdict.judge == world.rank or (verdict.judge is None and (world.local_rank == 0 or world.rank == 1)):
             saved = f"the newest checkpoint is {world.position.saved}; " if world.position.saved else ""
             # Past Python's streams: the stuck main thread may hold their locks. The newline ends a progress bar.
-            os.write(2, f"\nerror: {verdict.text}; {saved}start the same command again\n".encode())
+            with suppress(OSError):  # the console may be gone
+                os.write(2, f"\nerror: {verdict.text}; {saved}start the same command again\n".encode())
         if world.rank in verdict.dumps:
             faulthandler.dump_traceback(2)
 

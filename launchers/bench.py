@@ -35,4 +35,4 @@ if __name__ == "__main__":
     command = parser(_DESCRIPTION)
     command.add_argument("--what", choices=("step", "order", "traffic"), required=True, help="what to measure")
     command.add_argument("--rounds", type=int, default=10, help="rounds of iterations that take turns")
-    run(command, main)
+    run(command, main, holds="run_dir")

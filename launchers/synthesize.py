@@ -14,8 +14,8 @@ manifest. Shards over ranks under torchrun. Start it again to go on: finished pa
 
 def main(launch: Launch) -> None:
     """Write the dataset."""
-    synthesize(launch.config, launch.world)
+    synthesize(launch.config, launch.world, launch.lease)
 
 
 if __name__ == "__main__":
-    run(parser(_DESCRIPTION), main)
+    run(parser(_DESCRIPTION), main, holds="data.path")

@@ -16,9 +16,9 @@ def main(launch: Launch, signals: Signals) -> None:
     """Train to the configured iteration."""
     from ladd_dist.trainer import Trainer  # late: until it is imported, many seconds, signals are heard already
 
-    Trainer(launch.config, launch.world, signals).run()
+    Trainer(launch.config, launch.world, signals, launch.lease).run()
 
 
 if __name__ == "__main__":
     listening = Signals().listen()
-    run(parser(_DESCRIPTION), lambda launch: main(launch, listening))
+    run(parser(_DESCRIPTION), lambda launch: main(launch, listening), holds="run_dir")

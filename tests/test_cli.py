@@ -1,6 +1,7 @@
 """What a person at the command line sees: help, and one clear line for every kind of bad input."""
 
 import json
+import os
 import resource
 import runpy
 import shutil
@@ -27,6 +28,7 @@ from ladd_dist.config import Config, load
 from ladd_dist.data.mds import Manifest
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
+from ladd_dist.lease import Lease
 from ladd_dist.trainer import Trainer
 
 LAUNCHERS = sorted(path.name for path in (ROOT / "launchers").glob("*.py"))
@@ -638,3 +640,25 @@ def test_pictures_of_an_earlier_call_are_replaced_and_a_users_own_are_not(
 def test_alone_means_no_group() -> None:
     world = distributed.start("cpu")
     assert (world.rank, world.size, world.is_main, str(world.device)) == (0, 1, True, "cpu")
+
+
+# A folder of another job
+
+
+@pytest.mark.parametrize(
+    ("launcher", "key"),
+    [("train.py", "run_dir"), ("bench.py --what step", "run_dir"), ("synthesize.py", "data.path")],
+)
+def test_a_folder_that_another_job_writes_in_is_refused(
+    refused: Refused, tmp_path: Path, launcher: str, key: str
+) -> None:
+    lease, folder = Lease(), tmp_path / "held"
+    lease.acquire(folder, key, ALONE)
+    line = refused(*launcher.split(), f"{key}={folder}")
+    lease.release()
+    assert f"{key}={folder} belongs to a job that is running (pid {os.getpid()} on host" in line
+
+
+def test_a_folder_is_given_back_after_bad_input(refused: Refused, tmp_path: Path) -> None:
+    refused("train.py", f"data.path={tmp_path / 'none'}")
+    assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,7 @@ from ladd_dist.preview import Preview
 from ladd_dist.signals import Signals
 from ladd_dist.tracking import read_metrics
 
-STOP = [signal.SIGTERM, signal.SIGUSR1]
+STOP = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
 # One process
 
@@ -61,6 +61,13 @@ def test_a_request_to_stop_stays(number: int) -> None:
 
 
 @pytest.mark.usefixtures("handlers")
+def test_a_closed_terminal_does_not_stop_what_nohup_has_started() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    Signals().listen()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("handlers")
 def test_a_request_to_profile_counts_once_and_a_failure_as_long_as_it_lasts() -> None:
     control = Control(ALONE, Signals().listen())
     signal.raise_signal(signal.SIGUSR2)
@@ -82,10 +89,10 @@ def test_once_heeded_further_requests_to_stop_are_ignored_until_the_process_is_g
     signals = Signals().listen()
     control = Control(ALONE, signals)
     control.agree(failed=False)
-    assert [signal.getsignal(number) for number in STOP] == [signals._note] * 2
+    assert [signal.getsignal(number) for number in STOP] == [signals._note] * 3
     signal.raise_signal(signal.SIGUSR1)
     control.agree(failed=False)
-    assert [signal.getsignal(number) for number in STOP] == [signal.SIG_IGN] * 2
+    assert [signal.getsignal(number) for number in STOP] == [signal.SIG_IGN] * 3
 
 
 @pytest.mark.usefixtures("handlers")
@@ -145,7 +152,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("number", STOP)
+@pytest.mark.parametrize("number", STOP[:2])
 def test_one_of_two_ranks_is_asked_and_both_stop_at_the_same_iteration(
     tmp_path: Path, dataset: Path, pair: Path, number: int
 ) -> None:
@@ -267,7 +274,7 @@ def test_a_signal_during_the_start_stops_the_launcher_before_the_first_iteration
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", STOP)
+@pytest.mark.parametrize("number", STOP[:2])
 def test_torchrun_hands_the_signal_on_and_waits_for_the_checkpoint(
     tmp_path: Path, dataset: Path, number: signal.Signals
 ) -> None:

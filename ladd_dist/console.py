@@ -1,0 +1,50 @@
+"""Losing the console is not losing the run: a closed pipe or a dropped terminal takes what is printed, no more."""
+
+import io
+import os
+import sys
+from typing import Any
+
+
+class _Console(io.FileIO):
+    """A file descriptor that drops what it cannot write: its reader is gone, its disk is full, or it is not ready."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            written = super().write(data)
+        except OSError:
+            written = None
+        return len(data) if written is None else written
+
+
+def outlive() -> None:
+    """Let stdout and stderr drop what nobody reads, for the rest of the process's life.
+
+    Streams that a program has put in their place are left alone.
+    """
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):
+            continue
+        if stream is None:
+            _occupy(descriptor)
+        else:
+            stream.flush()
+        encoding, errors, lines = "utf-8", "backslashreplace", True
+        if stream is not None:
+            encoding, errors, lines = stream.encoding, stream.errors or errors, stream.line_buffering
+        console = io.BufferedWriter(_Console(descriptor, "w", closefd=False))
+        wrapper = io.TextIOWrapper(console, encoding, errors, line_buffering=lines)
+        setattr(sys, name, wrapper)
+        setattr(sys, f"__{name}__", wrapper)
+
+
+def _occupy(descriptor: int) -> None:
+    """A descriptor that was closed at the start would be the next file's, into which all that is printed would go."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        if null != descriptor:
+            os.dup2(null, descriptor)
+            os.close(null)

@@ -1,0 +1,112 @@
+"""W&B mirrors the record, start by start, and its failures are one warning."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from conftest import ALONE, tiny_config
+from wandb.proto.wandb_internal_pb2 import Record
+
+from ladd_dist import mirror
+from ladd_dist.tracking import Tracker, read_metrics
+
+_BLOCK, _HEADER = 32768, 7
+
+
+def records_of(path: Path) -> Iterator[Record]:
+    """What a ``.wandb`` file holds: records in the log format of LevelDB, after a header of seven bytes."""
+    content, at, parts = path.read_bytes(), _HEADER, b""
+    while at + _HEADER <= len(content):
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        parts += content[at + _HEADER : at + _HEADER + length]
+        at += _HEADER + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+        if _BLOCK - at % _BLOCK < _HEADER:
+            at += _BLOCK - at % _BLOCK
+
+
+def test_a_run_that_went_back_is_a_run_of_its_own_in_the_same_group(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_config(tmp_path, dataset, "tracking.wandb=offline")
+    for first, last in ((1, 4), (3, 6)):
+        tracker = Tracker(config, ALONE, first - 1)
+        for iteration in range(first, last + 1):
+            tracker.write({"iteration": iteration, "d_loss": 2.0})
+        tracker.close()
+    told = []
+    for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
+        records = list(records_of(path))
+        (run,) = [record.run for record in records if record.HasField("run")]
+        rows = [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                for record in records if record.HasField("history")]  # fmt: skip
+        told.append((run, [(row["_step"], row["iteration"]) for row in rows]))
+    (before, early), (after, late) = told
+    assert early == [(i, i) for i in (1, 2, 3, 4)] and late == [(i, i) for i in (3, 4, 5, 6)]
+    assert before.run_group == after.run_group and before.run_id != after.run_id
+    assert (before.display_name, after.display_name) == (f"{tmp_path.name} from 0", f"{tmp_path.name} from 2")
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+class Failing:
+    """A W&B run of which one function fails."""
+
+    def __init__(self, name: str) -> None:
+        self.calls: list[str] = []
+        self._name = name
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*_: Any, **__: Any) -> None:
+            self.calls.append(name)
+            if name == self._name:
+                raise BrokenPipeError("the service\nis gone")
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "calls"),
+    [
+        ("init", "W&B could not start (RuntimeError: Could not determine home directory.)", []),
+        ("log", "W&B could not take a row (BrokenPipeError: the service is gone)", ["log"]),
+        ("finish", "W&B could not finish (BrokenPipeError: the service is gone)", ["log", "log", "finish"]),
+    ],
+)
+def test_a_failure_is_one_warning_and_the_record_goes_on(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str, calls: list[str]
+) -> None:
+    run, said = Failing(name), []
+
+    def init(**_: Any) -> Failing:
+        if name == "init":  # as in a container without HOME
+            raise RuntimeError("Could not determine home directory.")
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(mirror, "warn", said.append)
+    tracker = Tracker(tiny_config(tmp_path, dataset, "tracking.wandb=offline"), ALONE, 0)
+    for iteration in (1, 2):
+        tracker.write({"iteration": iteration})
+    tracker.picture(2, tmp_path / "none.png") if name == "log" else None
+    tracker.close()
+    (line,) = said
+    assert line == f"{message}: the run goes on without it, metrics.jsonl has everything"
+    assert run.calls == calls
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_picture_that_cannot_be_read_is_a_warning_too(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, said = Failing(""), []
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    monkeypatch.setattr(mirror, "warn", said.append)
+    tracker = Tracker(tiny_config(tmp_path, dataset, "tracking.wandb=offline"), ALONE, 0)
+    tracker.picture(2, tmp_path / "none.png")
+    tracker.close()
+    assert len(said) == 1 and said[0].startswith("W&B could not take a picture (") and run.calls == []
