@@ -65,6 +65,10 @@ def _line(row: Row, again: Row) -> str:
     )
 
 
+_MARKERS = "o^sD"
+"""One for every ten colours."""
+
+
 def _plot(rows: list[Row], path: Path) -> None:
     """Roofline: TFLOP/s over FLOP per byte, under the run's own two ceilings."""
     from matplotlib.figure import Figure
@@ -72,11 +76,12 @@ def _plot(rows: list[Row], path: Path) -> None:
     axes = (figure := Figure(figsize=(8, 5))).add_subplot()
     compute, bandwidth = rows[0]["matmul_tflops"], rows[0]["copy_gbps"] / 1000
     intensities = [row["flops"] / row["bytes"] for row in rows]
-    span = [min(1.0, *intensities), max(2 * compute / bandwidth, *intensities)]
-    axes.plot([span[0], compute / bandwidth, span[1]], [span[0] * bandwidth, compute, compute], "k-")
-    for provider in dict.fromkeys(row["provider"] for row in rows):
+    ridge = compute / bandwidth
+    span = [min(ridge, *intensities) / 2, 2 * max(ridge, *intensities)]
+    axes.plot([span[0], ridge, span[1]], [span[0] * bandwidth, compute, compute], "k-")
+    for number, provider in enumerate(dict.fromkeys(row["provider"] for row in rows)):
         own = [row for row in rows if row["provider"] == provider]
-        axes.scatter([r["flops"] / r["bytes"] for r in own], [r["tflops"] for r in own], s=12, label=provider)
+        axes.scatter([r["flops"] / r["bytes"] for r in own], [r["tflops"] for r in own], s=18, marker=_MARKERS[number // 10], label=provider)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s", title=rows[0]["gpu"])
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=120, bbox_inches="tight")
