@@ -22,10 +22,10 @@ _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def environment(env: dict[str, str] | None = None) -> dict[str, str]:
-    """A CPU-only environment without traces of another process group."""
+    """The tests' own environment, CPU and threads included, without traces of another process group."""
     group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {key: value for key, value in os.environ.items() if key not in group}
-    return kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | (env or {})
+    return kept | (env or {})
 
 
 def launch(
@@ -124,7 +124,7 @@ def _rank(rank: int, size: int, port: int, env: dict[str, str], function: Callab
     from ladd_dist import distributed, log
 
     multiprocessing.set_start_method("fork", force=True)  # for loader processes, as in a launcher
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     world = distributed.start("cpu")
     log.setup(world)
     try:
