@@ -32,6 +32,11 @@ BUCKETS = ["32x32", "32x64", "64x32"]
 PER_BUCKET = 24
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
+NEEDS_VECTORS = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="without vector instructions PyTorch 2.15's inductor writes C++ that g++ refuses",
+)
+
 
 def tiny_overrides(run_dir: Path, data: Path) -> list[str]:
     """What turns configs/tiny_cpu.yaml into a run of seconds; prompts lie beside the dataset."""

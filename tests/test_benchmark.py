@@ -4,11 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import ALONE, tiny_config
+from conftest import ALONE, TINY, tiny_config
 from counting import Operators
 from launch import launch, run_ranks
 
 from ladd_dist.benchmark import BareStep, bare_and_whole, both_orders, measure_traffic, overhead, take_turns
+from ladd_dist.config import load
 from ladd_dist.errors import LaddError
 from ladd_dist.trainer import Trainer
 
@@ -75,6 +76,18 @@ def test_the_shared_fake_pass_saves_a_forward_pass_of_each_network(tmp_path, dat
         ladd.student.module(batch.latents, samples[0].t, batch.cond)
         ladd.teacher(draws.fake_noise, samples[0].s, batch.cond, ladd.taps)
     assert flops[1] - flops[0] == saved.flops > 0.2 * flops[0]
+
+
+def test_the_demos_training_is_work_for_minutes(tmp_path, dataset):
+    """Its matrix products, 21 TFLOP as PyTorch counts them, took two idle cores four minutes (docs/log.md)."""
+    demo = load(TINY)
+    config = tiny_config(tmp_path, dataset).model_copy(update={"discriminator": demo.discriminator})
+    ladd, _ = both_orders(config, ALONE)
+    samples = next(Trainer(config, ALONE).batches())
+    with Operators() as counted:
+        ladd.iteration(0, samples)
+    per_sample = counted.flops / config.train.global_batch
+    assert per_sample * demo.train.global_batch * demo.train.iterations < 25e12
 
 
 def _traffic(world, config):

@@ -337,12 +337,10 @@ def test_an_exception_is_told_by_its_rank_and_named_by_another(
     tmp_path: Path, config: Config, victim: int, work: bool
 ) -> None:
     raising = partial(_raise_on, victims=(victim,), error=ValueError("of its\nown"), work=work)
-    job = Job(tmp_path, config, raising, 3)
+    job = Job(tmp_path, config, raising, 3, dead_after=1000.0)  # the error is there to be read, not to be waited for
     codes = [EXIT_PEER_LOST] * 3
     codes[victim] = 1
-    started = time.monotonic()
     assert join(job.ranks) == codes
-    assert time.monotonic() - started < 20, "it is there to be read, not to be waited for"
     (line,) = job.errors()
     assert re.match(
         rf"error: rank {victim} \(.*\) ended in iteration 3, step: ValueError: of its own; start the same", line
