@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -184,9 +184,12 @@ class Job:
         size: int,
         dead_after: float = 30.0,
         env: dict[str, str] | None = None,
+        namespaces: Sequence[Path] = (),
     ) -> None:
         self.folder = folder
-        self.ranks: list[BaseProcess] = start_ranks(_supervised, folder, config, dead_after, main, size=size, env=env)
+        self.ranks: list[BaseProcess] = start_ranks(
+            _supervised, folder, config, dead_after, main, size=size, env=env, namespaces=namespaces
+        )
 
     def wait_until(self, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
