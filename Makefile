@@ -13,7 +13,7 @@ SECOND_TRITON := $(VENV)/triton-3.6
 # turns (about 0.1 ms) keep the speed of an idle machine.
 export GOMP_SPINCOUNT ?= 100000
 
-.PHONY: install demo test fast faults gate gpu-check lint teacher clean
+.PHONY: install demo test fast processors faults gate gpu-check lint teacher clean
 
 install: $(INSTALLED)
 
@@ -35,15 +35,18 @@ demo: $(INSTALLED)
 	$(BIN)/python launchers/export.py --config $(CONFIG) --overwrite $(OVERRIDES)
 	$(BIN)/python launchers/report.py --config $(CONFIG) $(OVERRIDES)
 
-# Everything, the whole demo held against its targets included: two files at a time, then what needs the machine alone.
+# Everything, the whole demo held against its targets included: two files at a time.
 test: $(INSTALLED) $(TORCHAO)
 	tests/browser.sh
-	$(BIN)/pytest -m "not alone" --numprocesses 2 --dist loadfile --durations=15
-	$(BIN)/pytest -m alone --durations=5
+	$(BIN)/pytest -m "slow or not slow" --numprocesses 2 --dist loadfile --durations=15
 
 # The tests of seconds.
 fast: $(INSTALLED)
 	$(BIN)/pytest
+
+# The tests with numerical bounds, as other processors would add: about an hour, no part of `make test`.
+processors: $(INSTALLED)
+	tests/processors.sh
 
 # Runs of every engine killed at 20 random moments each, where `make test` has 3.
 faults: $(INSTALLED)

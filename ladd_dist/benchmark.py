@@ -28,6 +28,8 @@ from ladd_dist.models.transformer import Backbone, load_transformer
 from ladd_dist.traffic import Traffic, TrafficCounter, expected, gathered_elements
 from ladd_dist.trainer import Trainer, build_networks, make_heads
 
+Iteration = Callable[[], object]
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -122,6 +124,12 @@ def overhead(config: Config, world: World, rounds: int) -> Ratio:
     """The bare mathematics, and the trainer's whole iteration on the same samples: data, records and all.
 
     A round is ``train.log_every`` iterations, so that each holds one logging step.
+    """
+    return take_turns(*bare_and_whole(config, world), config.train.log_every, rounds, world)
+
+
+def bare_and_whole(config: Config, world: World) -> tuple[Iteration, Iteration]:
+    """The bare mathematics on what the trainer's iteration saw last, and the trainer's next one.
 
     Raises:
         LaddError: if the configuration is not one process with the shared fake pass.
@@ -138,28 +146,29 @@ def overhead(config: Config, world: World, rounds: int) -> Ratio:
         bare(witness.last)
 
     next(iterations)
-    return take_turns(bare_iteration, lambda: next(iterations), config.train.log_every, rounds, world)
+    return bare_iteration, lambda: next(iterations)
 
 
 def order(config: Config, world: World, rounds: int) -> Ratio:
     """The step with the shared fake pass, and in the two-pass order."""
-    shared, two_pass = (
-        build_networks(config.model_copy(update={"method": method}), world, Clock(world))
-        for method in (config.method.model_copy(update={"fake_pass": name}) for name in ("shared", "two_pass"))
-    )
     batches = Trainer(config, world).batches()
     samples = [next(batches) for _ in range(2)]
 
-    def turn(ladd: Ladd) -> Callable[[], object]:
+    def turn(ladd: Ladd) -> Iteration:
         numbers = count()
         return lambda: ladd.iteration(0, samples[next(numbers) % len(samples)])
 
-    return take_turns(turn(shared), turn(two_pass), len(samples), rounds, world)
+    return take_turns(*map(turn, both_orders(config, world)), len(samples), rounds, world)
 
 
-def take_turns(
-    first: Callable[[], object], second: Callable[[], object], block: int, rounds: int, world: World
-) -> Ratio:
+def both_orders(config: Config, world: World) -> tuple[Ladd, Ladd]:
+    """Networks of their own for the shared fake pass and for the two-pass order."""
+    methods = [config.method.model_copy(update={"fake_pass": name}) for name in ("shared", "two_pass")]
+    shared, two_pass = (build_networks(config.model_copy(update={"method": m}), world, Clock(world)) for m in methods)
+    return shared, two_pass
+
+
+def take_turns(first: Iteration, second: Iteration, block: int, rounds: int, world: World) -> Ratio:
     """Time ``rounds`` rounds of ``block`` iterations each, in which the two alternate iteration by iteration."""
     sums = []
     bar = progress("rounds", rounds, unit="round", world=world)
@@ -174,7 +183,7 @@ def take_turns(
     return Ratio(first_ms, second_ms, second_ms / first_ms)
 
 
-def _seconds(run: Callable[[], object], world: World) -> float:
+def _seconds(run: Iteration, world: World) -> float:
     """Time on a GPU; on the CPU this process's own seconds, which other processes do not lengthen."""
     cuda = world.device.type == "cuda"
     clock = time.perf_counter if cuda else time.process_time

@@ -1,11 +1,14 @@
-"""Fixtures that several test files share. Importing this file puts the tests on the CPU, in one thread."""
+"""Fixtures that several test files share.
+
+Importing this file puts the tests and the processes that they start on the CPU, in one thread or LADD_TEST_THREADS.
+"""
 
 import json
 import os
 from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ.get("LADD_TEST_THREADS", "1")
 
 import pytest
 import torch
@@ -17,7 +20,8 @@ from ladd_dist.digits import TRAIN_PROMPTS
 from ladd_dist.distributed import World
 from ladd_dist.synthesis import synthesize
 
-torch.set_num_threads(1)
+THREADS = int(os.environ["OMP_NUM_THREADS"])
+torch.set_num_threads(THREADS)
 
 ROOT = Path(__file__).parent.parent
 os.chdir(ROOT)  # configs name the teacher and the prompts relative to it
@@ -27,6 +31,11 @@ TEACHER = "ladd_dist/digits/teacher"
 BUCKETS = ["32x32", "32x64", "64x32"]
 PER_BUCKET = 24
 ALONE = World(0, 1, 0, torch.device("cpu"))
+
+NEEDS_VECTORS = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="without vector instructions PyTorch 2.15's inductor writes C++ that g++ refuses",
+)
 
 
 def tiny_overrides(run_dir: Path, data: Path) -> list[str]:
@@ -76,9 +85,9 @@ def write_prompts(path: Path, per_bucket: int) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def same_threads() -> None:
     """Runs are compared bit for bit, and a test may have called a program that sets its own number of threads."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Processes for tests: launchers as subprocesses, and ranks that start fast from a warm server process."""
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def environment(env: dict[str, str] | None = None) -> dict[str, str]:
-    """A CPU-only environment without traces of another process group."""
+    """The tests' own environment, CPU and threads included, without traces of another process group."""
     group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {key: value for key, value in os.environ.items() if key not in group}
-    return kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | (env or {})
+    return kept | (env or {})
 
 
 def launch(
@@ -63,17 +64,26 @@ def _lines(text: str) -> str:
 
 
 def start_ranks(
-    function: Callable[..., Any], *args: Any, size: int = 1, env: dict[str, str] | None = None
+    function: Callable[..., Any],
+    *args: Any,
+    size: int = 1,
+    env: dict[str, str] | None = None,
+    namespaces: Sequence[Path | None] = (),
 ) -> list[BaseProcess]:
     """Start ``function(world, *args)`` on ``size`` ranks of one gloo group, or alone for ``size=1``.
 
     Function and arguments must be picklable: the ranks come from a server process that has imported the
-    package once, which makes them start in a fraction of a launcher's time.
+    package once, which makes them start in a fraction of a launcher's time. ``namespaces`` are network namespaces to
+    put the ranks into, one each.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ladd_dist.trainer", "ladd_dist.synthesis"])
     port = free_port()
-    processes = [context.Process(target=_rank, args=(r, size, port, env or {}, function, args)) for r in range(size)]
+    places = namespaces or [None] * size
+    processes = [
+        context.Process(target=_rank, args=(rank, size, port, env or {}, place, function, args))
+        for rank, place in enumerate(places)
+    ]
     for process in processes:
         process.start()
     return processes
@@ -104,8 +114,25 @@ def _to_file(world: Any, function: Callable[..., Any], folder: str, *args: Any) 
     Path(folder, str(world.rank)).write_bytes(pickle.dumps(function(world, *args)))
 
 
-def _rank(rank: int, size: int, port: int, env: dict[str, str], function: Callable[..., Any], args: tuple) -> None:
+def _enter(namespace: Path) -> None:
+    """Python 3.12 has it in `os`."""
+    with namespace.open() as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+
+
+def _rank(
+    rank: int,
+    size: int,
+    port: int,
+    env: dict[str, str],
+    namespace: Path | None,
+    function: Callable[..., Any],
+    args: tuple,
+) -> None:
     os.chdir(ROOT)
+    if namespace is not None:
+        _enter(namespace)
     clean = environment()
     os.environ.clear()
     os.environ.update(clean)
@@ -124,7 +151,7 @@ def _rank(rank: int, size: int, port: int, env: dict[str, str], function: Callab
     from ladd_dist import distributed, log
 
     multiprocessing.set_start_method("fork", force=True)  # for loader processes, as in a launcher
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     world = distributed.start("cpu")
     log.setup(world)
     try:

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import NEEDS_VECTORS
 from test_joint_attention import norms, streams
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
@@ -68,7 +69,7 @@ def test_diffusers_way_is_the_reference():
     torch.testing.assert_close(got, reference.forward(x, Norms(*weights.values()), 1e-6)[:2])
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_VECTORS)])
 def test_compiled_ways_hold_a_forced_backend_and_a_kept_graph(backend):
     x, weights = streams(torch.float32), Norms(*norms(torch.float32).values())
     attend = partial(_forced, SDPBackend.MATH)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ALONE, TINY
+from conftest import ALONE, NEEDS_VECTORS, TINY
 from diffusers import SD3Transformer2DModel
 from ranks import ranks
 from torch import Tensor, nn
@@ -125,7 +125,9 @@ def test_three_buckets_take_one_variant_each_way_a_block_is_run(tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "backend"), [("local", "inductor"), ("fsdp2", "aot_eager")])
+@pytest.mark.parametrize(
+    ("engine", "backend"), [pytest.param("local", "inductor", marks=NEEDS_VECTORS), ("fsdp2", "aot_eager")]
+)
 def test_compiled_code_makes_the_same_numbers(tmp_path: Path, engine: str, backend: str) -> None:
     """One block of the student: g++ takes most of the time, so FSDP2 has its graphs split and not translated."""
     settings = [make_teacher(tmp_path, 1), *SMALL_HEADS, *EXACT, *ENGINES[engine]]

@@ -1,19 +1,17 @@
 """The library paths that the kernels are compared with: the same numbers, and what a CPU gains by grouping."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from counting import Operators
 
 from kernels.bench.case import relative_error
-from kernels.bench.grouped_heads import cases, problem, work
+from kernels.bench.grouped_heads import cases, inputs, problem, work
+from kernels.bench.library_heads import looped_heads
 from kernels.errors import KernelError
 from kernels.heads.projection import project_tokens
+from kernels.heads.reference import grouped_heads_reference
+from kernels.heads.weights import HeadWeights
 
-ROOT = Path(__file__).parent.parent
 SMALL = {"heads": 3, "batch": 2, "height": 5, "width": 4, "features": 24, "k": 16, "n": 32, "groups": 4}
 
 
@@ -53,37 +51,22 @@ def test_projection_refuses_what_does_not_fit():
         project_tokens([features[0], torch.zeros(2, 3, 5)], torch.zeros(2, 5, 4), torch.zeros(2, 1, 4), torch.float32)
 
 
-SPEED = """
-import statistics, time, torch
-from kernels.bench.grouped_heads import inputs
-from kernels.bench.library_heads import looped_heads
-from kernels.heads.reference import grouped_heads_reference
-from kernels.heads.weights import HeadWeights
-torch.set_num_threads(2)
-for name, size in {"tiny": (8, 4, 4, 32, 32, 8), "mid": (2, 16, 16, 64, 64, 16)}.items():
-    shape = dict(zip(("batch", "height", "width", "k", "n", "groups"), size), heads=38, features=1)
-    made = inputs(shape, torch.float32, "cpu")
+def test_on_a_cpu_the_torch_path_calls_no_more_operators_for_more_heads():
+    """One head after the other calls about 80 for each; what that costs in time is in docs/log.md."""
+    calls = {
+        way: [_operators(way, heads) for heads in (2, 19, 38)] for way in (looped_heads, grouped_heads_reference)
+    }
+    assert len(set(calls[grouped_heads_reference])) == 1
+    assert calls[grouped_heads_reference][-1] * 40 < calls[looped_heads][-1]
+    few, some, many = calls[looped_heads]
+    assert (some - few) / 17 == (many - some) / 19 > 60
+
+
+def _operators(way, heads):
+    """Forward and backward."""
+    made = inputs(SMALL | {"heads": heads}, torch.float32, "cpu")
     leaves = [t.requires_grad_() for t in (made["x"], *made["weights"])]
-    ways, times = (looped_heads, grouped_heads_reference), ([], [])
-    for turn in range(8):
-        for way, taken in zip(ways, times):
-            start = time.perf_counter()
-            logits = way(leaves[0], HeadWeights(*leaves[1:]), shape["groups"])
-            torch.autograd.grad(logits.square().mean(), leaves)
-            taken.append(time.perf_counter() - start)
-    loop, grouped = (statistics.median(taken[1:]) for taken in times)
-    print(name, round(loop / grouped, 2))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.alone
-def test_on_a_cpu_the_torch_path_beats_the_loop_by_half():
-    """Forward and backward of 38 heads in alternating turns of one process with two threads: medians as ratios."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "100000"}
-    done = subprocess.run([sys.executable, "-c", SPEED], env=env, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    ratios = {name: float(ratio) for name, ratio in map(str.split, done.stdout.splitlines())}
-    assert ratios.keys() == {"tiny", "mid"}
-    assert min(ratios.values()) >= 1.5, ratios
+    with Operators() as counted:
+        logits = way(leaves[0], HeadWeights(*leaves[1:]), SMALL["groups"])
+        torch.autograd.grad(logits.square().mean(), leaves)
+    return counted.calls.total()

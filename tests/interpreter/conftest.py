@@ -8,7 +8,7 @@ test to about 300 tiles (10 ms each).
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ.get("LADD_TEST_THREADS", "1")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 
@@ -18,7 +18,7 @@ if INTERPRETED:
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     _dot = InterpreterBuilder.create_dot
 
     def _widened(operand):
