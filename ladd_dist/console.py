@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 
@@ -27,7 +28,7 @@ def outlive() -> None:
         if stream is not getattr(sys, f"__{name}__"):
             continue
         if stream is None:
-            _occupy(descriptor)
+            descriptor = _to_nothing(descriptor)
         else:
             stream.flush()
         encoding, errors, lines = "utf-8", "backslashreplace", True
@@ -39,12 +40,12 @@ def outlive() -> None:
         setattr(sys, f"__{name}__", wrapper)
 
 
-def _occupy(descriptor: int) -> None:
-    """A descriptor that was closed at the start would be the next file's, into which all that is printed would go."""
-    try:
+def _to_nothing(descriptor: int) -> int:
+    """Open a descriptor that was closed at the start: the next file, a checkpoint say, would get it, and all that is
+    printed. Returns another one if a file has it already."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError):
         os.fstat(descriptor)
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        if null != descriptor:
-            os.dup2(null, descriptor)
-            os.close(null)
+        return null
+    os.dup2(null, descriptor)
+    return descriptor
