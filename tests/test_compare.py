@@ -20,6 +20,7 @@ from checkpoints import newest
 from conftest import ALONE, ROOT, TINY, tiny_config, tiny_overrides
 from launch import environment
 
+from ladd_dist import distributed
 from ladd_dist.checkpoint import Checkpoint
 from ladd_dist.commits import checkout
 from ladd_dist.compare import METRICS, Comparison, compare_runs, relative_parameters, relative_steps
@@ -480,7 +481,7 @@ def test_impossible_numbers_are_refused(compare: Command, args: list[str]):
 
 
 def test_ranks_are_not_started_around_it(compare: Command, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "start", lambda _: replace(ALONE, size=2))
     done = compare()
     assert done.code == 2
     assert done.err.startswith("error: compare.py starts the ranks itself: run it with plain python")

@@ -27,7 +27,7 @@ from ladd_dist.data.mds import Manifest, columns, from_bits
 from ladd_dist.data.reader import LatentReader
 from ladd_dist.distributed import World
 from ladd_dist.errors import LaddError
-from ladd_dist.models.transformer import fingerprint
+from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.synthesis import synthesize
 
 _PART = "32x64/part-00001"

@@ -16,9 +16,9 @@ from transformers import CLIPTextConfig
 from ladd_dist.checkpoint import open_newest
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.data.check import check_dataset
 from ladd_dist.data.mds import Manifest
 from ladd_dist.data.prompts import Request
-from ladd_dist.data.reader import check_dataset
 from ladd_dist.errors import LaddError
 from ladd_dist.export import export
 from ladd_dist.models.configs import load_config, text_config, vae_config
@@ -106,10 +106,10 @@ def test_without_t5_the_conditioning_is_the_pipelines_own(teacher: Path, remove:
 def test_a_dataset_drawn_with_t5_is_not_one_drawn_without(teacher: Path, dataset: Path, remove: Change) -> None:
     config = tiny_config(teacher.parent / "run", dataset, f"teacher.path={teacher}")
     space = LatentSpace.of(teacher)
-    check_dataset(config, space, fingerprint(teacher))
+    check_dataset(config, space, fingerprint(teacher), ALONE)
     remove(teacher)
     with pytest.raises(LaddError, match="was made by teacher"):
-        check_dataset(config, space, fingerprint(teacher))
+        check_dataset(config, space, fingerprint(teacher), ALONE)
 
 
 @pytest.fixture(scope="module")
@@ -212,12 +212,13 @@ def test_a_record_that_counted_such_files_is_still_this_teachers(teacher: Path, 
     data = Path(shutil.copytree(dataset, teacher.parent / "data"))
     for name in ("manifest.json", "plan.json"):
         (data / name).write_text((data / name).read_text().replace(fingerprint(TEACHER), "0181731e2f6c04c4"))
+    (data / "SHA256SUMS").unlink()  # there was none then either
     config = configured(teacher, f"synthesis.prompts={dataset.parent / 'prompts.jsonl'}")
-    check_dataset(config, LatentSpace.of(teacher), fingerprint(teacher))
+    check_dataset(config, LatentSpace.of(teacher), fingerprint(teacher), ALONE)
     assert synthesize(config, ALONE) == Manifest.read(data)
     (teacher / "text_encoders" / "t5.safetensors").write_bytes(POINTER)
     with pytest.raises(LaddError, match="was made by teacher 0181731e2f6c04c4"):
-        check_dataset(config, LatentSpace.of(teacher), fingerprint(teacher))
+        check_dataset(config, LatentSpace.of(teacher), fingerprint(teacher), ALONE)
 
 
 def as_in_the_cache(folder: Path) -> Path:
@@ -562,7 +563,7 @@ def test_buckets_of_the_data_that_the_student_cannot_draw_are_named(dataset: Pat
     overrides = (f"student.path={tmp_path / 'student'}", "synthesis.buckets=[32x32]")
     configuration = tiny_config(tmp_path / "run", dataset, *overrides)
     with pytest.raises(LaddError, match="bucket 32x64: .* exceeds the student's position table of 8x8"):
-        check_dataset(configuration, check_networks(configuration), fingerprint(TEACHER))
+        check_dataset(configuration, check_networks(configuration), fingerprint(TEACHER), ALONE)
 
 
 def test_tokens_that_the_encoder_does_not_know_are_named(teacher: Path) -> None:

@@ -81,7 +81,8 @@ def _plot(rows: list[Row], path: Path) -> None:
     axes.plot([span[0], ridge, span[1]], [span[0] * bandwidth, compute, compute], "k-")
     for number, provider in enumerate(dict.fromkeys(row["provider"] for row in rows)):
         own = [row for row in rows if row["provider"] == provider]
-        axes.scatter([r["flops"] / r["bytes"] for r in own], [r["tflops"] for r in own], s=18, marker=_MARKERS[number // 10], label=provider)
+        places = [row["flops"] / row["bytes"] for row in own], [row["tflops"] for row in own]
+        axes.scatter(*places, s=18, marker=_MARKERS[number // 10], label=provider)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s", title=rows[0]["gpu"])
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=120, bbox_inches="tight")
