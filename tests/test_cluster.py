@@ -72,6 +72,7 @@ def test_two_nodes_train_until_their_link_is_cut_and_both_end_by_name(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(6 * HANG)
 def test_a_rank_that_is_killed_under_max_restarts_costs_no_iteration(tmp_path: Path, dataset: Path) -> None:
     run_dir, iterations = tmp_path / "run", 40
     settings = ["engine=fsdp2", f"train.iterations={iterations}", "train.micro_batch=null"]
@@ -82,7 +83,7 @@ def test_a_rank_that_is_killed_under_max_restarts_costs_no_iteration(tmp_path: P
         cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        wait_until(lambda: len(read_metrics(run_dir)) >= 3)
+        wait_until(lambda: len(read_metrics(run_dir)) >= 3, 2 * HANG)
         os.kill(_child(process.pid, rank=1), signal.SIGKILL)
         said = process.communicate(timeout=2 * HANG)[1]
     finally:
