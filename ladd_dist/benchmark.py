@@ -158,7 +158,8 @@ def order(config: Config, world: World, rounds: int) -> Ratio:
         numbers = count()
         return lambda: ladd.iteration(0, samples[next(numbers) % len(samples)])
 
-    return take_turns(*map(turn, both_orders(config, world)), len(samples), rounds, world)
+    shared, two_pass = both_orders(config, world)
+    return take_turns(turn(shared), turn(two_pass), len(samples), rounds, world)
 
 
 def both_orders(config: Config, world: World) -> tuple[Ladd, Ladd]:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ladd_dist.errors import LaddError
+from ladd_dist.rendezvous import fresh
 
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a rank before the job fails."""
@@ -112,6 +113,7 @@ def start(device: str = "auto") -> World:
     store = None
     if "RANK" in os.environ and not dist.is_initialized():
         store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = fresh(store, rank, size, TIMEOUT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return World(rank, size, local_rank, chosen, store=store)
 

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"kernels"},
     {"errors", "checksums", "signals"},
+    {"rendezvous"},
     {"config", "flow", "losses", "conditioning", "draws", "distributed"},
     {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits"},
     {"models", "engines", "profiler"},
