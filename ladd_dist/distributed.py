@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ladd_dist.errors import LaddError
+from ladd_dist.rendezvous import fresh
 from ladd_dist.tasks import group_variables
 
 T = TypeVar("T")
@@ -132,7 +133,7 @@ def start(device: str = "auto") -> World:
     os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
     store = None
     if "RANK" in os.environ and not dist.is_initialized():
-        store = _meet()
+        store = fresh(_meet(), rank, size, TIMEOUT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return World(rank, size, local_rank, chosen, store=store)
 

@@ -74,7 +74,7 @@ def test_two_nodes_train_until_their_link_is_cut_and_both_end_by_name(
 @pytest.mark.slow
 @pytest.mark.timeout(6 * HANG)
 def test_a_rank_that_is_killed_under_max_restarts_costs_no_iteration(tmp_path: Path, dataset: Path) -> None:
-    run_dir, iterations = tmp_path / "run", 40
+    run_dir, iterations = tmp_path / "run", 20
     settings = ["engine=fsdp2", f"train.iterations={iterations}", "train.micro_batch=null"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     arguments = ["launchers/train.py", "--config", TINY, *tiny_overrides(run_dir, dataset), *settings]

@@ -1,0 +1,54 @@
+"""The part of a store that belongs to this start of the ranks, and to no earlier one."""
+
+import time
+from datetime import timedelta
+from uuid import uuid4
+
+import torch.distributed as dist
+
+from ladd_dist.errors import LaddError
+
+_POLL = 0.05
+
+
+def fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """A prefix of ``store`` that all ranks of this start share and that nobody has written to yet.
+
+    torchrun keeps its store over ``--max-restarts``, so that a rank could take the address, or the verdict, of one
+    that died for its partner's (https://github.com/pytorch/pytorch/issues/135712). Its count of restarts is each
+    node's own. Hence rank 0 invents a name, and tells it whoever asks by a name of his own, which is never old.
+
+    Raises:
+        LaddError: on rank 0, if a rank does not ask in time.
+    """
+    own = uuid4().hex
+    if rank == 0:
+        deadline = time.monotonic() + timeout.total_seconds()
+        for other in range(1, size):
+            _answer(store, other, own, deadline)
+        return dist.PrefixStore(own, store)
+    store.set(_asks(rank), own)
+    name = store.get(_answers(rank, own)).decode()
+    store.set(_heard(rank, name), "yes")
+    return dist.PrefixStore(name, store)
+
+
+def _answer(store: dist.Store, rank: int, name: str, deadline: float) -> None:
+    while not store.check([_heard(rank, name)]):
+        if time.monotonic() > deadline:
+            raise LaddError(f"rank {rank} has not started in time: look at its node's log")
+        if store.check([_asks(rank)]):  # an old question is answered too: nobody reads it
+            store.set(_answers(rank, store.get(_asks(rank)).decode()), name)
+        time.sleep(_POLL)
+
+
+def _asks(rank: int) -> str:
+    return f"start/{rank}"
+
+
+def _answers(rank: int, question: str) -> str:
+    return f"start/{rank}/{question}"
+
+
+def _heard(rank: int, name: str) -> str:
+    return f"start/{rank}/heard/{name}"

@@ -1,0 +1,43 @@
+"""Ranks that are started again over a store that outlives them."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from ladd_dist.errors import LaddError
+from ladd_dist.rendezvous import fresh
+
+SOON = timedelta(seconds=60)
+
+
+def begin(store: dist.Store, order: list[int]) -> list[dist.Store]:
+    """All ranks of one start, those in ``order`` one after the other."""
+    found: dict[int, dist.Store] = {}
+
+    def rank_of(rank: int) -> None:
+        found[rank] = fresh(store, rank, len(order), SOON)
+
+    threads = [threading.Thread(target=rank_of, args=(rank,)) for rank in order]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[rank] for rank in sorted(found)]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_every_start_shares_a_store_of_its_own(order: list[int]) -> None:
+    store = dist.HashStore()
+    store.set_timeout(SOON)
+    for start in range(3):
+        stores = begin(store, order)
+        assert not any(one.check(["address"]) for one in stores), "of an earlier start"
+        stores[0].set("address", str(start))
+        assert [one.get("address") for one in stores] == [str(start).encode()] * 3
+
+
+def test_a_rank_that_never_comes_is_named() -> None:
+    with pytest.raises(LaddError, match="rank 1 has not started in time"):
+        fresh(dist.HashStore(), 0, 2, timedelta(seconds=0.1))
