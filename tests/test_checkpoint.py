@@ -115,7 +115,7 @@ def ranged(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, list[int]], di
     return tensors, saved, {key: [draw(end)] for key, end in ends.items()}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(ranged(), st.data())
 def test_what_three_ranks_saved_is_read_back_in_any_other_ranges(
     case: tuple[dict[str, Tensor], dict[str, list[int]], dict[str, list[int]]], data: st.DataObject
@@ -205,7 +205,7 @@ def test_a_damaged_file_is_named(saved: Path, name: str, damage: Callable[[Path]
         Checkpoint(saved, ALONE)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_bit_flipped_anywhere_is_noticed(flipped: Path, data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(sorted(flipped.iterdir())))
@@ -219,7 +219,7 @@ def test_a_bit_flipped_anywhere_is_noticed(flipped: Path, data: st.DataObject) -
     Checkpoint(flipped, ALONE)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_a_file_cut_anywhere_is_noticed(flipped: Path, data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(sorted(flipped.iterdir())))

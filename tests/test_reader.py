@@ -99,7 +99,7 @@ def test_shuffle_seed_changes_the_order(dataset: Path, order: Ids) -> None:
     assert ids_of(reader_of(tiny_config(dataset, dataset, "data.shuffle_seed=1")), 9) != order[:9]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=4))
 def test_a_run_stopped_anywhere_goes_on_with_the_next_batch(
     reader_config: Config, order: Ids, lengths: list[int]
