@@ -75,6 +75,6 @@ def _start(pid: int) -> str | None:
     """Start of a process in clock ticks since boot, empty once it is a zombie; None if it cannot be read."""
     with suppress(OSError):
         # The name, in brackets, may hold anything; state is field 3, starttime field 22.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     return None

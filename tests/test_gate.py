@@ -59,7 +59,7 @@ def test_every_family_ships_to_every_architecture_without_torch():
 
 def test_joint_attention_ships_what_it_launches():
     names = {c.name.rsplit(" ", 1)[0] for c in shipped(["joint_attention"], [90])}
-    kernels = ("prepare", "forward", "bounded", "backward_q", "backward_kv")
+    kernels = ("prepare", "pack", "forward", "bounded", "backward_q", "backward_kv", "unprepare")
     wanted = {f"{k} {dtype} d{d}" for k in kernels for dtype in ("bf16", "fp16", "fp32") for d in (32, 64, 128)}
     assert names == wanted - {f"bounded fp16 d{d}" for d in (32, 64, 128)}
     assert set(ARCHS) == {80, 90, 100}

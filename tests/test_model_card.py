@@ -22,7 +22,8 @@ _NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\
 @example(prompt="cut here\u2028\x85\r and \ud800", name='"""')
 def test_the_code_is_python_for_every_prompt(prompt: str, name: str) -> None:
     card = model_card(CONFIG, name, 5, "ema", Request(0, prompt, Bucket(32, 64)))
-    (code,) = _FENCE.findall(card)
+    code, seeded = _FENCE.findall(card)
+    ast.parse(seeded)
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     made, drawn = (
         next(c for c in calls if ast.unparse(c.func) == f)
