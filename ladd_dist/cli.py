@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from ladd_dist import console
-from ladd_dist.arguments import as_path, as_text
 from ladd_dist.config import Config, load
+from ladd_dist.config.arguments import as_path, as_text
 from ladd_dist.errors import LaddError
+from ladd_dist.supervision import console
 
 if TYPE_CHECKING:
-    from ladd_dist.distributed import World
-    from ladd_dist.lease import Lease
+    from ladd_dist.distributed.world import World
+    from ladd_dist.files.run_lock import Lease
 
 _EPILOG = """\
 Overrides are YAML values: train.iterations=5  engine=fsdp2  discriminator.blocks=[1,3]; a later one wins.
-All keys, their types and defaults stand in ladd_dist/config.py; configs/ holds whole examples.
+All keys, their types and defaults stand in ladd_dist/config/; configs/ holds whole examples.
 """
 
 
@@ -65,10 +65,11 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds:
     console.outlive()
     args = command.parse_intermixed_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from ladd_dist import distributed, log  # late: torch takes seconds to import
-    from ladd_dist.lease import Lease
-    from ladd_dist.supervisor import supervise, tell
-    from ladd_dist.tasks import idle_tasks
+    from ladd_dist import log  # late: torch takes seconds to import
+    from ladd_dist.distributed import world as distributed
+    from ladd_dist.distributed.tasks import idle_tasks
+    from ladd_dist.files.run_lock import Lease
+    from ladd_dist.supervision.supervisor import supervise, tell
 
     try:
         config = load(args.config, args.overrides)

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers.utils import logging as diffusers_logging
 from tqdm import tqdm
 
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 
 _LOGGER = logging.getLogger("ladd_dist")
 _REDRAW_SECONDS = 10.0

@@ -1,8 +1,8 @@
 """Measure the training step: what the trainer adds to the mathematics, the fake pass, the traffic."""
 
-from ladd_dist.benchmark import measure_traffic, order, overhead
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.log import log
+from ladd_dist.measuring.benchmark import measure_traffic, order, overhead
 
 _DESCRIPTION = """\
 Measure the training step as ratios within one run. The dataset must be there (launchers/synthesize.py).

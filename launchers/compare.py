@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ladd_dist.arguments import as_path, as_text
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.commits import checkout
-from ladd_dist.compare import compare_runs
+from ladd_dist.config.arguments import as_path, as_text
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log
-from ladd_dist.side import Side, split_overrides
+from ladd_dist.measuring.commits import checkout
+from ladd_dist.measuring.compare import compare_runs
+from ladd_dist.measuring.side import Side, split_overrides
 
 _DESCRIPTION = """\
 Train twice, from two commits or with two settings, and say whether losses and parameters are the same. The dataset

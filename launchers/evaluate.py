@@ -1,8 +1,8 @@
 """Judge the student against its teacher."""
 
-from ladd_dist.arguments import as_path
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.evaluation import evaluate
+from ladd_dist.config.arguments import as_path
+from ladd_dist.evaluation.evaluate import evaluate
 
 _DESCRIPTION = """\
 Draw held-out prompts with the guided teacher, the undistilled teacher and the student at few steps, and judge

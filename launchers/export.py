@@ -2,12 +2,12 @@
 
 import torch
 
-from ladd_dist.arguments import as_path
+from ladd_dist.checkpoints.export import export, export_place
+from ladd_dist.checkpoints.student import open_checkpoint
 from ladd_dist.cli import Launch, parser, run
+from ladd_dist.config.arguments import as_path
 from ladd_dist.data.prompts import read_requests
-from ladd_dist.export import export, export_place
 from ladd_dist.log import log
-from ladd_dist.student import open_checkpoint
 
 _DESCRIPTION = """\
 Write the student as a diffusers folder for StableDiffusion3Pipeline.from_pretrained; its README.md shows how to

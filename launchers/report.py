@@ -2,7 +2,7 @@
 
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.log import log
-from ladd_dist.report import write_report
+from ladd_dist.report.page import write_report
 
 _DESCRIPTION = """\
 Write RUN_DIR/report/index.html: pictures side by side, scores, curves. Run train.py and evaluate.py first.

@@ -5,21 +5,21 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ladd_dist.arguments import as_path, as_seed, as_text
+from ladd_dist.checkpoints.student import load_student, open_checkpoint
 from ladd_dist.cli import Launch, parser, run
+from ladd_dist.config.arguments import as_path, as_seed, as_text
+from ladd_dist.config.values import MAX_SEED
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import first_of_each_bucket, read_requests
-from ladd_dist.draws import image_seed
+from ladd_dist.diffusion.noise import image_seed
+from ladd_dist.drawing.pictures import save_png, sheet
+from ladd_dist.drawing.pipeline import Painter
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
-from ladd_dist.folders import check_replaceable, replacing
+from ladd_dist.files.folders import check_replaceable, replacing
+from ladd_dist.files.places import own_place
 from ladd_dist.log import log, progress
-from ladd_dist.networks import check_networks
-from ladd_dist.painter import Painter
-from ladd_dist.pictures import save_png, sheet
-from ladd_dist.places import own_place
-from ladd_dist.student import load_student, open_checkpoint
-from ladd_dist.values import MAX_SEED
+from ladd_dist.planning.networks import check_networks
 
 _DESCRIPTION = """\
 Draw with the student: the given prompts, or some held-out ones of every aspect ratio. Writes PNGs and a sheet.

@@ -1,7 +1,7 @@
 """Draw the training set: the guided teacher's latents in MDS shards."""
 
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.synthesis import synthesize
+from ladd_dist.drawing.synthesis import synthesize
 
 _DESCRIPTION = """\
 Draw the training latents with the guided teacher into data.path: one MDS stream per aspect-ratio bucket and a

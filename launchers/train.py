@@ -1,7 +1,7 @@
 """Distil the teacher: python, torchrun or deepspeed start the same training with the same configuration."""
 
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.signals import Signals
+from ladd_dist.supervision.signals import Signals
 
 _DESCRIPTION = """\
 Distil a teacher by LADD on synthetic latents. Start it again to go on from the newest checkpoint.
@@ -14,7 +14,9 @@ Distil a teacher by LADD on synthetic latents. Start it again to go on from the 
 
 def main(launch: Launch, signals: Signals) -> None:
     """Train to the configured iteration."""
-    from ladd_dist.trainer import Trainer  # late: until it is imported, many seconds, signals are heard already
+    from ladd_dist.training.trainer import (
+        Trainer,  # late: until it is imported, many seconds, signals are heard already
+    )
 
     Trainer(launch.config, launch.world, signals, launch.lease).run()
 

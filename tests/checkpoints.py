@@ -11,10 +11,10 @@ import torch
 from conftest import ALONE, tiny_config
 from torch import Tensor, nn
 
-from ladd_dist.checkpoint import RunState, Shards, network_shards, open_newest
-from ladd_dist.checkpoint_writer import CheckpointWriter
+from ladd_dist.checkpoints.reader import RunState, Shards, network_shards, open_newest
+from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config, OptimizerConfig
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import STATE_KINDS
 from ladd_dist.engines.replicated import ReplicatedEngine
 

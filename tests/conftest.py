@@ -5,6 +5,7 @@ Importing this file puts the tests and the processes that they start on the CPU,
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -14,12 +15,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from hypothesis import HealthCheck, settings
+from ranks import close_ranks
 
 from ladd_dist import config as config_module
 from ladd_dist.config import Config
 from ladd_dist.digits import TRAIN_PROMPTS
-from ladd_dist.distributed import World
-from ladd_dist.synthesis import synthesize
+from ladd_dist.distributed.world import World
+from ladd_dist.drawing.synthesis import synthesize
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 torch.set_num_threads(THREADS)
@@ -93,6 +95,13 @@ def write_prompts(path: Path, per_bucket: int) -> None:
 def same_threads() -> None:
     """Runs are compared bit for bit, and a test may have called a program that sets its own number of threads."""
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_ranks() -> Iterator[None]:
+    """Ranks that stay serve one file's tests."""
+    yield
+    close_ranks()
 
 
 @pytest.fixture(scope="session")

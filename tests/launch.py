@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from ladd_dist.side import free_port
+from ladd_dist.measuring.side import free_port
 
 ROOT = Path(__file__).parent.parent
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -77,7 +77,7 @@ def start_ranks(
     put the ranks into, one each.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ladd_dist.trainer", "ladd_dist.synthesis"])
+    context.set_forkserver_preload(["ladd_dist.training.trainer", "ladd_dist.drawing.synthesis"])
     port = free_port()
     places = namespaces or [None] * size
     processes = [
@@ -148,7 +148,8 @@ def _rank(
     os.environ |= env
     import torch
 
-    from ladd_dist import distributed, log
+    from ladd_dist import log
+    from ladd_dist.distributed import world as distributed
 
     multiprocessing.set_start_method("fork", force=True)  # for loader processes, as in a launcher
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -1,11 +1,9 @@
 """Ranks that stay: one process group serves many calls, so that a test costs its own work and no start."""
 
-import atexit
 import multiprocessing
 import time
 import traceback
 from collections.abc import Callable
-from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -28,7 +26,6 @@ class Ranks:
     def __init__(self, size: int) -> None:
         self._size = size
         self._start()
-        atexit.register(self.close)
 
     def _start(self) -> None:
         pairs = [multiprocessing.Pipe() for _ in range(self._size)]
@@ -74,13 +71,23 @@ class Ranks:
         for end, process in zip(self._ends, self._processes, strict=True):
             if process.is_alive():
                 end.send(None)
-        join(self._processes, timeout=30)
+        join(self._processes)
 
 
-@cache
+_GROUPS: dict[int, Ranks] = {}
+
+
 def ranks(size: int) -> Ranks:
-    """The group of that size which all tests share."""
-    return Ranks(size)
+    """The group of that size which the tests of one file share."""
+    if size not in _GROUPS:
+        _GROUPS[size] = Ranks(size)
+    return _GROUPS[size]
+
+
+def close_ranks() -> None:
+    """Let all of them end: each process group that a test has made keeps a thread that wakes 100 times a second."""
+    while _GROUPS:
+        _GROUPS.popitem()[1].close()
 
 
 def _serve(world: Any, ends: list[Connection]) -> None:

@@ -16,16 +16,16 @@ import torch
 from conftest import ALONE
 from safetensors.torch import save
 
-from ladd_dist import checkpoint_writer
-from ladd_dist.checkpoint import Checkpoint, open_newest
-from ladd_dist.checkpoint_writer import CheckpointWriter
+from ladd_dist.checkpoints import writer as checkpoint_writer
+from ladd_dist.checkpoints.reader import Checkpoint, open_newest
+from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.errors import Requeue
-from ladd_dist.ladd import Ladd, Sample
-from ladd_dist.signals import Signals
-from ladd_dist.tracking import read_metrics
-from ladd_dist.trainer import Trainer
+from ladd_dist.methods.ladd.step import Ladd, Sample
+from ladd_dist.supervision.signals import Signals
+from ladd_dist.training.tracking import read_metrics
+from ladd_dist.training.trainer import Trainer
 
 _MEASURED = ("samples_per_second", "seconds", "host_memory_gib")
 _RECORD, _KILLS, _ENDS = "order-{}.jsonl", "kills.jsonl", "ends.jsonl"

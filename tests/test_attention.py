@@ -12,15 +12,15 @@ from ranks import ENGINES, ranks
 from torch import Tensor
 
 from kernels import measured
-from ladd_dist import trainer
-from ladd_dist.conditioning import Conditioning
 from ladd_dist.config import Config, load
-from ladd_dist.distributed import World
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
-from ladd_dist.models.attention import Attention, JointAttentionProcessor, Place, choose_attention, set_attention
-from ladd_dist.models.transformer import Backbone
-from ladd_dist.tracking import read_metrics
-from ladd_dist.trainer import Trainer
+from ladd_dist.models.sd3.attention import Attention, JointAttentionProcessor, Place, choose_attention, set_attention
+from ladd_dist.models.sd3.transformer import Backbone
+from ladd_dist.training import trainer
+from ladd_dist.training.tracking import read_metrics
+from ladd_dist.training.trainer import Trainer
 
 LARGE = {"attention_head_dim": 64, "qk_norm": "rms_norm", "sample_size": 128, "patch_size": 2}
 CPU = Place(torch.device("cpu"), torch.bfloat16, compiled=False)

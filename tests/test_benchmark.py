@@ -8,10 +8,10 @@ from conftest import ALONE, TINY, tiny_config
 from counting import Operators
 from launch import launch, run_ranks
 
-from ladd_dist.benchmark import BareStep, bare_and_whole, both_orders, measure_traffic, overhead, take_turns
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
-from ladd_dist.trainer import Trainer
+from ladd_dist.measuring.benchmark import BareStep, bare_and_whole, both_orders, measure_traffic, overhead, take_turns
+from ladd_dist.training.trainer import Trainer
 
 BLOCKS = 4  # of the embedded teacher
 SHARD = "teacher.placement=shard"

@@ -26,14 +26,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ladd_dist import checkpoint
-from ladd_dist.checkpoint import Checkpoint, network_shards, open_newest
-from ladd_dist.checksums import read_sums, sha256, write_sums
+from ladd_dist.checkpoints import reader as checkpoint
+from ladd_dist.checkpoints.reader import Checkpoint, network_shards, open_newest
 from ladd_dist.config import load
-from ladd_dist.distributed import World
-from ladd_dist.ema import Ema
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Shard
+from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import DamagedError, LaddError
+from ladd_dist.files.checksums import read_sums, sha256, write_sums
 
 
 @pytest.fixture

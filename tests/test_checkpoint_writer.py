@@ -20,16 +20,17 @@ from conftest import ALONE, TINY, tiny_config, tiny_overrides
 from launch import join, start_ranks
 from torch import Tensor
 
-from ladd_dist import checkpoint_writer, cli
-from ladd_dist.checkpoint import Checkpoint, RunState, Shards, network_shards
-from ladd_dist.checkpoint_writer import CheckpointWriter
+from ladd_dist import cli
+from ladd_dist.checkpoints import writer as checkpoint_writer
+from ladd_dist.checkpoints.reader import Checkpoint, RunState, Shards, network_shards
+from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Shard
 from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import LaddError
-from ladd_dist.ladd import Sample
-from ladd_dist.trainer import Trainer
+from ladd_dist.methods.ladd.step import Sample
+from ladd_dist.training.trainer import Trainer
 
 _PATIENCE = 60.0
 """Seconds after which a test gives up waiting for another thread."""

@@ -23,13 +23,15 @@ from ranks import ranks
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
-from ladd_dist import checkpoint, distributed, trainer
+from ladd_dist.checkpoints import reader as checkpoint
 from ladd_dist.config import Config, load
 from ladd_dist.data.mds import Manifest
-from ladd_dist.distributed import World
+from ladd_dist.distributed import world as distributed
+from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
-from ladd_dist.lease import Lease
-from ladd_dist.trainer import Trainer
+from ladd_dist.files.run_lock import Lease
+from ladd_dist.training import trainer
+from ladd_dist.training.trainer import Trainer
 
 LAUNCHERS = sorted(path.name for path in (ROOT / "launchers").glob("*.py"))
 

@@ -9,11 +9,11 @@ from conftest import ALONE, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladd_dist import clock as clock_module
-from ladd_dist import window as window_module
-from ladd_dist.clock import Clock
-from ladd_dist.tracking import read_metrics
-from ladd_dist.trainer import Trainer
+from ladd_dist.distributed import clock as clock_module
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.training import window as window_module
+from ladd_dist.training.tracking import read_metrics
+from ladd_dist.training.trainer import Trainer
 
 _COUNT, _BATCH = 3, 8
 _PHASES = {"data", "student forward", "teacher forward", "head forward", "head backward", "teacher backward"}

@@ -15,7 +15,7 @@ from recorded import newest, wait_until
 from test_watchdog import DEAD_AFTER, Job, _train
 
 from ladd_dist.errors import EXIT_PEER_LOST
-from ladd_dist.tracking import read_metrics
+from ladd_dist.training.tracking import read_metrics
 
 HANG = 120
 INTERFACE, ADDRESSES = "ladd0", ("10.77.0.1", "10.77.0.2")

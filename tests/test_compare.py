@@ -20,14 +20,14 @@ from checkpoints import newest
 from conftest import ALONE, ROOT, TINY, tiny_config, tiny_overrides
 from launch import environment
 
-from ladd_dist import distributed
-from ladd_dist.checkpoint import Checkpoint
-from ladd_dist.commits import checkout
-from ladd_dist.compare import METRICS, Comparison, compare_runs, relative_parameters, relative_steps
+from ladd_dist.checkpoints.reader import Checkpoint
+from ladd_dist.distributed import world as distributed
 from ladd_dist.errors import LaddError
-from ladd_dist.side import Side, split_overrides
-from ladd_dist.tracking import read_metrics
-from ladd_dist.trainer import Trainer
+from ladd_dist.measuring.commits import checkout
+from ladd_dist.measuring.compare import METRICS, Comparison, compare_runs, relative_parameters, relative_steps
+from ladd_dist.measuring.side import Side, split_overrides
+from ladd_dist.training.tracking import read_metrics
+from ladd_dist.training.trainer import Trainer
 
 NAN, INF = math.nan, math.inf
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
 from torch._dynamo.utils import counters
 
-from ladd_dist.batch import Batch
-from ladd_dist.clock import Clock
-from ladd_dist.conditioning import Conditioning
 from ladd_dist.config import Config, load
-from ladd_dist.distributed import World
+from ladd_dist.diffusion.batch import Batch
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.compiled import VARIANTS, compile_blocks
-from ladd_dist.ladd import Ladd, draw_sample
-from ladd_dist.trainer import build_networks
+from ladd_dist.methods.ladd.step import Ladd, draw_sample
+from ladd_dist.training.trainer import build_networks
 
 BUCKETS = [(4, 4), (8, 4), (8, 8)]  # of different numbers of tokens
 SMALL_HEADS = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "groups=4", "cond_width=16")]

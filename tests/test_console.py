@@ -11,11 +11,11 @@ from conftest import TINY, tiny_overrides
 from launch import ROOT, environment
 from recorded import newest
 
-from ladd_dist.tracking import read_metrics
+from ladd_dist.training.tracking import read_metrics
 
 _PRINTS = """
 import sys, warnings
-from ladd_dist import console
+from ladd_dist.supervision import console
 console.outlive()
 for number in range(1000):
     print("out", number)

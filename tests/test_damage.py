@@ -16,8 +16,6 @@ from latents import copy_of, damage, rows_of, tree_of
 from ranks import ranks
 from streaming import MDSWriter
 
-from ladd_dist import synthesis
-from ladd_dist.checksums import SUMS
 from ladd_dist.config import Config
 from ladd_dist.data import check as check_module
 from ladd_dist.data.buckets import LatentSpace
@@ -25,10 +23,12 @@ from ladd_dist.data.check import check_dataset
 from ladd_dist.data.index import FileRecord
 from ladd_dist.data.mds import Manifest, columns, from_bits
 from ladd_dist.data.reader import LatentReader
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
+from ladd_dist.drawing import synthesis
+from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError
+from ladd_dist.files.checksums import SUMS
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.synthesis import synthesize
 
 _PART = "32x64/part-00001"
 _SHARD = f"{_PART}/shard.00000.mds"

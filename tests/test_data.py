@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from latents import copy_of, rows_of, tree_of
 from launch import join, run_ranks, start_ranks
 
-from ladd_dist import synthesis
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.mds import Manifest, Provenance, from_bits, to_bits
 from ladd_dist.data.prompts import first_of_each_bucket, read_requests
-from ladd_dist.distributed import World
-from ladd_dist.draws import image_seed
+from ladd_dist.diffusion.noise import image_seed
+from ladd_dist.distributed.world import World
+from ladd_dist.drawing import synthesis
+from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.synthesis import synthesize
 
 # Prompts
 

@@ -9,8 +9,8 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from ladd_dist.config import load
-from ladd_dist.results import RESULTS, Results
-from ladd_dist.tracking import read_metrics
+from ladd_dist.evaluation.results import RESULTS, Results
+from ladd_dist.training.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
 HANG = 3600

@@ -17,7 +17,7 @@ from ladd_dist.digits.judge import DigitJudge
 from ladd_dist.digits.prompts import WORDS, all_prompts, digits_in, write_prompts
 from ladd_dist.digits.scans import LAYOUTS, cut_cells, load_part, render
 from ladd_dist.errors import LaddError
-from ladd_dist.folders import check_replaceable
+from ladd_dist.files.folders import check_replaceable
 
 BUCKETS = list(LAYOUTS)
 

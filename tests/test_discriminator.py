@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from kernels import measured
 from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.errors import LaddError
-from ladd_dist.models.discriminator import DiscriminatorHeads, choose_heads
+from ladd_dist.methods.ladd.heads import DiscriminatorHeads, choose_heads
 
 CONFIG = DiscriminatorConfig(width=16, out_width=8, groups=4, cond_width=12)
 

@@ -10,15 +10,15 @@ from checkpoints import config_in, save_at
 from conftest import ALONE, TINY
 from torch import Tensor, nn
 
-from ladd_dist.checkpoint import Checkpoint, network_shards
+from ladd_dist.checkpoints.reader import Checkpoint, network_shards
 from ladd_dist.config import OptimizerConfig, load
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.engines import build
 from ladd_dist.engines.base import STATE_KINDS
 from ladd_dist.engines.build import check_launch
 from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import LaddError
-from ladd_dist.memory import adamw_moments, storages
+from ladd_dist.planning.memory import adamw_moments, storages
 
 # Beside the environment, see the Makefile: diffusers looks for torchao, and warns in every process that has it.
 FOLDER = Path(sys.prefix) / "8bit"

@@ -13,7 +13,7 @@ from recorded import ends_of, newest, order_of, rows_of, tensors_of, train, trai
 from ladd_dist.config import Config
 from ladd_dist.data.mds import Manifest
 from ladd_dist.data.reader import LatentReader
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 
 Leg = tuple[str, int, int]
 """Engine, ranks, and the iterations after which it is asked to stop."""

@@ -9,8 +9,8 @@ from ranks import ranks
 from recorded import rows_of, tensors_of
 
 from ladd_dist.config import Config
-from ladd_dist.distributed import World
-from ladd_dist.trainer import Trainer
+from ladd_dist.distributed.world import World
+from ladd_dist.training.trainer import Trainer
 
 ITERATIONS = 6
 

@@ -14,11 +14,11 @@ from ranks import ENGINES, ranks
 from torch import Tensor, nn
 
 from ladd_dist.config import Config, load
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import STATE_KINDS, Engine, fill
 from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import build_engine, compute_dtype
-from ladd_dist.losses import poison
+from ladd_dist.methods.ladd.losses import poison
 
 SHARDED = [name for name in ENGINES if name != "local"]
 RANKS = {"local": 1, "hsdp": 4} | {name: 2 for name in SHARDED if name != "hsdp"}

@@ -22,7 +22,7 @@ from streaming.base import dataset as streaming_dataset
 from ladd_dist.config import Config
 from ladd_dist.data.mds import Manifest
 from ladd_dist.data.reader import LatentReader
-from ladd_dist.tracking import read_metrics
+from ladd_dist.training.tracking import read_metrics
 
 POINTS = int(os.environ.get("LADD_FAULT_POINTS", "2"))
 _BATCH, _EVERY = 4, 2

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate
 
-from ladd_dist.flow import add_noise, choose_time, logit_normal, shifted_location, velocity, x0_from_velocity
+from ladd_dist.diffusion.flow import (
+    add_noise,
+    choose_time,
+    logit_normal,
+    shifted_location,
+    velocity,
+    x0_from_velocity,
+)
 
 TIMES = [1.0, 0.75, 0.5, 0.25]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ladd_dist.disk import real_path
 from ladd_dist.errors import LaddError
-from ladd_dist.folders import MARKER, check_replaceable, replacing
+from ladd_dist.files.disk import real_path
+from ladd_dist.files.folders import MARKER, check_replaceable, replacing
 from ladd_dist.models.folder import copy_pipeline
 
 _CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")

@@ -14,7 +14,7 @@ from kernels import joint_attention
 from kernels.attention import op, reference
 from kernels.attention.streams import Norms, Streams
 from kernels.errors import KernelError, KernelUnavailable
-from ladd_dist.models.attention import JointAttentionProcessor
+from ladd_dist.models.sd3.attention import JointAttentionProcessor
 
 NORMS = ("norm_q", "norm_k", "text_norm_q", "text_norm_k")
 BLOCKS = {

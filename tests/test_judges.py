@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from ladd_dist.errors import LaddError
-from ladd_dist.judges import load_judge
-from ladd_dist.metrics import frechet_distance
+from ladd_dist.evaluation.distances import frechet_distance
+from ladd_dist.evaluation.judges import load_judge
 
 CPU = torch.device("cpu")
 

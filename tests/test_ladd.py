@@ -7,15 +7,15 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from ladd_dist.batch import Batch
-from ladd_dist.clock import Clock
-from ladd_dist.conditioning import Conditioning
 from ladd_dist.config import DiscriminatorConfig, OptimizerConfig, load
-from ladd_dist.distributed import World
+from ladd_dist.diffusion.batch import Batch
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.replicated import ReplicatedEngine
-from ladd_dist.ladd import Ladd, draw_sample
-from ladd_dist.models.discriminator import DiscriminatorHeads
-from ladd_dist.models.transformer import Backbone
+from ladd_dist.methods.ladd.heads import DiscriminatorHeads
+from ladd_dist.methods.ladd.step import Ladd, draw_sample
+from ladd_dist.models.sd3.transformer import Backbone
 
 CPU = World(0, 1, 0, torch.device("cpu"))
 LR = OptimizerConfig(lr=1e-3, betas=[0.0, 0.99], clip_norm=1e9)

@@ -14,9 +14,9 @@ from conftest import ALONE, TINY, tiny_overrides
 from launch import environment
 from PIL import Image
 
-from ladd_dist.checkpoint import Checkpoint, open_newest
-from ladd_dist.side import free_port
-from ladd_dist.tracking import read_metrics
+from ladd_dist.checkpoints.reader import Checkpoint, open_newest
+from ladd_dist.measuring.side import free_port
+from ladd_dist.training.tracking import read_metrics
 
 BIN = Path(sys.executable).parent
 STARTERS = {
@@ -92,7 +92,7 @@ def test_a_local_checkpoint_goes_on_under_a_sharded_engine(tmp_path, dataset, or
 
 
 def test_five_iterations_move_the_student_far_beyond_the_tolerance(oracle, teacher_folder):
-    from ladd_dist.models.transformer import Backbone, load_transformer
+    from ladd_dist.models.sd3.transformer import Backbone, load_transformer
 
     start = Backbone(load_transformer(teacher_folder, torch.float32))
     before = {n: p.data for n, p in start.named_parameters()}

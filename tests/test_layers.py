@@ -3,72 +3,82 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
-LAYERS = [
-    {"kernels"},
-    {"errors", "checksums", "signals", "disk", "holder", "console"},
-    {"yaml_strict", "values", "tasks", "rendezvous"},
-    {"arguments", "config", "flow", "losses", "conditioning", "draws", "distributed"},
-    {"batch", "log", "schedule", "results", "clock", "control", "traffic", "verdict", "commits", "lock_file"},
-    {"models", "engines", "profiler", "places", "folders", "lease", "mirror"},
-    {"data", "ladd", "sampling", "digits", "metrics", "pictures", "watchdog", "teacher_schedule"},
-    {"ema", "judges", "networks", "painter", "tracking", "student_schedule"},
-    {"checkpoint", "model_card", "preview", "synthesis", "gallery", "window", "memory"},
-    {"checkpoint_writer", "student", "report_charts"},
-    {"trainer"},
-    {"evaluation", "export", "report", "benchmark", "compare", "side"},
-    {"supervisor"},
-    {"cli"},
-    {"launchers"},
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-NEVER = {"engines": {"models", "data", "ladd"}, "models": {"engines"}, "kernels": set(RANK) - {"kernels"}}
+ROOMS = """
+    errors
+    config
+    distributed
+    log
+    files diffusion
+    models engines supervision
+    methods
+    data digits
+    planning
+    drawing checkpoints
+    evaluation training
+    report measuring
+    cli
+"""
+"""From the ground up: a room may use those of the lines above it, and rooms of one line do not know each other."""
+
+LINE = {room: number for number, line in enumerate(ROOMS.strip().splitlines()) for room in line.split()}
 
 
-def unit(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[0] if parts[0] in ("kernels", "launchers") else parts[1]
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name -> file, packages by their own name."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files]
+    return dict(zip(names, files, strict=True))
 
 
-def imports(path: Path) -> set[str]:
-    """Units of this project that a file imports."""
+MODULES = modules("ladd_dist") | modules("kernels") | modules("launchers")
+
+
+def imports(name: str) -> set[str]:
+    """This project's modules that a module imports, at its top or later."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "ladd_dist" else [f"ladd_dist.{a.name}" for a in node.names]
-        for name in names:
-            head, *rest = name.split(".")
-            if head == "ladd_dist" and rest:
-                found.add(rest[0])
-            if head in ("kernels", "launchers"):
-                found.add(head)
-    return found
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
+            found |= inner or {node.module}
+    return found & set(MODULES)
 
 
-FILES = [p for d in ("ladd_dist", "kernels", "launchers") for p in sorted((ROOT / d).rglob("*.py"))]
+def room(name: str) -> str:
+    return name.split(".")[1]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_only_point_down(path):
-    if path == ROOT / "ladd_dist/__init__.py":
-        return
-    here = unit(path)
-    for other in imports(path) - {here}:
-        assert other in RANK, f"{path.name} imports {other}, which has no layer: add it to LAYERS"
-        assert RANK[other] < RANK[here], f"{here} must not import {other}"
-        assert other not in NEVER.get(here, set()), f"{here} must not know {other}"
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("ladd_dist.")])
+def test_rooms_use_only_rooms_above_them(name: str) -> None:
+    here = room(name)
+    assert here in LINE, f"{here} has no place: add it to ROOMS"
+    for other in imports(name):
+        assert not other.startswith("launchers"), f"{name} must not import {other}"
+        if other.startswith("ladd_dist.") and (there := room(other)) != here:
+            assert LINE[there] < LINE[here], f"{name} must not import {other}: {there} is not above {here} in ROOMS"
 
 
-def test_every_module_has_a_layer():
-    for path in FILES:
-        if path != ROOT / "ladd_dist/__init__.py":
-            assert unit(path) in RANK, path
+def test_kernels_know_nothing_of_the_trainer() -> None:
+    assert not {other for n in MODULES if n.startswith("kernels") for other in imports(n) if "kernels" not in other}
+
+
+def test_imports_go_one_way_within_a_room() -> None:
+    try:
+        list(TopologicalSorter({name: imports(name) - {name} for name in MODULES}).static_order())
+    except CycleError as error:
+        pytest.fail(f"these import one another: {' -> '.join(error.args[1])}")
+
+
+def test_the_top_holds_a_handful_of_files() -> None:
+    assert len(list((ROOT / "ladd_dist").glob("*.py"))) <= 5
 
 
 def run(code: str) -> str:

@@ -16,15 +16,17 @@ from conftest import ALONE, tiny_config
 from launch import join, start_ranks
 from recorded import newest, wait_until
 
-from ladd_dist import checkpoint_writer, holder, lease, lock_file
-from ladd_dist.distributed import World
+from ladd_dist.checkpoints import writer as checkpoint_writer
+from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, LaddError
-from ladd_dist.holder import Holder, job
-from ladd_dist.lease import Lease
-from ladd_dist.lock_file import lock_files
-from ladd_dist.supervisor import supervise
-from ladd_dist.tracking import read_metrics
-from ladd_dist.trainer import Trainer
+from ladd_dist.files import holder, lock_file
+from ladd_dist.files import run_lock as lease
+from ladd_dist.files.holder import Holder, job
+from ladd_dist.files.lock_file import lock_files
+from ladd_dist.files.run_lock import Lease
+from ladd_dist.supervision.supervisor import supervise
+from ladd_dist.training.tracking import read_metrics
+from ladd_dist.training.trainer import Trainer
 
 FOREVER = 3600.0
 

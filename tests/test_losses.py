@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from kernels.hinge.reference import hinge_reference
-from ladd_dist.losses import r1_penalty
+from ladd_dist.methods.ladd.losses import r1_penalty
 
 
 def hinge(logits: torch.Tensor, side: str) -> torch.Tensor:

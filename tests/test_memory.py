@@ -20,17 +20,26 @@ from test_configs import SD35_LARGE
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from ladd_dist.batch import Batch
-from ladd_dist.clock import Clock
-from ladd_dist.conditioning import Conditioning
 from ladd_dist.config import Config, load
-from ladd_dist.distributed import World
-from ladd_dist.ema import Ema
+from ladd_dist.diffusion.batch import Batch
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.blueprint import wrap_points
-from ladd_dist.ladd import Ladd, draw_sample
-from ladd_dist.memory import State, adamw_moments, describe, expected_state, flat_part, measured_state, on, row_part
-from ladd_dist.models.transformer import Backbone, meta_transformer
-from ladd_dist.trainer import build_networks
+from ladd_dist.engines.ema import Ema
+from ladd_dist.methods.ladd.step import Ladd, draw_sample
+from ladd_dist.models.sd3.transformer import Backbone, meta_transformer
+from ladd_dist.planning.memory import (
+    State,
+    adamw_moments,
+    describe,
+    expected_state,
+    flat_part,
+    measured_state,
+    on,
+    row_part,
+)
+from ladd_dist.training.trainer import build_networks
 
 SMALL_HEADS = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "groups=4", "cond_width=16")]
 BF16, SHARD = "train.precision=bf16", "teacher.placement=shard"

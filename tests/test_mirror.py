@@ -10,8 +10,8 @@ import wandb
 from conftest import ALONE, tiny_config
 from wandb.proto.wandb_internal_pb2 import Record
 
-from ladd_dist import mirror
-from ladd_dist.tracking import Tracker, read_metrics
+from ladd_dist.training import mirror
+from ladd_dist.training.tracking import Tracker, read_metrics
 
 _BLOCK, _HEADER = 32768, 7
 
@@ -32,7 +32,10 @@ def records_of(path: Path) -> Iterator[Record]:
             at += _BLOCK - at % _BLOCK
 
 
-def test_a_run_that_went_back_is_a_run_of_its_own_in_the_same_group(tmp_path: Path, dataset: Path) -> None:
+def test_a_run_that_went_back_is_a_run_of_its_own_in_the_same_group(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "warn", pytest.fail)
     config = tiny_config(tmp_path, dataset, "tracking.wandb=offline")
     for first, last in ((1, 4), (3, 6)):
         tracker = Tracker(config, ALONE, first - 1)
@@ -40,13 +43,13 @@ def test_a_run_that_went_back_is_a_run_of_its_own_in_the_same_group(tmp_path: Pa
             tracker.write({"iteration": iteration, "d_loss": 2.0})
         tracker.close()
     told = []
-    for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
+    for path in tmp_path.glob("wandb/offline-run-*/*.wandb"):
         records = list(records_of(path))
         (run,) = [record.run for record in records if record.HasField("run")]
         rows = [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
                 for record in records if record.HasField("history")]  # fmt: skip
         told.append((run, [(row["_step"], row["iteration"]) for row in rows]))
-    (before, early), (after, late) = told
+    (before, early), (after, late) = sorted(told, key=lambda pair: pair[0].display_name)
     assert early == [(i, i) for i in (1, 2, 3, 4)] and late == [(i, i) for i in (3, 4, 5, 6)]
     assert before.run_group == after.run_group and before.run_id != after.run_id
     assert (before.display_name, after.display_name) == (f"{tmp_path.name} from 0", f"{tmp_path.name} from 2")

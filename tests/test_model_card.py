@@ -7,9 +7,9 @@ from conftest import tiny_config
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ladd_dist.checkpoints.model_card import model_card, teacher_name
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import Request
-from ladd_dist.model_card import model_card, teacher_name
 
 CONFIG = tiny_config(Path("run"), Path("data"), "teacher.max_t5_tokens=77")
 _FENCE = re.compile(r"^```python\n(.*?)```", re.DOTALL | re.MULTILINE)

@@ -15,13 +15,13 @@ from conftest import ALONE, tiny_config, write_prompts
 from ranks import ENGINES, ranks
 from torch import Tensor
 
-from ladd_dist.checkpoint import Checkpoint, open_newest
+from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.config import Config
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
+from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.models.weights import FolderWeights
-from ladd_dist.synthesis import synthesize
-from ladd_dist.tracking import read_metrics
-from ladd_dist.trainer import Trainer
+from ladd_dist.training.tracking import read_metrics
+from ladd_dist.training.trainer import Trainer
 
 ITERATIONS, BATCH = 20, 8
 # Adam divides each gradient by its own size: where a true gradient is zero, rounding alone would decide the

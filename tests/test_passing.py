@@ -9,12 +9,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ladd_dist.clock import Clock
 from ladd_dist.config import DiscriminatorConfig
+from ladd_dist.distributed.clock import Clock
 from ladd_dist.engines.replicated import ReplicatedEngine
-from ladd_dist.ladd import Ladd, draw_sample
-from ladd_dist.models.discriminator import DiscriminatorHeads
-from ladd_dist.models.transformer import Backbone, Few
+from ladd_dist.methods.ladd.heads import DiscriminatorHeads
+from ladd_dist.methods.ladd.step import Ladd, draw_sample
+from ladd_dist.models.sd3.transformer import Backbone, Few
 
 BLOCKS = 12
 

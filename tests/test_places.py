@@ -5,7 +5,7 @@ from conftest import tiny_config
 
 from ladd_dist.config import Config
 from ladd_dist.errors import LaddError
-from ladd_dist.places import own_place
+from ladd_dist.files.places import own_place
 
 
 @pytest.fixture

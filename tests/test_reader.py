@@ -21,8 +21,8 @@ from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.data.check import check_dataset
 from ladd_dist.data.mds import Manifest, from_bits
 from ladd_dist.data.reader import LatentReader
-from ladd_dist.distributed import World
-from ladd_dist.draws import step_draws
+from ladd_dist.diffusion.noise import step_draws
+from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
 from ladd_dist.models.fingerprint import fingerprint
 

@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+from ladd_dist.distributed.rendezvous import fresh
 from ladd_dist.errors import LaddError
-from ladd_dist.rendezvous import fresh
 
 SOON = timedelta(seconds=60)
 

@@ -19,9 +19,9 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation import table
-from ladd_dist.report import verdict, write_report
-from ladd_dist.results import Results
+from ladd_dist.evaluation.evaluate import table
+from ladd_dist.evaluation.results import Results
+from ladd_dist.report.page import verdict, write_report
 
 SETS = ["teacher_guided", "teacher_4", "teacher_1", "student_4", "student_2", "student_1"]
 BUCKETS = {"32x32": 8, "32x64": 3, "64x32": 2}

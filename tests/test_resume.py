@@ -17,17 +17,18 @@ from conftest import ALONE, TINY, tiny_config, tiny_overrides
 from launch import ROOT, environment, join, launch, start_ranks
 from torch import Tensor
 
-from ladd_dist import checkpoint_writer, tracking
-from ladd_dist import trainer as trainer_module
-from ladd_dist.checkpoint import Checkpoint
-from ladd_dist.checkpoint_writer import CheckpointWriter
-from ladd_dist.checksums import read_sums, sha256, write_sums
+from ladd_dist.checkpoints import writer as checkpoint_writer
+from ladd_dist.checkpoints.reader import Checkpoint
+from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
+from ladd_dist.engines.learning_rate import rate_changes
 from ladd_dist.errors import LaddError
-from ladd_dist.schedule import rate_changes
-from ladd_dist.tracking import Tracker, read_metrics
-from ladd_dist.trainer import Trainer
+from ladd_dist.files.checksums import read_sums, sha256, write_sums
+from ladd_dist.training import tracking
+from ladd_dist.training import trainer as trainer_module
+from ladd_dist.training.tracking import Tracker, read_metrics
+from ladd_dist.training.trainer import Trainer
 
 _MEASURED = {"samples_per_second", "seconds", "host_memory_gib"}
 

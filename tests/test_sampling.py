@@ -4,20 +4,20 @@ import torch
 from checkpoints import save
 from diffusers import StableDiffusion3Pipeline
 
-from ladd_dist.checkpoint import Checkpoint, network_shards
-from ladd_dist.clock import Clock
-from ladd_dist.conditioning import Conditioning
+from ladd_dist.checkpoints.export import export
+from ladd_dist.checkpoints.reader import Checkpoint, network_shards
+from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import MethodConfig, load
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import Request
-from ladd_dist.distributed import World
-from ladd_dist.ema import Ema
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.distributed.world import World
+from ladd_dist.drawing.pipeline import Painter
+from ladd_dist.drawing.sampling import sample_ode, sample_student
+from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
-from ladd_dist.export import export
-from ladd_dist.painter import Painter
-from ladd_dist.sampling import sample_ode, sample_student
-from ladd_dist.student import load_student
-from ladd_dist.trainer import build_networks
+from ladd_dist.training.trainer import build_networks
 
 CPU = World(0, 1, 0, torch.device("cpu"))
 METHOD = MethodConfig()

@@ -16,21 +16,24 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import r
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladd_dist import evaluation, painter, preview, synthesis
-from ladd_dist.checkpoint import Checkpoint, network_shards
-from ladd_dist.clock import Clock
+from ladd_dist.checkpoints.export import export
+from ladd_dist.checkpoints.reader import Checkpoint, network_shards
+from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import Config, MethodConfig
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import Request
-from ladd_dist.ema import Ema
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.drawing import pipeline as painter
+from ladd_dist.drawing import synthesis
+from ladd_dist.drawing.pipeline import Painter
+from ladd_dist.drawing.synthesis import synthesize
+from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation import entrants, evaluate
-from ladd_dist.export import export
-from ladd_dist.painter import Painter
-from ladd_dist.preview import Preview
-from ladd_dist.student import load_student
-from ladd_dist.synthesis import synthesize
-from ladd_dist.trainer import build_networks
+from ladd_dist.evaluation import evaluate as evaluation
+from ladd_dist.evaluation.evaluate import entrants, evaluate
+from ladd_dist.training import preview
+from ladd_dist.training.preview import Preview
+from ladd_dist.training.trainer import build_networks
 
 EULER = "FlowMatchEulerDiscreteScheduler"
 DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 144}

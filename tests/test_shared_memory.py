@@ -7,7 +7,7 @@ from launch import run_ranks
 from streaming.base.world import World as StreamingWorld
 
 from ladd_dist.data import reader
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 
 _JOBS, _DATASETS = 4, 30
 

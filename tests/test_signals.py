@@ -27,14 +27,14 @@ from recorded import (
     wait_until,
 )
 
-from ladd_dist.checkpoint_writer import CheckpointWriter
+from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config
-from ladd_dist.control import Control, Request
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_REQUEUE
-from ladd_dist.preview import Preview
-from ladd_dist.signals import Signals
-from ladd_dist.tracking import read_metrics
+from ladd_dist.supervision.requests import Control, Request
+from ladd_dist.supervision.signals import Signals
+from ladd_dist.training.preview import Preview
+from ladd_dist.training.tracking import read_metrics
 
 STOP = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 

@@ -10,12 +10,12 @@ from conftest import TEACHER, TINY
 from diffusers import SD3Transformer2DModel
 from launch import join, run_ranks, start_ranks
 
-from ladd_dist.clock import Clock
 from ladd_dist.config import Config, load
-from ladd_dist.distributed import World
-from ladd_dist.memory import expected_state
-from ladd_dist.models.transformer import meta_transformer
-from ladd_dist.trainer import build_networks
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.distributed.world import World
+from ladd_dist.models.sd3.transformer import meta_transformer
+from ladd_dist.planning.memory import expected_state
+from ladd_dist.training.trainer import build_networks
 
 _SPARE = 100 * 2**20
 """Bytes that a start may take beside its state, under half of the network; ZeRO-3 needs 60 to 70 MB of them."""

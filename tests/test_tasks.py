@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from launch import environment, free_port, join
 
-from ladd_dist import distributed
+from ladd_dist.distributed import world as distributed
+from ladd_dist.distributed.tasks import first_host, group_variables, idle_tasks
 from ladd_dist.errors import LaddError
-from ladd_dist.tasks import first_host, group_variables, idle_tasks
 
 JOB = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "n[07-08]"}
 STEP = JOB | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
@@ -174,7 +174,7 @@ TWO = {
 @pytest.mark.parametrize("launcher", TWO)
 def test_real_tasks_meet(tmp_path: Path, launcher: str) -> None:
     context, port = multiprocessing.get_context("forkserver"), str(free_port())
-    context.set_forkserver_preload(["ladd_dist.trainer", "ladd_dist.synthesis"])
+    context.set_forkserver_preload(["ladd_dist.training.trainer", "ladd_dist.drawing.synthesis"])
     numbers = [key for key in TWO[launcher] if key.endswith(("_PROCID", "_LOCALID", "_RANK"))]
     tasks = [TWO[launcher] | dict.fromkeys(numbers, str(rank)) | {"MASTER_PORT": port} for rank in range(2)]
     started = [context.Process(target=_task, args=(tmp_path, task)) for task in tasks]

@@ -13,25 +13,25 @@ from conftest import ALONE, TEACHER, tiny_config
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextConfig
 
-from ladd_dist.checkpoint import open_newest
+from ladd_dist.checkpoints.export import export
+from ladd_dist.checkpoints.reader import open_newest
+from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.check import check_dataset
 from ladd_dist.data.mds import Manifest
 from ladd_dist.data.prompts import Request
+from ladd_dist.drawing.pipeline import Painter
+from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError
-from ladd_dist.export import export
 from ladd_dist.models.configs import load_config, text_config, vae_config
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.models.fit import check_shapes
-from ladd_dist.models.text import TextEncoders
-from ladd_dist.models.transformer import load_transformer, meta_transformer
+from ladd_dist.models.sd3.text import TextEncoders
+from ladd_dist.models.sd3.transformer import load_transformer, meta_transformer
 from ladd_dist.models.weights import FolderWeights
-from ladd_dist.networks import check_networks
-from ladd_dist.painter import Painter
-from ladd_dist.student import load_student
-from ladd_dist.synthesis import synthesize
-from ladd_dist.trainer import Trainer
+from ladd_dist.planning.networks import check_networks
+from ladd_dist.training.trainer import Trainer
 
 T5 = ("text_encoder_3", "tokenizer_3")
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"

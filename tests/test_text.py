@@ -61,7 +61,7 @@ def test_no_text_is_left_to_the_locale() -> None:
 _IN_ASCII = """
 import locale, sys
 from pathlib import Path
-from ladd_dist.arguments import as_text
+from ladd_dist.config.arguments import as_text
 from ladd_dist.config import load
 from ladd_dist.data.prompts import read_requests
 from ladd_dist.errors import LaddError

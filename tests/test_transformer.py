@@ -2,10 +2,10 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from ladd_dist.conditioning import Conditioning
+from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.errors import LaddError
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.models.transformer import Backbone, end_behind, load_transformer, token_grid
+from ladd_dist.models.sd3.transformer import Backbone, end_behind, load_transformer, token_grid
 
 SIZES = {"joint": {}, "dual": {"dual_attention_layers": (0, 1)}, "patch1": {"patch_size": 1}}
 

@@ -18,17 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launch import join, start_ranks
 
-from ladd_dist import watchdog
-from ladd_dist.checkpoint import Checkpoint
+from ladd_dist.checkpoints.reader import Checkpoint
 from ladd_dist.cli import Launch
 from ladd_dist.config import Config
-from ladd_dist.distributed import Position, World
+from ladd_dist.distributed.world import Position, World
 from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, LaddError
-from ladd_dist.supervisor import supervise
-from ladd_dist.tracking import read_metrics
-from ladd_dist.trainer import Trainer
-from ladd_dist.verdict import Beat, Sighting, Verdict, judge
-from ladd_dist.watchdog import Watchdog
+from ladd_dist.supervision import watchdog
+from ladd_dist.supervision.diagnosis import Beat, Sighting, Verdict, judge
+from ladd_dist.supervision.supervisor import supervise
+from ladd_dist.supervision.watchdog import Watchdog
+from ladd_dist.training.tracking import read_metrics
+from ladd_dist.training.trainer import Trainer
 
 DEAD_AFTER, HANG, TICK = 2.0, 1.5, 0.1
 SLACK = 3 * TICK + watchdog._LINGER

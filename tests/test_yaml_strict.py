@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from ladd_dist.arguments import as_path, as_seed, as_text
 from ladd_dist.config import Config, load
+from ladd_dist.config.arguments import as_path, as_seed, as_text
+from ladd_dist.config.values import MAX_SEED
+from ladd_dist.config.yaml import override, read_yaml, write_yaml
 from ladd_dist.data.mds import Manifest
 from ladd_dist.data.reader import LatentReader
 from ladd_dist.errors import LaddError
-from ladd_dist.values import MAX_SEED
-from ladd_dist.yaml_strict import override, read_yaml, write_yaml
 
 TEXT = (ROOT / TINY).read_text(encoding="utf-8")
 
@@ -191,8 +191,8 @@ def test_seeds_have_63_bits(key: str) -> None:
 def test_the_largest_seeds_work(dataset: Path) -> None:
     from conftest import ALONE
 
-    from ladd_dist.draws import step_draws
-    from ladd_dist.trainer import make_heads
+    from ladd_dist.diffusion.noise import step_draws
+    from ladd_dist.training.trainer import make_heads
 
     config = tiny_config(dataset, dataset, f"seed={MAX_SEED}", f"data.shuffle_seed={MAX_SEED}")
     make_heads(config, ALONE.device)

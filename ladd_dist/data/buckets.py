@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ladd_dist.errors import LaddError
 from ladd_dist.models.configs import load_config
-from ladd_dist.models.transformer import token_grid
-from ladd_dist.models.vae import latent_factor
+from ladd_dist.models.sd3.transformer import token_grid
+from ladd_dist.models.sd3.vae import latent_factor
 
 
 @dataclass(frozen=True)

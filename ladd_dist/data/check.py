@@ -9,7 +9,7 @@ from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.damage import AGAIN
 from ladd_dist.data.index import Index, ShardRecord
 from ladd_dist.data.mds import MANIFEST, Manifest
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, warn
 from ladd_dist.models.fingerprint import is_of

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from streaming.base.format.mds.encodings import get_mds_encoded_size
 
-from ladd_dist.checksums import checksum
 from ladd_dist.data.damage import named, redraw
 from ladd_dist.data.mds import INDEX, columns
+from ladd_dist.files.checksums import checksum
 
 _BITS = re.compile(r"ndarray:int16:([1-9]\d*(?:,[1-9]\d*)*)")
 

@@ -16,11 +16,11 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor
 
-from ladd_dist.batch import Batch
-from ladd_dist.checksums import SUMS, check_sum, read_sums, sha256, write_sums
-from ladd_dist.conditioning import Conditioning
 from ladd_dist.data.damage import AGAIN, named
+from ladd_dist.diffusion.batch import Batch
+from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.errors import LaddError
+from ladd_dist.files.checksums import SUMS, check_sum, read_sums, sha256, write_sums
 
 MANIFEST, INDEX = "manifest.json", "index.json"
 

@@ -13,12 +13,12 @@ from streaming.base import dataset
 from streaming.base.world import World as StreamingWorld
 from torch.utils.data import DataLoader
 
-from ladd_dist.batch import Batch
 from ladd_dist.config import Config
 from ladd_dist.data.mds import Manifest, collate
 from ladd_dist.data.shared_memory import take_number
-from ladd_dist.distributed import World
-from ladd_dist.signals import ignore_stop
+from ladd_dist.diffusion.batch import Batch
+from ladd_dist.distributed.world import World
+from ladd_dist.supervision.signals import ignore_stop
 
 # Fixed, so that the sample order does not depend on the number of nodes.
 _CANONICAL_NODES = 1

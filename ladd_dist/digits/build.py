@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
-from ladd_dist.arguments import as_path, as_seed
+from ladd_dist.config.arguments import as_path, as_seed
 from ladd_dist.digits.build_judge import save_judge, train_judge
 from ladd_dist.digits.build_record import Record
 from ladd_dist.digits.build_scores import score_judge, score_teacher, score_vae
@@ -25,9 +25,9 @@ from ladd_dist.digits.build_vae import train_vae
 from ladd_dist.digits.judge import DigitJudge
 from ladd_dist.digits.prompts import write_prompts
 from ladd_dist.digits.scans import load_part
-from ladd_dist.disk import real_path
 from ladd_dist.errors import LaddError
-from ladd_dist.folders import check_replaceable, replacing
+from ladd_dist.files.disk import real_path
+from ladd_dist.files.folders import check_replaceable, replacing
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from ladd_dist.diffusion.flow import TIMESTEP_SCALE, add_noise, logit_normal, velocity
 from ladd_dist.digits.build_text import HIDDEN, MAX_TOKENS, build_text_encoder
 from ladd_dist.digits.build_vae import encode, random_canvases
 from ladd_dist.digits.prompts import all_prompts
 from ladd_dist.digits.scans import LAYOUTS, Scans, render
-from ladd_dist.flow import TIMESTEP_SCALE, add_noise, logit_normal, velocity
 
 BATCH = 32
 LEARNING_RATE = 3e-3

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ladd_dist.config import Config
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine
 from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.replicated import ReplicatedEngine

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ladd_dist.config import Fsdp2Config, OptimizerConfig
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine, Shard, StateKind, fill
 from ladd_dist.engines.blueprint import Blueprint, wrap_points
 from ladd_dist.engines.optimizer import ShardedAdamW

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ladd_dist.config import OptimizerConfig
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine, Shard, StateKind
 from ladd_dist.engines.blueprint import whole_shards
 from ladd_dist.engines.optimizer import ShardedAdamW

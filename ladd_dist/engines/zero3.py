@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ladd_dist.config import OptimizerConfig, Zero3Config
-from ladd_dist.distributed import World
+from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine, Shard, StateKind, fill
 from ladd_dist.engines.blueprint import Blueprint, wrap_points
 from ladd_dist.engines.optimizer import adamw, allocate_state, set_lr, set_state_updates, state_updates

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ladd_dist.config import DiscriminatorConfig
-from ladd_dist.models.discriminator import DiscriminatorHeads
+from ladd_dist.methods.ladd.heads import DiscriminatorHeads
 
 GRID, BATCH = (3, 5), 2
 # fp32 differs by the order of sums. In bf16 both round at the same places, each by up to 2^-8, so that they are up to

@@ -3,9 +3,9 @@
 import torch
 from diffusers import SD3Transformer2DModel
 
-from ladd_dist.conditioning import Conditioning
-from ladd_dist.models.attention import Attention, set_attention
-from ladd_dist.models.transformer import Backbone
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.models.sd3.attention import Attention, set_attention
+from ladd_dist.models.sd3.transformer import Backbone
 
 
 def results(backbone):

@@ -1,0 +1,69 @@
+"""A trained student as a diffusers folder that `StableDiffusion3Pipeline.from_pretrained` loads."""
+
+from pathlib import Path
+
+import torch
+
+from ladd_dist.checkpoints.model_card import model_card
+from ladd_dist.checkpoints.reader import Checkpoint
+from ladd_dist.checkpoints.sampler import write_scheduler
+from ladd_dist.checkpoints.student import Weights, load_student
+from ladd_dist.config import Config
+from ladd_dist.data.prompts import Request
+from ladd_dist.files.folders import check_replaceable, replacing
+from ladd_dist.files.places import own_place
+from ladd_dist.models.folder import copy_pipeline
+from ladd_dist.planning.networks import check_networks
+
+
+def export_place(config: Config, out: str | Path | None, overwrite: bool) -> Path:
+    """The folder that `export` is to write, ``RUN_DIR/export`` if None; costs nothing, so ask first.
+
+    Raises:
+        LaddError: if it is not to be written, see `own_place` and `check_replaceable`.
+    """
+    folder = own_place(config, out, "export")
+    check_replaceable(folder, "export", overwrite)
+    return folder
+
+
+def export(
+    config: Config,
+    checkpoint: Checkpoint,
+    folder: Path,
+    weights: Weights,
+    dtype: torch.dtype,
+    example: Request,
+    overwrite: bool = False,
+) -> Path:
+    """Write the teacher's folder with the student's weights in the place of the transformer's.
+
+    The scheduler becomes the student's sampler, whatever the teacher's was.
+
+    Args:
+        weights: ``ema`` or ``student``.
+        dtype: of the saved weights.
+        example: what the model card draws.
+        overwrite: replace an earlier export at ``folder``, once this one is whole.
+
+    Returns:
+        The folder's real path.
+
+    Raises:
+        LaddError: as `export_place`, or if the configured networks cannot be used, or if it cannot be written; what
+            was there is left as it was.
+    """
+    folder = export_place(config, folder, overwrite)
+    check_networks(config)
+    with replacing(folder, "export", overwrite) as temporary:
+        _write(temporary, config, checkpoint, weights, dtype)
+        card = model_card(config, folder.name, checkpoint.state.iteration, weights, example)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def _write(folder: Path, config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> None:
+    copy_pipeline(Path(config.teacher.path), folder, without="transformer")
+    write_scheduler(folder)
+    net = load_student(config, checkpoint, weights, dtype).net
+    net.save_pretrained(folder / "transformer", safe_serialization=True)

@@ -1,0 +1,71 @@
+"""The README.md of an exported student: what it is, and a call that draws with it."""
+
+import os
+import re
+from pathlib import Path
+
+from ladd_dist.checkpoints.sampler import sampler_notes
+from ladd_dist.config import Config
+from ladd_dist.data.prompts import Request
+from ladd_dist.files.disk import real_path
+from ladd_dist.models.folder import T5_PARTS, components
+
+_CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# {title}
+
+A few-step student of {teacher}, distilled by Latent Adversarial Diffusion Distillation with ladd_dist,
+{iterations} iterations ({weights} weights). No guidance; the times of the steps are given as `sigmas`:
+
+```python
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+pipe = StableDiffusion3Pipeline.from_pretrained({name}{without})
+torch.manual_seed(0)  # noise between steps comes from torch's global generator
+image = pipe(
+    {prompt},
+    sigmas={sigmas}, guidance_scale=1.0, height={height}, width={width}, max_sequence_length={tokens},
+).images[0]
+```
+
+{sampler}"""
+
+
+def model_card(config: Config, name: str, iterations: int, weights: str, example: Request) -> str:
+    """Markdown whose code is Python for every name and prompt, and asks the T5 tokens that the student learned with.
+
+    Args:
+        name: of the export's folder.
+        example: what the code draws.
+    """
+    return _CARD.format(
+        title=" ".join(name.split()), teacher=_span(teacher_name(config.teacher.path)), iterations=iterations,
+        weights=weights, name=_literal(name), prompt=_literal(example.prompt), height=example.bucket.height,
+        width=example.bucket.width, tokens=config.teacher.max_t5_tokens, sigmas=config.method.times(),
+        without="".join(f", {part}=None" for part in T5_PARTS if part not in components(config.teacher.path)),
+        sampler=sampler_notes(config.method),
+    )  # fmt: skip
+
+
+def teacher_name(path: str) -> str:
+    """What a teacher's folder is called: its name, or ``org/name`` for a snapshot in the hub's cache."""
+    folder = Path(os.path.abspath(os.path.expanduser(path)))  # a link's own name says more than its target's
+    for found in (folder, real_path(path)):
+        if found.parent.name == "snapshots" and found.parent.parent.name.startswith("models--"):
+            return "/".join(found.parent.parent.name.split("--")[1:])
+    return folder.name or str(folder)
+
+
+def _literal(text: str) -> str:
+    """Python's literal of a text, on one line and without a backtick, which could end the block of code."""
+    return repr(text).replace("`", r"\x60")
+
+
+def _span(text: str) -> str:
+    """A text as code in Markdown's running text."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " * text.startswith("`") or " " * text.endswith("`")
+    return f"{ticks}{space}{' '.join(text.split())}{space}{ticks}"

@@ -1,0 +1,227 @@
+"""Checkpoints: one format for every engine and world size, in safetensors.
+
+    RUN_DIR/checkpoints/step-00000500/rank-00000.safetensors   flat ranges of fp32 tensors, this rank's share
+    RUN_DIR/checkpoints/step-00000500/state.json               iteration, updates, data cursor, provenance
+    RUN_DIR/checkpoints/step-00000500/config.yaml              the resolved configuration
+    RUN_DIR/checkpoints/step-00000500/SHA256SUMS               checksums of these files
+    RUN_DIR/checkpoints/latest                                 name of the newest, moved last
+
+A key is ``NETWORK/KIND/PARAMETER``, such as ``student/exp_avg/net.proj_out.weight``. Each file's header says
+which range ``[offset, offset + length)`` of which shape every entry is, so a rank of another engine or world
+size reads just the ranges it needs. There is no RNG to save: noise is a function of seed, iteration and sample.
+This file reads; `checkpoint_writer` writes.
+"""
+
+import json
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ladd_dist.config import Config, load
+from ladd_dist.distributed.world import World
+from ladd_dist.engines.base import STATE_KINDS, Engine, Shard, fill
+from ladd_dist.errors import DamagedError, LaddError
+from ladd_dist.files.checksums import check_sum, read_sums
+from ladd_dist.log import warn
+from ladd_dist.models.fingerprint import is_of
+
+STATE, LATEST, RANGES, CONFIG = "state.json", "latest", "ranges", "config.yaml"
+STEP_FOLDERS = "step-" + "[0-9]" * 8
+"""A glob for folders that a run has named itself: what else lies beside them is the user's."""
+_TENSORS = ".safetensors"
+_BINDING = ("seed", "method", "discriminator", "student.path", "data.shuffle_seed", "train.global_batch")
+"""Settings that a run cannot change on its way: they make the numbers, the networks or the order of the data."""
+_FREE = ("method.fake_pass",)
+"""Exempt from them: both orders make the same updates, and fewer ranks may need the one that accumulates."""
+
+Shards = Mapping[str, Shard]
+
+
+class RunState(BaseModel):
+    """What a run needs beside tensors to go on."""
+
+    iteration: int
+    """Finished iterations."""
+    updates: dict[str, int]
+    """Updates of each network: iterations less those skipped for a non-finite gradient."""
+    data: dict[str, int]
+    teacher: str
+    """Fingerprint of the teacher that is also the discriminator's backbone."""
+    engine: str
+    world_size: int
+
+    @classmethod
+    def read(cls, file: Path) -> "RunState":
+        """Read it from JSON.
+
+        Raises:
+            OSError: if there is no such file.
+            ValueError: if it is not a state.
+        """
+        return cls.model_validate_json(file.read_text(encoding="utf-8"), strict=True)
+
+
+def network_shards(name: str, engine: Engine) -> dict[str, Shard]:
+    """Weights and AdamW moments of one network under checkpoint keys."""
+    return {f"{name}/{kind}/{p}": shard for kind in STATE_KINDS for p, shard in engine.shards(kind).items()}
+
+
+def candidates(run_dir: str | Path) -> list[Path]:
+    """A run's checkpoints: the one that ``latest`` points to, there or not, then the others from new to old."""
+    root = Path(run_dir) / "checkpoints"
+    pointer = root / LATEST
+    pointed = [root / pointer.read_text(encoding="utf-8", errors="replace").strip()] if pointer.is_file() else []
+    return pointed + [path for path in sorted(root.glob(STEP_FOLDERS), reverse=True) if path not in pointed]
+
+
+def open_newest(run_dir: str | Path, world: World) -> "Checkpoint | None":
+    """The newest whole checkpoint of a run, or None if it has none; says loudly which damaged ones it passed over.
+
+    Raises:
+        LaddError: if there are checkpoints, and all are damaged.
+    """
+    # Rank 0's list is every rank's: on a shared file system, two may see different ones.
+    paths = world.gather(candidates(run_dir) if world.is_main else None)[0]
+    for path in paths:
+        try:
+            return Checkpoint(path, world)
+        except DamagedError as error:
+            if world.is_main:
+                warn(f"{error}: PASSED OVER, looking for the newest whole one")
+    if paths:
+        root = Path(run_dir) / "checkpoints"
+        raise LaddError(f"all checkpoints in {root} are damaged: restore one, or set a new run_dir")
+    return None
+
+
+class Checkpoint:
+    """A checkpoint opened for reading, verified, on every rank alike.
+
+    Raises:
+        DamagedError: if a file is missing, truncated or altered, naming it.
+    """
+
+    def __init__(self, path: Path, world: World) -> None:
+        self.path = path
+        self.shapes: dict[str, torch.Size] = {}
+        self._pieces: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
+        self._sums: dict[str, str] = {}
+        for act in (self._verify, self._open):
+            world.together(partial(self._attempt, act, world))
+
+    def _attempt(self, act: Callable[[World], None], world: World) -> None:
+        try:
+            act(world)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise DamagedError(f"checkpoint {self.path} is damaged ({' '.join(str(error).split())})") from None
+
+    def _tensor_files(self) -> list[str]:
+        return sorted(name for name in self._sums if name.endswith(_TENSORS))
+
+    def _verify(self, world: World) -> None:
+        """Hold this rank's share of the files against their checksums."""
+        self._sums = read_sums(self.path)
+        for name in (STATE, CONFIG, *self._tensor_files()[world.rank :: world.size]):
+            check_sum(self.path, name, self._sums)
+
+    def _open(self, _: World) -> None:
+        self.state = RunState.read(self.path / STATE)
+        files = self._tensor_files()
+        if len(files) != self.state.world_size:
+            raise ValueError(f"it has tensors of {len(files)} ranks, not of {self.state.world_size}")
+        for name in files:
+            self._index(self.path / name)
+        for key, shape in self.shapes.items():
+            self._join(self._pieces[key], key, shape.numel())
+
+    def _index(self, file: Path) -> None:
+        handle: Any = safe_open(file, "pt")
+        for key, (offset, length, shape) in json.loads(handle.metadata()[RANGES]).items():
+            self.shapes[key] = torch.Size(shape)
+            if length:
+                self._pieces[key].append((offset, length, handle))
+
+    @staticmethod
+    def _join(pieces: list[tuple[int, int, Any]], key: str, size: int) -> None:
+        """Bring the pieces of one tensor into order; each must begin where the one before it ends."""
+        pieces.sort(key=itemgetter(0))
+        if [start for start, _, _ in pieces] + [size] != [0] + [start + length for start, length, _ in pieces]:
+            raise ValueError(f"parts of {key} are missing")
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration that the run had when this was written."""
+        # Older ones name a number of steps, 4 by default, whatever the times.
+        return load(self.path / CONFIG, ["sampling.steps=null"])
+
+    def read(self, key: str, offset: int, length: int) -> Tensor:
+        """Elements ``[offset, offset + length)`` of a flattened tensor, from whichever files hold them."""
+        result = torch.empty(length)
+        pieces = self._pieces[key]
+        for start, size, handle in pieces[bisect_right(pieces, offset, key=itemgetter(0)) - 1 :]:
+            first, end = max(offset, start), min(offset + length, start + size)
+            if first >= end:
+                break
+            result[first - offset : end - offset] = handle.get_slice(key)[first - start : end - start]
+        return result
+
+    def network(self, name: str) -> dict[str, Tensor]:
+        """Whole weights of one network (``student``, ``ema`` or ``heads``), fp32, by parameter name."""
+        prefix = f"{name}/param/"
+        return {
+            key.removeprefix(prefix): self.read(key, 0, shape.numel()).view(shape)
+            for key, shape in self.shapes.items()
+            if key.startswith(prefix)
+        }
+
+    def check(self, config: Config, teacher: str) -> None:
+        """Hold the checkpoint against the run that wants to go on from it.
+
+        Raises:
+            LaddError: naming the first thing in which they differ.
+        """
+        if self.state.teacher != teacher and not is_of(config.teacher.path, self.state.teacher):
+            raise LaddError(
+                f"checkpoint {self.path} was trained with teacher {self.state.teacher}, but teacher.path="
+                f"{config.teacher.path} is {teacher}: restore that teacher, or set a new run_dir"
+            )
+        theirs, ours = (dict(_binding(c.model_dump())) for c in (self.config, config))
+        for key, value in theirs.items():
+            if ours[key] != value:
+                raise LaddError(
+                    f"checkpoint {self.path} was trained with {key}={value}, but this configuration has "
+                    f"{ours[key]}: restore it, or set a new run_dir"
+                )
+
+    def load(self, shards: Shards) -> None:
+        """Fill live shards in place.
+
+        Raises:
+            LaddError: if the checkpoint is of other networks, naming the first tensor that differs.
+        """
+        for key, shard in shards.items():
+            if self.shapes.get(key) != shard.shape:
+                raise LaddError(
+                    f"checkpoint {self.path} has {key} of shape {tuple(self.shapes.get(key, ()))}, but this "
+                    f"configuration needs {tuple(shard.shape)}: restore the configuration in "
+                    f"{self.path / CONFIG}, or set run_dir to a new folder"
+                )
+        fill(shards, self)
+
+
+def _binding(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            yield from _binding(value, f"{name}.")
+        elif name not in _FREE and any(f"{name}.".startswith(f"{bound}.") for bound in _BINDING):
+            yield name, value

@@ -1,0 +1,55 @@
+"""The trained student, put back together from a checkpoint for inference."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ladd_dist.checkpoints.reader import Checkpoint, open_newest
+from ladd_dist.config import Config
+from ladd_dist.distributed.world import World
+from ladd_dist.errors import DamagedError, LaddError
+from ladd_dist.models.sd3.transformer import Backbone, load_transformer
+
+Weights = Literal["ema", "student"]
+
+
+def open_checkpoint(config: Config, world: World, path: str | None = None) -> Checkpoint:
+    """Open the given checkpoint folder, or the newest whole one of ``run_dir``.
+
+    Raises:
+        LaddError: if there is none, or if it is damaged.
+    """
+    if path and not Path(path).is_dir():
+        raise LaddError(f"no checkpoint at {path}: run launchers/train.py first")
+    try:
+        found = Checkpoint(Path(path), world) if path else open_newest(config.run_dir, world)
+    except DamagedError as error:
+        raise LaddError(f"{error}: pass another --checkpoint") from None
+    if found is None:
+        raise LaddError(f"no checkpoint at {config.run_dir}/checkpoints: run launchers/train.py first")
+    return found
+
+
+def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> Backbone:
+    """The student on the CPU with the averaged (``ema``) or the last (``student``) weights.
+
+    Raises:
+        LaddError: if the checkpoint is of another network than the configuration's, or trained at other times.
+    """
+    trained = checkpoint.config.method.student_times
+    if trained != config.method.student_times:
+        raise LaddError(
+            f"checkpoint {checkpoint.path} was trained with method.student_times={trained}, but this configuration "
+            f"has {config.method.student_times}: pass the run's own config.yaml"
+        )
+    student = Backbone(load_transformer(config.student.path or config.teacher.path, dtype), dtype)
+    state = checkpoint.network(weights)
+    for name, parameter in student.named_parameters():
+        if name not in state or state[name].shape != parameter.shape:
+            raise LaddError(
+                f"checkpoint {checkpoint.path} does not fit the student at "
+                f"{config.student.path or config.teacher.path} ({name} differs): pass the run's own config.yaml"
+            )
+        parameter.data.copy_(state[name])
+    return student.requires_grad_(False).eval()

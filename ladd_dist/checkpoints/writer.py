@@ -1,0 +1,213 @@
+"""Writes checkpoints beside the training: the loop waits for a copy to host memory, a thread does the rest.
+
+A folder is written whole under a hidden name, read back and compared, put on disk, renamed into place; then the
+pointer moves, and only then are old folders dropped. Whatever happens before leaves the checkpoint before it as
+it was.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ladd_dist.checkpoints.reader import CONFIG, LATEST, RANGES, STATE, STEP_FOLDERS, RunState, Shards
+from ladd_dist.config import Config, load
+from ladd_dist.distributed.world import World
+from ladd_dist.errors import LaddError
+from ladd_dist.files.checksums import SUMS, sha256, write_sums
+from ladd_dist.files.disk import sync
+from ladd_dist.files.run_lock import Lease
+from ladd_dist.log import log, warn
+
+T = TypeVar("T")
+
+_GONE = ".gone-"
+
+
+class _Failed(Exception):
+    """Some rank could not do its part: which one, and why."""
+
+
+class CheckpointWriter:
+    """At most one checkpoint is being written; the next one waits for it. Use it on every rank alike.
+
+    Nothing is written, and nothing removed, once the lease is lost.
+
+    Raises:
+        LaddError: if some rank cannot write to ``run_dir``.
+    """
+
+    def __init__(self, config: Config, world: World, lease: Lease | None = None) -> None:
+        self._config, self._world, self._lease = config, world.aside(), lease or Lease()
+        self._pinned = world.device.type == "cuda"
+        self._root = Path(config.run_dir) / "checkpoints"
+        self._copies: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._try_folder()
+
+    def _try_folder(self) -> None:
+        """Better now than after the first hundreds of iterations."""
+        try:
+            self._alone(lambda: self._root.mkdir(parents=True, exist_ok=True))
+            self._together(lambda: _try_to_write(self._root / f".rank-{self._world.rank:05d}"))
+        except _Failed as error:
+            reason = f"run_dir={self._config.run_dir} cannot be written to ({error})"
+            raise LaddError(f"{reason}: set it to a folder that all ranks share") from None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last checkpoint could not be written; `wait` tells why."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
+
+    def save(self, shards: Shards, state: RunState) -> None:
+        """Copy this rank's shards to host memory and start writing.
+
+        Raises:
+            LaddError: if the checkpoint before could not be written.
+        """
+        self.wait()
+        ranges = {key: (shard.offset, shard.local.numel(), tuple(shard.shape)) for key, shard in shards.items()}
+        copies = self._copy(shards)
+        self._writing = self._thread.submit(self._write, copies, ranges, state)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is safe on disk.
+
+        Raises:
+            LaddError: on every rank, if any could not write its part; the checkpoint before it is intact.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    @torch.no_grad()
+    def _copy(self, shards: Shards) -> dict[str, Tensor]:
+        for key, shard in shards.items():
+            if key not in self._copies:  # page-locked memory is slow to get: it is kept for the next checkpoint
+                self._copies[key] = torch.empty(shard.local.numel(), dtype=torch.float32, pin_memory=self._pinned)
+            self._copies[key].copy_(shard.local, non_blocking=True)
+        if self._pinned:
+            torch.cuda.synchronize()
+        return self._copies
+
+    def _write(self, copies: dict[str, Tensor], ranges: Mapping[str, tuple], state: RunState) -> None:
+        final = self._root / f"step-{state.iteration:08d}"
+        temporary = self._root / f".{final.name}"
+        file = temporary / f"rank-{self._world.rank:05d}.safetensors"
+        try:
+            self._alone(lambda: _make_room(temporary))
+            sums = dict(self._together(lambda: (file.name, _write_tensors(file, copies, ranges))))
+            self._alone(lambda: self._publish(temporary, final, state, sums))
+        except _Failed as error:
+            self._drop(temporary)
+            raise LaddError(
+                f"checkpoint {final} could not be written ({error}); those before it are intact: "
+                "make room or mend what it says, then start the same command again"
+            ) from None
+        self._world.position.saved = str(final)
+        log(f"saved {final}")
+
+    def _drop(self, temporary: Path) -> None:
+        if self._world.is_main and not self._lease.lost:
+            shutil.rmtree(temporary, ignore_errors=True)
+        # Together: when one rank leaves, launchers end the others, who would not come to the end of this.
+        self._world.barrier()
+
+    def _alone(self, act: Callable[[], None]) -> None:
+        """Do something on rank 0 while the others wait; if it fails, all of them fail."""
+
+        def alone() -> None:
+            self._lease.check()
+            act()
+
+        self._together(alone if self._world.is_main else lambda: None)
+
+    def _together(self, act: Callable[[], T]) -> list[T]:
+        """Do something on every rank and return all results; if it fails on one, all of them fail."""
+        result, problem = None, None
+        try:
+            result = act()
+        except Exception as error:  # of any kind: the other ranks must not wait for this one in vain
+            problem = f"rank {self._world.rank}: {type(error).__name__}: {' '.join(str(error).split())}"
+        outcomes = self._world.gather((result, problem))
+        for _, found in outcomes:
+            if found:
+                raise _Failed(found)
+        return [result for result, _ in outcomes]
+
+    def _publish(self, temporary: Path, final: Path, state: RunState, sums: dict[str, str]) -> None:
+        (temporary / STATE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        self._config.save(temporary / CONFIG)
+        write_sums(temporary, sums | {name: sha256(temporary / name) for name in (STATE, CONFIG)})
+        # By name, not by listing the folder: what a rank has written to a disk of its own is not there.
+        for path in (*(temporary / name for name in (*sums, STATE, CONFIG, SUMS)), temporary):
+            sync(path)
+        if not (RunState.read(temporary / STATE) == state and load(temporary / CONFIG) == self._config):
+            raise OSError(f"{STATE} or {CONFIG} does not read back as it was written")
+        if final.exists():
+            _remove(final)
+        temporary.rename(final)
+        sync(self._root)
+        _point(self._root, final.name)
+        _prune(self._root, final.name, self._config.train.keep_checkpoints)
+
+
+def _try_to_write(file: Path) -> None:
+    file.write_bytes(b"")
+    file.unlink()
+
+
+def _make_room(temporary: Path) -> None:
+    """Make an empty folder, and remove what runs that were killed have left unfinished."""
+    for prefix in (".", _GONE):
+        for left in temporary.parent.glob(f"{prefix}{STEP_FOLDERS}"):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary.mkdir(parents=True)
+
+
+def _write_tensors(file: Path, tensors: dict[str, Tensor], ranges: Mapping[str, tuple]) -> str:
+    """Write, read back and compare. Returns the checksum of what is on disk."""
+    save_file(tensors, file, metadata={RANGES: json.dumps(ranges)})
+    sync(file)
+    with safe_open(file, "pt") as written:
+        for key, tensor in tensors.items():
+            # As bits: a NaN is not equal to itself.
+            if not torch.equal(written.get_tensor(key).view(torch.int32), tensor.view(torch.int32)):
+                raise OSError(f"{file} does not read back as it was written: {key} differs")
+    return sha256(file)
+
+
+def _point(root: Path, name: str) -> None:
+    temporary = root / f".{LATEST}"
+    temporary.write_text(name + "\n", encoding="utf-8")
+    sync(temporary)
+    temporary.replace(root / LATEST)
+    sync(root)
+
+
+def _prune(root: Path, newest: str, keep: int) -> None:
+    """Keep some of the newest; folders beyond it are of a future that the run has gone back from."""
+    folders = sorted(root.glob(STEP_FOLDERS))
+    kept = [folder for folder in folders if folder.name <= newest][-keep:]
+    for old in folders:
+        if old not in kept:
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Under a hidden name first: what is half removed must not look like a checkpoint."""
+    gone = folder.with_name(f"{_GONE}{folder.name}")
+    try:
+        folder.rename(gone)
+        shutil.rmtree(gone)
+    except OSError as error:
+        warn(f"{folder} could not be removed ({error}): remove it by hand")

@@ -1,0 +1,64 @@
+"""What is minimised."""
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from ladd_dist.config.section import NonNegativeFloat, NonNegativeInt, Probability, Section
+
+
+class MethodConfig(Section):
+    """LADD itself (arXiv 2403.12015)."""
+
+    student_times: list[Annotated[float, Field(gt=0, le=1)]] = Field(default=[1.0, 0.75, 0.5, 0.25], min_length=1)
+    """Noise levels of the student's input, descending from 1: it trains, draws and is exported at these alone."""
+    warmup_probabilities: list[Probability] = Field(default=[0.0, 0.0, 0.5, 0.5])
+    probabilities: list[Probability] = Field(default=[0.7, 0.1, 0.1, 0.1])
+    warmup_iterations: NonNegativeInt = 500
+    renoise_location: float = 1.0
+    """Logit-normal location at 4,096 image tokens; shifted to each bucket's own token count."""
+    renoise_scale: PositiveFloat = 1.0
+    renoise: Literal["independent", "same"] = "independent"
+    """Whether real and fake of a pair are judged at noise levels of their own or at the same one."""
+    r1_weight: NonNegativeFloat = 0.0
+    fake_pass: Literal["shared", "two_pass"] = "shared"
+    """One student forward and one teacher pass over the fake for both updates, or the plain order with two."""
+
+    @property
+    def step_counts(self) -> list[int]:
+        """Numbers of steps in which the student can draw, the most first: the divisors of the number of times."""
+        count = len(self.student_times)
+        return [steps for steps in range(count, 0, -1) if count % steps == 0]
+
+    def times(self, steps: int | None = None) -> list[float]:
+        """Times of ``steps`` steps: `student_times` at an even stride from the first, or all of them.
+
+        Raises:
+            ValueError: if ``steps`` does not divide their number.
+        """
+        count = len(self.student_times)
+        stride, rest = divmod(count, steps or count)
+        if rest:
+            known = " or ".join(map(str, self.step_counts))
+            raise ValueError(f"sampling.steps={steps} must divide the {count} method.student_times: set {known}")
+        return self.student_times[::stride]
+
+    @model_validator(mode="after")
+    def _descend(self) -> "MethodConfig":
+        times = self.student_times
+        if times[0] != 1:
+            raise ValueError(f"student_times must begin with 1, the pure noise that drawing begins with, not {times}")
+        if any(now <= after for now, after in pairwise(times)):
+            raise ValueError(f"student_times must descend, each once, not {times}")
+        return self
+
+    @model_validator(mode="after")
+    def _distributions(self) -> "MethodConfig":
+        for key in ("warmup_probabilities", "probabilities"):
+            values = getattr(self, key)
+            if len(values) != len(self.student_times):
+                raise ValueError(f"{key} needs one entry for each of the {len(self.student_times)} student_times")
+            if abs(sum(values) - 1) > 1e-6:
+                raise ValueError(f"{key} must sum to 1, not {sum(values):g}")
+        return self

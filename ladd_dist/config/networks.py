@@ -1,0 +1,65 @@
+"""Teacher, student and discriminator heads: where they come from and how they run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from ladd_dist.config.section import NonNegativeInt, Section
+from ladd_dist.config.values import PathName
+
+
+class TeacherConfig(Section):
+    """The frozen network: teacher of the data and backbone of the discriminator."""
+
+    path: PathName
+    """A diffusers folder with ``transformer/``, ``vae/``, ``scheduler/``, text encoders and tokenizers.
+
+    T5 may be absent."""
+    placement: Literal["replicate", "shard"] = "replicate"
+    """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
+    activation_checkpointing: bool = False
+    compile: bool = False
+    """torch.compile the blocks, once for all of one kind and for every aspect ratio."""
+    max_t5_tokens: Annotated[int, Field(ge=1, le=512)] = 256
+    """T5 tokens appended to the 77 of CLIP; zeros where the teacher has no T5. The pipeline takes 512 at most."""
+
+
+class StudentConfig(Section):
+    """The network that is trained."""
+
+    path: PathName | None = None
+    """A diffusers folder to start from; null starts from a full-size copy of the teacher."""
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+
+class DiscriminatorConfig(Section):
+    """Conv heads on the frozen teacher's blocks (design: 1x1 to ``width``, 3x3, 3x3 to ``out_width``, logit)."""
+
+    blocks: list[NonNegativeInt] | None = None
+    """Transformer blocks that carry a head; null means every block. The teacher is built up to the last of them."""
+    width: PositiveInt = 256
+    out_width: PositiveInt = 128
+    groups: PositiveInt = 32
+    """GroupNorm groups; divides both widths."""
+    cond_width: PositiveInt = 256
+    """Width of the shared embedding of noise level and pooled text."""
+    kept_features: PositiveInt = 8
+    """Blocks whose features are held at a time where the teacher runs without graph: so many heads learn together."""
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> "DiscriminatorConfig":
+        if self.width % self.groups or self.out_width % self.groups:
+            raise ValueError(f"groups={self.groups} must divide width={self.width} and out_width={self.out_width}")
+        return self
+
+
+class KernelsConfig(Section):
+    """Which implementation computes what; a name that cannot run where the run is placed is an error."""
+
+    attention: Literal["auto", "triton", "sdpa"] = "auto"
+    """Of student and teacher: this repository's fused kernel or diffusers' own over PyTorch's SDPA. ``auto`` takes
+    the kernel on GPUs where `kernels.bench` found it faster, and says at start what it picked and why."""
+    heads: Literal["auto", "triton", "torch"] = "auto"
+    """The discriminator's heads and their losses: this repository's kernels or PyTorch's grouped convolutions.
+    ``auto`` takes the kernels on GPUs where `kernels.bench` found them faster. R1's pass is PyTorch's always."""

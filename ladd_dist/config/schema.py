@@ -1,0 +1,106 @@
+"""The whole configuration, and what its sections demand of one another."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from ladd_dist.config.drawing import EvaluationConfig, SamplingConfig, SynthesisConfig
+from ladd_dist.config.engines import Fsdp2Config, OptimizerConfig, Zero3Config
+from ladd_dist.config.method import MethodConfig
+from ladd_dist.config.networks import DiscriminatorConfig, KernelsConfig, StudentConfig, TeacherConfig
+from ladd_dist.config.section import Section
+from ladd_dist.config.training import DataConfig, ProfileConfig, TrackingConfig, TrainConfig
+from ladd_dist.config.values import PathName, Seed
+from ladd_dist.config.yaml import write_yaml
+from ladd_dist.errors import LaddError
+
+
+class Config(Section):
+    """Everything a run needs. One file serves synthesis, training, sampling, evaluation and export."""
+
+    run_dir: PathName
+    seed: Seed = 0
+    engine: Literal["local", "fsdp2", "zero3"] = "local"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` uses a GPU when there is one."""
+    teacher: TeacherConfig
+    student: StudentConfig = StudentConfig()
+    fsdp2: Fsdp2Config = Fsdp2Config()
+    zero3: Zero3Config = Zero3Config()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    method: MethodConfig = MethodConfig()
+    student_optimizer: OptimizerConfig
+    head_optimizer: OptimizerConfig
+    train: TrainConfig
+    data: DataConfig
+    synthesis: SynthesisConfig
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig
+    kernels: KernelsConfig = KernelsConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    profile: ProfileConfig = ProfileConfig()
+
+    @model_validator(mode="after")
+    def _engine_settings(self) -> "Config":
+        """A setting that the chosen engine does not read is an error, as any other key that nothing reads."""
+        for name, section in (("fsdp2", self.fsdp2), ("zero3", self.zero3)):
+            defaults = type(section)()
+            changed = [key for key in type(section).model_fields if getattr(section, key) != getattr(defaults, key)]
+            if changed and self.engine != name:
+                raise ValueError(f"{name}.{changed[0]} is only read by engine={name}, but engine={self.engine}")
+        if self.engine == "zero3":
+            self._check_zero3()
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_steps(self) -> "Config":
+        self.method.times(self.sampling.steps)
+        return self
+
+    def _check_zero3(self) -> None:
+        if self.student_optimizer.state == "8bit":
+            reason = "offloads only fp32 state" if self.zero3.offload != "none" else "partitions only fp32 state"
+            raise ValueError(f"student_optimizer.state=8bit: engine=zero3 {reason}; set fp32, or engine=fsdp2")
+        if self.student.compile or (self.teacher.compile and self.teacher.placement == "shard"):
+            raise ValueError("compile=true: the hooks of engine=zero3 cannot be compiled; set engine=fsdp2")
+
+    def micro_batch(self, world_size: int) -> int:
+        """Samples per rank and forward pass.
+
+        Raises:
+            LaddError: if the ranks cannot share the global batch evenly.
+        """
+        if self.train.micro_batch is not None:
+            return self.train.micro_batch
+        if self.train.global_batch % world_size:
+            raise LaddError(
+                f"train.global_batch={self.train.global_batch} is not a multiple of {world_size} ranks: "
+                "change it, or the number of ranks"
+            )
+        return self.train.global_batch // world_size
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per rank and iteration.
+
+        Raises:
+            LaddError: if the ranks cannot share the global batch evenly, or if the shared fake pass would
+                have to keep the graphs of several micro-batches alive.
+        """
+        batch, micro = self.train.global_batch, self.micro_batch(world_size)
+        if batch % (micro * world_size):
+            raise LaddError(
+                f"train.global_batch={batch} is not a multiple of train.micro_batch={micro} x {world_size} ranks: "
+                f"set train.micro_batch to a divisor of {batch / world_size:g}, or change the number of ranks"
+            )
+        count = batch // (micro * world_size)
+        if count > 1 and self.method.fake_pass == "shared":
+            raise LaddError(
+                f"method.fake_pass=shared needs the whole batch in one micro-batch, but train.micro_batch={micro} "
+                f"makes {count}: set method.fake_pass=two_pass, or train.micro_batch={batch // world_size}"
+            )
+        return count
+
+    def save(self, path: Path) -> None:
+        """Write the resolved configuration as YAML that `load` reads back to an equal one."""
+        write_yaml(path, self.model_dump())

@@ -1,0 +1,66 @@
+"""The loop, what it reads and what it records."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from ladd_dist.config.section import NonNegativeInt, Section
+from ladd_dist.config.values import PathName, Seed
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    iterations: PositiveInt
+    global_batch: PositiveInt
+    """Samples per iteration over all ranks and micro-batches."""
+    micro_batch: PositiveInt | None = None
+    """Samples per rank and forward pass; null takes the rank's whole share of the global batch."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Compute precision; trainable parameters and optimizer state are fp32 always."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_device: Literal["same", "cpu"] = "same"
+    """Keep the averaged weights beside the student's, or in host memory at the cost of a copy per iteration."""
+    max_skipped: PositiveInt = 20
+    """Iterations in a row that may be skipped for a non-finite loss or gradient before the run stops."""
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    preview_every: NonNegativeInt = 0
+    """Iterations between picture sheets of the student; 0 draws none."""
+    hang_timeout: PositiveFloat = 900.0
+    """Seconds without progress on any rank after which the job ends, naming who is behind. Must exceed the longest
+    phase: loading the networks, writing a checkpoint."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TrainConfig":
+        if self.micro_batch and self.global_batch % self.micro_batch:
+            raise ValueError(f"micro_batch={self.micro_batch} must divide global_batch={self.global_batch}")
+        if self.checkpoint_every % self.log_every:
+            # Or the first row after a resume would average fewer iterations than in an uninterrupted run.
+            raise ValueError(f"log_every={self.log_every} must divide checkpoint_every={self.checkpoint_every}")
+        return self
+
+
+class DataConfig(Section):
+    """Where the synthetic latents are written and read."""
+
+    path: PathName
+    shuffle_seed: Seed = 0
+    workers: NonNegativeInt = 0
+    """Loader processes per rank."""
+
+
+class TrackingConfig(Section):
+    """``metrics.jsonl`` is the record; W&B mirrors it when asked to."""
+
+    wandb: Literal["off", "offline", "online"] = "off"
+    project: str = "ladd_dist"
+
+
+class ProfileConfig(Section):
+    """A torch.profiler trace per rank, of the configured iterations or, at any time, on SIGUSR2."""
+
+    start: NonNegativeInt | None = None
+    """First iteration of the trace; null traces on SIGUSR2 alone."""
+    iterations: PositiveInt = 3

@@ -1,0 +1,219 @@
+"""Offline generation of the training set: the guided teacher's latents, sharded over ranks and resumable.
+
+The list of pictures is cut into parts. A part is claimed by rank ``number % world size``, written to a hidden
+folder and renamed into place: whatever is killed, a part is whole or absent, and no picture is lost or drawn
+twice, also when the next start has another number of ranks.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from streaming import MDSWriter
+from streaming.base.util import merge_index
+
+from ladd_dist.config import Config
+from ladd_dist.data.buckets import LatentSpace
+from ladd_dist.data.check import verify
+from ladd_dist.data.damage import redraw
+from ladd_dist.data.index import Index
+from ladd_dist.data.mds import MANIFEST, Manifest, Provenance, columns, to_bits
+from ladd_dist.data.prompts import Request, read_requests
+from ladd_dist.diffusion.noise import image_seed
+from ladd_dist.distributed.world import World
+from ladd_dist.drawing.pipeline import Painter, teacher_schedule
+from ladd_dist.errors import LaddError
+from ladd_dist.files.run_lock import Lease
+from ladd_dist.log import log, progress
+from ladd_dist.models.fingerprint import fingerprint, is_of
+from ladd_dist.planning.networks import check_networks
+
+_PLAN = "plan.json"
+_SHARD_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of pictures of one bucket that is written whole."""
+
+    folder: Path
+    requests: list[Request]
+
+
+def synthesize(config: Config, world: World, lease: Lease | None = None) -> Manifest:
+    """Draw every picture that is not there yet, then write the streams' indices and the manifest.
+
+    Args:
+        lease: what makes ``data.path`` this job's own; None takes it for granted.
+
+    Raises:
+        LaddError: for input that cannot be used, or if the folder holds another plan's samples or another job has
+            taken it over.
+    """
+    settings, root, lease = config.synthesis, Path(config.data.path), lease or Lease()
+    space = check_networks(config)
+    requests = read_requests(settings.prompts, settings.buckets, settings.images_per_prompt)
+    parts = plan_parts(root, requests, settings.part_samples)
+    if empty := set(settings.buckets) - {request.bucket.name for request in requests}:
+        raise LaddError(
+            f"bucket {min(empty)} gets no prompt from {settings.prompts}: "
+            "add some, or take it out of synthesis.buckets"
+        )
+    provenance = _provenance(config, space, teacher_schedule(config).settings)
+    painter = Painter(config, world.device)
+    provenance = _check_plan(root, provenance, config.teacher.path, world)
+
+    mine = [part for i, part in enumerate(parts) if i % world.size == world.rank]
+    finished = [part for part in mine if part.folder.exists()]
+    missing = [part for part in mine if not part.folder.exists()]
+    world.together(lambda: _verify(finished, space))
+    done = sum(len(part.requests) for part in finished)
+    bar = progress("synthesize", sum(len(part.requests) for part in mine), done=done, unit="img", world=world)
+
+    def advance(count: int) -> None:
+        lease.check()
+        bar.update(count)
+
+    for part in missing:
+        _write_part(part, painter, config, provenance, advance)
+    bar.close()
+
+    world.barrier()
+    if world.is_main:
+        lease.check()
+        _finish(root, parts, provenance)
+        log(f"dataset: {len(requests)} latents in {root}")
+    world.barrier()
+    return Manifest.read(root)
+
+
+def plan_parts(root: Path, requests: list[Request], part_samples: int) -> list[Part]:
+    """Cut the pictures of every bucket into parts, a function of the prompt list alone."""
+    by_bucket: dict[str, list[Request]] = defaultdict(list)
+    for request in requests:
+        by_bucket[request.bucket.name].append(request)
+    return [
+        Part(root / bucket / f"part-{start // part_samples:05d}", rows[start : start + part_samples])
+        for bucket, rows in sorted(by_bucket.items())
+        for start in range(0, len(rows), part_samples)
+    ]
+
+
+def _provenance(config: Config, space: LatentSpace, scheduler: dict) -> Provenance:
+    settings = config.synthesis
+    return Provenance(
+        teacher=fingerprint(config.teacher.path),
+        precision=config.train.precision,
+        prompts=hashlib.sha256(Path(settings.prompts).read_bytes()).hexdigest()[:16],
+        seed=config.seed,
+        guidance=settings.guidance,
+        steps=settings.steps,
+        scheduler=json.loads(json.dumps(scheduler, default=str)),
+        buckets=settings.buckets,
+        images_per_prompt=settings.images_per_prompt,
+        part_samples=settings.part_samples,
+        latent_channels=space.channels,
+        max_t5_tokens=config.teacher.max_t5_tokens,
+    )
+
+
+def _check_plan(root: Path, provenance: Provenance, folder: str, world: World) -> Provenance:
+    """Record what is being made, or compare with what was: a folder never mixes two plans.
+
+    Returns:
+        ``provenance``, with the teacher's fingerprint as the plan has it.
+    """
+    plan = root / _PLAN
+    if plan.exists():
+        try:
+            before = json.loads(plan.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LaddError(f"{plan} is damaged ({error}): set data.path to a new folder, or remove {root}") from None
+        if is_of(folder, before.get("teacher")):
+            provenance = replace(provenance, teacher=before["teacher"])
+        now = asdict(provenance)
+        if changed := [key for key in now if before.get(key) != now[key]]:
+            key = changed[0]
+            raise LaddError(
+                f"{root} holds latents made with {key}={before.get(key)}, but this run has {key}={now[key]}: "
+                "set data.path to a new folder, or remove the old one"
+            )
+    elif others := [name for name in (MANIFEST, *provenance.buckets) if (root / name).exists()]:
+        raise LaddError(
+            f"{root} holds {others[0]} but no {_PLAN}, so no synthesis made it: set data.path to a new folder"
+        )
+    world.barrier()
+    if world.is_main and not plan.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = root / f".{_PLAN}"
+        temporary.write_text(json.dumps(asdict(provenance), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(plan)
+    world.barrier()
+    return provenance
+
+
+def _verify(parts: list[Part], space: LatentSpace) -> None:
+    """A part that is there counts as finished only if it is what was written."""
+    begin = time.monotonic()
+    for part in parts:
+        latent = space.shape(part.requests[0].bucket)
+        index = Index.read(part.folder, len(part.requests), latent, redraw(part.folder))
+        verify((part.folder, shard) for shard in index.shards)
+    if parts:
+        log(f"verified {len(parts)} finished parts in {time.monotonic() - begin:.1f} s")
+
+
+def _write_part(
+    part: Part, painter: Painter, config: Config, made: Provenance, advance: Callable[[int], object]
+) -> None:
+    settings = config.synthesis
+    temporary = part.folder.with_name(f".{part.folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shape = painter.space.shape(part.requests[0].bucket)
+    probe = painter.encode([part.requests[0].prompt])
+    schema = columns(shape, tuple(probe.context.shape[1:]), tuple(probe.pooled.shape[1:]))
+    with MDSWriter(out=str(temporary), columns=schema, hashes=["xxh64"], size_limit=_SHARD_BYTES) as writer:
+        for start in range(0, len(part.requests), settings.batch):
+            rows = part.requests[start : start + settings.batch]
+            seeds = [image_seed(config.seed, "synthesis", row.id) for row in rows]
+            cond = painter.encode([row.prompt for row in rows])
+            latents = painter.teacher(cond, seeds, shape, settings.steps, settings.guidance)
+            if not torch.isfinite(latents).all():
+                raise LaddError(f"teacher {config.teacher.path} drew non-finite latents: try train.precision=fp32")
+            for i, row in enumerate(rows):
+                writer.write(
+                    {
+                        "id": row.id,
+                        "latent": to_bits(latents[i]),
+                        "context": to_bits(cond.context[i]),
+                        "pooled": to_bits(cond.pooled[i]),
+                        "prompt": row.prompt,
+                        "bucket": row.bucket.name,
+                        "seed": seeds[i],
+                        "guidance": settings.guidance,
+                        "steps": settings.steps,
+                        "teacher": made.teacher,
+                    }
+                )
+            advance(len(rows))
+    temporary.rename(part.folder)
+
+
+def _finish(root: Path, parts: list[Part], provenance: Provenance) -> None:
+    counts: dict[str, int] = defaultdict(int)
+    for part in parts:
+        counts[part.folder.parent.name] += len(part.requests)
+    for bucket in counts:
+        (root / bucket / "index.json").unlink(missing_ok=True)  # merge_index refuses to replace it
+        merge_index(
+            [str(p.folder / "index.json") for p in parts if p.folder.parent.name == bucket], str(root / bucket)
+        )
+    packages = ("torch", "diffusers", "transformers", "mosaicml-streaming")
+    Manifest(provenance, dict(counts), {name: version(name) for name in packages}).write(root)

@@ -1,0 +1,219 @@
+"""How far the student is from its guided teacher, against the undistilled teacher at the same steps.
+
+FD is the Frechet distance to the teacher's own guided pictures. A second set of those, drawn with other seeds,
+gives the FD that even a perfect student would show at this number of pictures; *excess* is what lies above it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ladd_dist.checkpoints.student import Weights, load_student, open_checkpoint
+from ladd_dist.config import Config
+from ladd_dist.data.prompts import Request, read_requests
+from ladd_dist.diffusion.noise import image_noise, image_seed
+from ladd_dist.distributed.world import World
+from ladd_dist.drawing.pipeline import Painter, load_backbone, teacher_schedule
+from ladd_dist.drawing.sampling import sample_ode
+from ladd_dist.engines.build import compute_dtype
+from ladd_dist.evaluation.distances import frechet_distance
+from ladd_dist.evaluation.gallery import Gallery
+from ladd_dist.evaluation.judges import Judge, load_judge
+from ladd_dist.evaluation.results import RESULTS, Results, SetResult
+from ladd_dist.log import log, progress
+from ladd_dist.models.sd3.transformer import Backbone
+from ladd_dist.planning.networks import check_networks
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One way of drawing that is judged."""
+
+    name: str
+    label: str
+    role: Literal["teacher", "student"]
+    steps: int
+    guidance: float
+
+
+@dataclass
+class _Drawn:
+    """What is kept of a drawn set, over all ranks."""
+
+    features: Tensor
+    right: dict[str, list[bool]]
+    seconds: float
+
+
+def entrants(config: Config) -> list[Entrant]:
+    """The guided teacher, and the student in every number of its steps; the undistilled teacher in most and least."""
+    s, counts = config.synthesis, config.method.step_counts
+    guided = Entrant(
+        "teacher_guided", f"teacher, {s.steps} steps, guidance {s.guidance:g}", "teacher", s.steps, s.guidance
+    )
+    teachers = [
+        Entrant(f"teacher_{n}", f"teacher, {_steps(n)}", "teacher", n, 1.0)
+        for n in dict.fromkeys((counts[0], counts[-1]))
+    ]
+    students = [Entrant(f"student_{n}", f"student, {_steps(n)}", "student", n, 1.0) for n in counts]
+    return [guided, *teachers, *students]
+
+
+def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weights) -> Results:
+    """Draw every set, judge it, write results and pictures under ``run_dir``.
+
+    Returns:
+        The content of ``evaluation/results.json``.
+
+    Raises:
+        LaddError: if networks, prompts, judge or checkpoint cannot be used.
+    """
+    check_networks(config)
+    dtype = compute_dtype(config)
+    requests = _requests(config)
+    teacher_schedule(config)
+    judge = load_judge(config.evaluation.judge, world.device)
+    opened = open_checkpoint(config, world, checkpoint)
+    student = load_student(config, opened, weights, dtype).to(world.device)
+    teacher = load_backbone(config.teacher.path, dtype, world.device)
+    painter = Painter(config, world.device, teacher)
+    gallery = Gallery(config, requests)
+
+    competition = entrants(config)
+    bar = progress("evaluate", (len(competition) + 1) * len(requests), unit="img", world=world)
+    draw = _Draw(config, world, painter, {"teacher": teacher, "student": student}, judge, gallery, bar.update)
+    other_half = draw(competition[0], requests, "evaluation, other half", keep=False)
+    drawn = {entrant.name: draw(entrant, requests, "evaluation", keep=True) for entrant in competition}
+    bar.close()
+
+    reference = drawn["teacher_guided"].features
+    floor = frechet_distance(other_half.features, reference)
+    results = Results(
+        seed=config.seed,
+        samples=len(requests),
+        judge=judge.name,
+        checkpoint=opened.path.name,
+        weights=weights,
+        split_half_fd=floor,
+        features=(len(reference), reference.shape[1]),
+        sets=_scores(competition, drawn, reference, floor),
+    )
+    if world.is_main:
+        path = Path(config.run_dir) / RESULTS
+        path.write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        gallery.write_index([entrant.name for entrant in competition])
+        for line in table(results):
+            log(line)
+    world.barrier()
+    return results
+
+
+def table(results: Results) -> list[str]:
+    """The results as lines of text."""
+    lines = [f"{'':34}{'FD':>9}{'excess':>9}{'ratio':>10}{'read':>8}"]
+    for s in results.sets:
+        ratio = "no ratio" if results.lacks_ratio(s) else "" if s.excess_ratio is None else f"{s.excess_ratio:.3f}"
+        read = "" if s.accuracy is None else f"{100 * s.accuracy:.1f}%"
+        lines.append(f"{s.label:34}{s.fd:>9.3f}{s.excess:>9.3f}{ratio:>10}{read:>8}")
+    return lines + results.caveats
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" + "s" * (count > 1)
+
+
+def _requests(config: Config) -> list[Request]:
+    """As many pictures as asked for: the prompts in turn, each repetition with noise of its own."""
+    once = read_requests(config.evaluation.prompts, config.synthesis.buckets)
+    return [
+        Request(i, once[i % len(once)].prompt, once[i % len(once)].bucket) for i in range(config.evaluation.samples)
+    ]
+
+
+def _scores(competition: list[Entrant], drawn: dict[str, _Drawn], reference: Tensor, floor: float) -> list[SetResult]:
+    scores: list[SetResult] = []
+    for entrant in competition:
+        result = drawn[entrant.name]
+        itself = entrant.name == "teacher_guided"
+        fd = floor if itself else frechet_distance(result.features, reference)
+        right = [value for values in result.right.values() for value in values]
+        scores.append(
+            SetResult(
+                **asdict(entrant),
+                fd=fd,
+                excess=fd - floor,
+                accuracy=sum(right) / len(right) if right else None,
+                accuracy_by_bucket={b: sum(v) / len(v) for b, v in result.right.items()} or None,
+                seconds_per_image=result.seconds,
+            )
+        )
+    return scores
+
+
+class _Draw:
+    """Draws and judges one set, this rank taking every ``world.size``-th batch."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        painter: Painter,
+        networks: dict[str, Backbone],
+        judge: Judge,
+        gallery: Gallery,
+        advance: Callable[[int], object],
+    ) -> None:
+        self.config, self.world, self.painter = config, world, painter
+        self.networks, self.judge, self.gallery, self.advance = networks, judge, gallery, advance
+
+    def __call__(self, entrant: Entrant, requests: list[Request], purpose: str, keep: bool) -> _Drawn:
+        features: list[Tensor] = []
+        right: dict[str, list[bool]] = {}
+        seconds = 0.0
+        for rows in _batches(requests, self.config.evaluation.batch)[self.world.rank :: self.world.size]:
+            start = time.monotonic()
+            images = self.painter.decode(self._latents(entrant, rows, purpose))
+            seconds += time.monotonic() - start
+            features.append(self.judge.features(images))
+            read = self.judge.reads_prompt(images, [row.prompt for row in rows])
+            if read is not None:
+                right.setdefault(rows[0].bucket.name, []).extend(read.tolist())
+            if keep:
+                self.gallery.keep(entrant.name, rows, images)
+            self.advance(len(rows) * self.world.size)
+        return self._gathered(features, right, seconds / len(requests))
+
+    def _latents(self, entrant: Entrant, rows: list[Request], purpose: str) -> Tensor:
+        painter, network = self.painter, self.networks[entrant.role]
+        shape = painter.space.shape(rows[0].bucket)
+        cond = painter.encode([row.prompt for row in rows])
+        seeds = [image_seed(self.config.seed, purpose, row.id) for row in rows]
+        if entrant.role == "student":
+            painter.network = network
+            return painter.student(cond, seeds, shape, entrant.steps)
+        painter.network = network
+        if entrant.guidance > 1:
+            return painter.teacher(cond, seeds, shape, entrant.steps, entrant.guidance)
+        noise = image_noise(seeds, shape, 1, self.world.device)[0]
+        return sample_ode(network, noise, [*self.config.method.times(entrant.steps), 0.0], cond)
+
+    def _gathered(self, features: list[Tensor], right: dict[str, list[bool]], seconds: float) -> _Drawn:
+        parts = self.world.gather((torch.cat(features) if features else None, right, seconds))
+        merged: dict[str, list[bool]] = {}
+        for _, by_bucket, _ in parts:
+            for bucket, values in by_bucket.items():
+                merged.setdefault(bucket, []).extend(values)
+        return _Drawn(torch.cat([p[0] for p in parts if p[0] is not None]), merged, sum(p[2] for p in parts))
+
+
+def _batches(requests: list[Request], size: int) -> list[list[Request]]:
+    """Batches of one bucket each."""
+    by_bucket: dict[str, list[Request]] = {}
+    for request in requests:
+        by_bucket.setdefault(request.bucket.name, []).append(request)
+    return [rows[i : i + size] for rows in by_bucket.values() for i in range(0, len(rows), size)]

@@ -1,0 +1,37 @@
+"""The pictures that a report shows: the first prompts of every bucket, the same noise for all entrants."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ladd_dist.config import Config
+from ladd_dist.data.prompts import Request
+from ladd_dist.drawing.pictures import save_png
+from ladd_dist.evaluation.results import PICTURES, PictureIndex
+
+
+class Gallery:
+    """Keeps the first pictures of every bucket, the same prompts and noise for all entrants."""
+
+    def __init__(self, config: Config, requests: list[Request]) -> None:
+        self._root = Path(config.run_dir) / PICTURES
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._places: dict[int, tuple[str, int]] = {}
+        self._prompts: dict[str, list[str]] = {}
+        for request in requests:
+            prompts = self._prompts.setdefault(request.bucket.name, [])
+            if len(prompts) < config.evaluation.pictures and request.prompt not in prompts:
+                self._places[request.id] = (request.bucket.name, len(prompts))
+                prompts.append(request.prompt)
+
+    def keep(self, name: str, rows: list[Request], images: Tensor) -> None:
+        """Save those of an entrant's pictures ``(B, 3, H, W)`` that are shown."""
+        for row, image in zip(rows, images, strict=True):
+            if row.id in self._places:
+                bucket, number = self._places[row.id]
+                save_png(image, self._root / name / bucket / f"{number:02d}.png")
+
+    def write_index(self, names: list[str]) -> None:
+        """Write ``index.json``, the entrants in the order given."""
+        index = PictureIndex(sets=names, buckets=self._prompts)
+        (self._root / "index.json").write_text(index.model_dump_json(indent=2) + "\n", encoding="utf-8")

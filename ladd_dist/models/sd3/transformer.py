@@ -1,0 +1,176 @@
+"""The SD3 transformer as student, teacher and discriminator backbone.
+
+`Backbone` runs the blocks of diffusers' `SD3Transformer2DModel` itself, so that features come back from
+``forward`` instead of being stashed by hooks: activation checkpointing and sharding stay correct, and a pass
+that only feeds the heads stops after the last tapped block.
+
+Shape legend: B batch, C latent channels, H W latent size, N image tokens, D width, L text tokens.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.diffusion.flow import TIMESTEP_SCALE
+from ladd_dist.errors import LaddError
+from ladd_dist.models.configs import load_config
+from ladd_dist.models.loading import load_model
+
+
+class Backbone(nn.Module):
+    """An SD3 transformer that predicts velocity and returns the image tokens behind chosen blocks.
+
+    Args:
+        net: the diffusers model; its parameters are this module's.
+        compute_dtype: dtype of activations. The time embedding is computed from fp32 times in any case:
+            ``1000 t`` in bf16 would lose its last digits.
+        activation_checkpointing: recompute blocks in the backward pass.
+    """
+
+    def __init__(
+        self,
+        net: SD3Transformer2DModel,
+        compute_dtype: torch.dtype = torch.float32,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.compute_dtype = compute_dtype
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        taps: tuple[int, ...] | None = None,
+        consume: Callable[[Tensor], None] | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Velocity, or the features of tapped blocks.
+
+        Args:
+            x_t: noised latents ``(B, C, H, W)``.
+            t: noise levels ``(B,)`` in [0, 1].
+            cond: text conditioning.
+            taps: indices of blocks, ascending. Given, the pass ends behind the last of them and returns
+                features instead of velocity.
+            consume: gets each tapped block's features as they appear; this pass then keeps and returns none.
+
+        Returns:
+            Velocity ``(B, C, H, W)`` in fp32, or one ``(B, N, D)`` per tap in ``compute_dtype``, with N the
+            row-major grid of `token_grid`.
+        """
+        net, dtype = self.net, self.compute_dtype
+        size = x_t.shape[-2:]
+        image = net.pos_embed(x_t.to(dtype))
+        temb = net.time_text_embed(t.float() * TIMESTEP_SCALE, cond.pooled.to(dtype))
+        text = net.context_embedder(cond.context.to(dtype))
+
+        features: list[Tensor] = []
+        blocks = list(net.transformer_blocks)
+        for index, block in enumerate(blocks if taps is None else blocks[: taps[-1] + 1]):
+            text, image = self._run(block, image, text, temb)
+            if taps is not None and index in taps:
+                (consume or features.append)(image)
+        if taps is not None:
+            return features
+        return self._unpatchify(net.proj_out(net.norm_out(image, temb)), *size).float()
+
+    def _run(self, block: nn.Module, image: Tensor, text: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, image, text, temb, use_reentrant=False)
+        return block(image, text, temb)
+
+    def _unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        p, c = self.net.config.patch_size, self.net.out_channels
+        h, w = height // p, width // p
+        return tokens.view(-1, h, w, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(-1, c, height, width).contiguous()
+
+    def wrap_points(self) -> list[nn.Module]:
+        """The submodules that an engine shards and gathers one by one."""
+        return list(self.net.transformer_blocks)
+
+    @property
+    def depth(self) -> int:
+        """Number of joint attention blocks."""
+        return len(self.net.transformer_blocks)
+
+    @property
+    def width(self) -> int:
+        """Channels D of the image tokens."""
+        return self.net.inner_dim
+
+
+class Few:
+    """Passes features on in runs of ``most``, the last one shorter, and keeps none of them.
+
+    Args:
+        total: how many will come.
+        consume: gets the index of a run's first features, and the run.
+    """
+
+    def __init__(self, most: int, total: int, consume: Callable[[int, list[Tensor]], None]) -> None:
+        self._most, self._total, self._consume = most, total, consume
+        self._seen, self._held = 0, list[Tensor]()
+
+    def __call__(self, features: Tensor) -> None:
+        """Take the next block's."""
+        self._held.append(features)
+        self._seen += 1
+        if len(self._held) == self._most or self._seen == self._total:
+            run, self._held = self._held, []
+            self._consume(self._seen - len(run), run)
+
+
+def token_grid(config: dict, height: int, width: int, network: str = "teacher") -> tuple[int, int]:
+    """Token grid ``(rows, columns)`` of a latent, given a transformer's whole config.
+
+    Args:
+        network: whose config it is, for the error.
+
+    Raises:
+        LaddError: if the latent does not divide into patches or exceeds the position table.
+    """
+    p, limit = config["patch_size"], config["pos_embed_max_size"]
+    if height % p or width % p:
+        raise LaddError(f"a latent of {height}x{width} does not divide into the {network}'s {p}x{p} patches")
+    if limit and max(height, width) // p > limit:  # without a size, diffusers computes positions as they come
+        raise LaddError(f"a latent of {height}x{width} exceeds the {network}'s position table of {limit}x{limit}")
+    return height // p, width // p
+
+
+def end_behind(net: SD3Transformer2DModel, block: int) -> SD3Transformer2DModel:
+    """Remove what a pass to the last tapped ``block`` never runs: a sharded network would be gathered for nothing.
+
+    Returns:
+        ``net``, whose backbone gives features and no velocity from now on.
+    """
+    del net.transformer_blocks[block + 1 :]
+    del net.norm_out, net.proj_out
+    return net
+
+
+def meta_transformer(folder: str | Path) -> SD3Transformer2DModel:
+    """The transformer of a folder without storage: shapes and parameter counts only."""
+    with torch.device("meta"):
+        return make_transformer(folder)
+
+
+def make_transformer(folder: str | Path) -> SD3Transformer2DModel:
+    """The transformer of a folder with random weights, on whichever device is the default."""
+    return SD3Transformer2DModel.from_config(load_config(folder))
+
+
+def load_transformer(folder: str | Path, dtype: torch.dtype) -> SD3Transformer2DModel:
+    """Load the transformer of a diffusers folder on the CPU.
+
+    Raises:
+        LaddError: if there is none, or its weights are not safetensors or cannot be read.
+    """
+    load_config(folder)
+    return load_model(SD3Transformer2DModel, folder, "transformer", torch_dtype=dtype)

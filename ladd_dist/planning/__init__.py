@@ -1,0 +1,1 @@
+"""Before anything large is loaded: what fits together, and what it will take in memory and traffic."""

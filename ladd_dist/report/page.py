@@ -1,0 +1,221 @@
+"""The run report: one self-contained page, and its figures as files beside it."""
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from pydantic import BaseModel, ValidationError
+
+from ladd_dist.config import Config, load
+from ladd_dist.errors import LaddError
+from ladd_dist.evaluation.results import PICTURES, RESULTS, PictureIndex, Results
+from ladd_dist.report.charts import ORANGE, SLATE, Block, Rows, draw_charts, draw_comparison, fit, head_count
+from ladd_dist.training.tracking import METRICS, read_metrics
+
+_CONFIG = "config.yaml"
+_SMALL, _THUMBNAIL = 128, 256
+"""Longest sides in pixels: up to the first a picture is enlarged as it is, above the second it is reduced."""
+_SHAPES = {-1: "Portrait", 0: "Square", 1: "Landscape"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that a finished and evaluated run has left in its folder."""
+
+    folder: Path
+    config: Config
+    rows: Rows
+    results: Results
+    blocks: list[Block]
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``RUN_DIR/report/``: ``index.html`` and its figures as PNG.
+
+    Returns:
+        The page.
+
+    Raises:
+        LaddError: if something is missing, naming the file and the launcher that writes it.
+    """
+    record = read_record(Path(run_dir))
+    folder = record.folder / "report"
+    folder.mkdir(exist_ok=True)
+    labels = [(s.label, ORANGE if s.role == "student" else SLATE) for s in record.results.sets]
+    draw_comparison(labels, record.blocks, folder / "comparison.png")
+    charts = draw_charts(record.rows, record.config, folder)
+    page = folder / "index.html"
+    page.write_text(_render(record, charts), encoding="utf-8")
+    return page
+
+
+def read_record(folder: Path) -> Record:
+    """Read and check what the launchers wrote into ``run_dir``.
+
+    Raises:
+        LaddError: as `write_report`.
+    """
+    config = load(_require(folder / _CONFIG, "train"))
+    _require(folder / METRICS, "train")
+    rows = read_metrics(folder)
+    if not rows:
+        raise LaddError(f"{folder / METRICS} has no rows yet: let launchers/train.py log a step first")
+    results = _read(folder / RESULTS, Results)
+    if {s.role for s in results.sets} != {"teacher", "student"}:
+        raise LaddError(f"{folder / RESULTS} lacks teacher or student: run launchers/evaluate.py again")
+    return Record(folder, config, rows, results, _blocks(folder / PICTURES, results))
+
+
+def _blocks(root: Path, results: Results) -> list[Block]:
+    index = _read(root / "index.json", PictureIndex)
+    names = [s.name for s in results.sets]
+    if not any(index.buckets.values()) or not set(names) <= set(index.sets):
+        raise LaddError(f"{root / 'index.json'} does not fit {RESULTS}: run launchers/evaluate.py again")
+    return [
+        Block(b, prompts, [[_picture(root / s / b, i) for i in range(len(prompts))] for s in names])
+        for b, prompts in index.buckets.items()
+    ]
+
+
+def _picture(folder: Path, number: int) -> Path:
+    return _require(folder / f"{number:02d}.png", "evaluate")
+
+
+def _require(path: Path, launcher: str) -> Path:
+    if not path.is_file():
+        raise LaddError(f"{path} is missing: run launchers/{launcher}.py with this run_dir first")
+    return path
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _read(path: Path, model: type[_Model]) -> _Model:
+    try:
+        return model.model_validate(json.loads(_require(path, "evaluate").read_text(encoding="utf-8")))
+    except (ValueError, ValidationError):
+        raise LaddError(f"{path} is cut short or of another version: run launchers/evaluate.py again") from None
+
+
+def _render(record: Record, charts: list[Path]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # prompts are text of users
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    formats: dict[str, Callable] = {"percent": _percent, "seconds": _seconds, "picture": _picture_uri}
+    environment.filters |= formats
+    return environment.get_template("report.html").render(
+        name=record.folder.resolve().name,
+        verdict=verdict(record.results),
+        highlights=_highlights(record.results),
+        results=record.results,
+        blocks=[(_heading(block), block) for block in record.blocks],
+        charts={path.stem: _uri("png", path.read_bytes()) for path in charts},
+        facts=_facts(record),
+    )
+
+
+def verdict(results: Results) -> str:
+    """The outcome in one sentence."""
+    student, rival, guided = results.student, results.undistilled, results.guided
+    text = f"In {_steps(student.steps)} the student's excess Fréchet distance is {student.excess:.3f}"
+    if rival and results.lacks_ratio(student):
+        text += f", which has no ratio to the undistilled teacher's {rival.excess:.3f}"
+    elif rival and student.excess_ratio is not None:
+        nearer = "nearer to" if student.excess < rival.excess else "no nearer to"
+        text = (
+            f"In {_steps(student.steps)} the student comes {nearer} the guided teacher than the undistilled "
+            f"teacher does in as many: its excess Fréchet distance is {student.excess:.3f} against "
+            f"{rival.excess:.3f} ({student.excess_ratio:.2f}x)"
+        )
+    if student.accuracy is None or guided.accuracy is None:
+        return text + "."
+    return (
+        f"{text}, and {_percent(student.accuracy)} of its pictures show what the prompt asks for, "
+        f"{_percent(guided.accuracy)} of the guided teacher's."
+    )
+
+
+def _highlights(results: Results) -> list[tuple[str, str]]:
+    """Number and caption of each card."""
+    student, guided = results.student, results.guided
+    cards = []
+    if student.excess_ratio is not None:
+        caption = f"the undistilled teacher's excess distance, both at {_steps(student.steps)}"
+        cards.append((f"{student.excess_ratio:.2f}x", caption))
+    if student.accuracy is not None and guided.accuracy is not None:
+        caption = f"prompts read right from the student; {_percent(guided.accuracy)} from the guided teacher"
+        cards.append((_percent(student.accuracy), caption))
+    if student.seconds_per_image > 0:
+        caption = f"as fast as the guided teacher: {_seconds(student.seconds_per_image)} instead of "
+        speedup = guided.seconds_per_image / student.seconds_per_image
+        cards.append((f"{speedup:.1f}x", caption + f"{_seconds(guided.seconds_per_image)} s per image"))
+    return cards
+
+
+def _facts(record: Record) -> list[tuple[str, str]]:
+    config, last, results = record.config, record.rows[-1], record.results
+    train = config.train
+    share = f"{train.micro_batch:,} per rank and pass" if train.micro_batch else "each rank's share in one pass"
+    facts = [
+        ("Iterations", f"{last['iteration']:,} of {train.iterations:,}"),
+        ("Global batch", f"{train.global_batch:,} samples, {share}"),
+        ("Engine", f"{config.engine}, {train.precision}"),
+        ("Student learning rate", f"{config.student_optimizer.lr:g}, {config.student_optimizer.decay}"),
+        ("Head learning rate", f"{config.head_optimizer.lr:g}, {config.head_optimizer.decay}"),
+        ("Student times", ", ".join(f"{time:g}" for time in config.method.student_times)),
+        ("R1 weight", f"{config.method.r1_weight:g}"),
+        ("Heads", f"{head_count(record.rows)}"),
+        ("Seed", f"{config.seed}"),
+        ("Teacher", config.teacher.path),
+        ("Student started from", config.student.path or "the teacher"),
+        ("Evaluated checkpoint", f"{results.checkpoint}, {results.weights} weights"),
+    ]
+    for key, name in (("host_memory_gib", "Peak host memory"), ("gpu_memory_gib", "Peak GPU memory")):
+        if key in last:
+            facts.append((name, f"{max(last[key]):.1f} GiB on the fullest rank"))
+    return facts
+
+
+def _heading(block: Block) -> str:
+    shape = _SHAPES[(block.aspect > 1) - (block.aspect < 1)]
+    height, width = block.bucket.split("x")
+    return f"{shape}: {height} px high, {width} px wide"
+
+
+def _picture_uri(path: Path) -> str:
+    """The picture inlined: enlarged without loss where it is tiny, reduced where it is large."""
+    with Image.open(path) as opened:
+        picture, data = opened.convert("RGB"), io.BytesIO()
+    if max(picture.size) > _SMALL:
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        picture.save(data, "WEBP", quality=82)
+        return _uri("webp", data.getvalue())
+    fit(picture, picture.width * 4, picture.height * 4).save(data, "PNG", optimize=True)
+    return _uri("png", data.getvalue())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count > 1)}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}%"
+
+
+def _seconds(seconds: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{seconds:.2f}" if seconds >= 1 else f"{seconds:#.2g}" if seconds >= 1e-4 else f"{seconds:.6f}"

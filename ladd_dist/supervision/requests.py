@@ -1,0 +1,60 @@
+"""Requests to a running job: signals reach single processes, and all ranks act on them at the same iteration."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from ladd_dist.distributed.world import World
+from ladd_dist.supervision.signals import Signals, ignore_stop
+
+
+class Request(NamedTuple):
+    """What some rank asked for: to stop, to look at a checkpoint that could not be written, to profile."""
+
+    stop: bool = False
+    failed: bool = False
+    profile: bool = False
+
+
+class Control:
+    """Tells every rank the same about all ranks' requests, one iteration later.
+
+    The exchange runs on the CPU while the next iteration computes, so neither the GPU nor the loop waits for it.
+    """
+
+    def __init__(self, world: World, signals: Signals) -> None:
+        self._group, self._signals = world.aside().group, signals
+        self._flags = torch.zeros(len(Request._fields), dtype=torch.int32)
+        self._work: Any = None
+
+    def begin(self) -> Request:
+        """Exchange what was asked for before the first iteration, and wait for it."""
+        self._post(Request(stop=self._signals.stop))
+        return self._outcome()
+
+    def agree(self, failed: bool) -> Request:
+        """Exchange requests; to be called by every rank after every iteration.
+
+        Args:
+            failed: whether this rank's last checkpoint could not be written.
+
+        Returns:
+            What any rank had asked for at the call before this one (at this one, in a single process).
+        """
+        before = self._outcome()
+        self._post(Request(self._signals.stop, failed, self._signals.take_profile()))
+        return self._outcome() if self._group is None else before
+
+    def _post(self, asked: Request) -> None:
+        self._flags.copy_(torch.tensor(asked, dtype=torch.int32))
+        if self._group is not None:
+            self._work = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def _outcome(self) -> Request:
+        if self._work is not None:
+            self._work.wait()
+        agreed = Request(*(bool(flag) for flag in self._flags))
+        if agreed.stop:
+            ignore_stop()  # another signal has nothing to add, and must not hit the process while it leaves
+        return agreed

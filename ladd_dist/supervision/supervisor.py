@@ -1,0 +1,52 @@
+"""A launcher's life on one rank: its work under the watchdog, and how it ends."""
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from ladd_dist.distributed import world as distributed
+from ladd_dist.distributed.world import World
+from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, LaddError, Requeue
+from ladd_dist.files.run_lock import Lease
+from ladd_dist.log import log
+from ladd_dist.supervision.watchdog import Watchdog
+
+
+def supervise(world: World, hang_timeout: float, work: Callable[[], None], lease: Lease | None = None) -> None:
+    """Work and leave the process group, under the watchdog; then give up the lease, which the work may have acquired.
+
+    Ends with one of the exit codes of `errors`, or with 1 for an error of this rank's own that nobody foresaw.
+    """
+    lease = lease or Lease()
+    watchdog = Watchdog(world, hang_timeout, farewell=lease.release)
+    code = 0
+    try:
+        code = _run(work)
+        distributed.stop()
+    except Exception as error:
+        watchdog.excuse(error)
+        code = tell(error)
+        watchdog.fail(error)
+    finally:
+        watchdog.stop()
+        lease.release()
+    if code:
+        sys.exit(code)
+
+
+def _run(work: Callable[[], None]) -> int:
+    try:
+        work()
+    except Requeue as stop:
+        log(str(stop))
+        return EXIT_REQUEUE
+    return 0
+
+
+def tell(error: Exception) -> int:
+    """Print an error, at once: the launcher may end this process when others leave. Returns the exit code."""
+    if isinstance(error, LaddError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
+    traceback.print_exception(error)
+    return 1

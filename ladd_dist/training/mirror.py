@@ -1,0 +1,75 @@
+"""W&B as a mirror of the record: it may fail, and the run goes on without it.
+
+Each start of a run is a W&B run of its own, in one group for the run's folder. A run that was killed goes on from its
+last checkpoint, so that its steps go back, which W&B ignores within one run; rewinding (``resume_from``) takes the
+server, which an offline run has not got.
+"""
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ladd_dist.config import Config
+from ladd_dist.log import warn
+
+_GROUP = "wandb_run_id"
+"""File of the run's folder that names its group; once the single W&B run's id."""
+_SERVICE_WAIT = 300.0
+"""Seconds that W&B's own process may take to start; the 30 by default are short on a node where all ranks start."""
+
+
+class Mirror:
+    """What W&B is told, on the rank that records. After a failure, which is one warning, nothing is.
+
+    Args:
+        iteration: iterations finished before.
+    """
+
+    def __init__(self, config: Config, folder: Path, iteration: int) -> None:
+        self._run: Any = None
+        if config.tracking.wandb != "off":
+            self._try("start", lambda: self._start(config, folder, iteration))
+
+    def write(self, values: dict[str, Any], iteration: int) -> None:
+        """Numbers of an iteration, one per name."""
+        if self._run is not None:
+            self._try("take a row", lambda: self._run.log(values, step=iteration))
+
+    def picture(self, iteration: int, path: Path) -> None:
+        """A picture sheet."""
+        if self._run is not None:
+            import wandb
+
+            self._try("take a picture", lambda: self._run.log({"preview": wandb.Image(str(path))}, step=iteration))
+
+    def close(self) -> None:
+        """Finish."""
+        if self._run is not None:
+            self._try("finish", lambda: self._run.finish())
+
+    def _start(self, config: Config, folder: Path, iteration: int) -> None:
+        import wandb
+
+        record = folder / _GROUP
+        if not record.is_file():
+            record.write_text(secrets.token_hex(4), encoding="utf-8")
+        group = record.read_text(encoding="utf-8").strip()
+        self._run = wandb.init(
+            project=config.tracking.project,
+            mode=config.tracking.wandb,  # type: ignore[arg-type]
+            id=f"{group}-{secrets.token_hex(4)}",
+            group=group,
+            name=f"{folder.absolute().name} from {iteration}",
+            dir=str(folder),
+            config=config.model_dump(),
+            settings=wandb.Settings(x_service_wait=_SERVICE_WAIT),
+        )
+
+    def _try(self, what: str, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except Exception as error:  # of any kind: it is no part of the run
+            self._run = None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            warn(f"W&B could not {what} ({reason}): the run goes on without it, metrics.jsonl has everything")

@@ -1,0 +1,88 @@
+"""What is logged: metrics averaged between two logging steps, and the console's line about them."""
+
+import resource
+import time
+
+import torch
+
+from ladd_dist.config import Config
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.distributed.world import World
+from ladd_dist.engines.learning_rate import learning_rate
+from ladd_dist.errors import LaddError
+from ladd_dist.log import Eta, log, warn
+from ladd_dist.methods.ladd.step import Metrics
+from ladd_dist.training.tracking import Row
+
+
+class Window:
+    """Metrics between two logging steps, kept on the device: the loop never waits for them in between."""
+
+    def __init__(self, config: Config, world: World, clock: Clock, done: int) -> None:
+        self._config, self._world, self._clock = config, world, clock
+        self._rows: list[Metrics] = []
+        self._streak = torch.zeros((), device=world.device)
+        self._start = time.monotonic()
+        self._eta = Eta(config.train.iterations)
+        self._eta.begin(done)
+
+    def add(self, metrics: Metrics) -> None:
+        """Take one iteration's metrics, without looking at them."""
+        self._rows.append(metrics)
+        self._streak = (self._streak + 1) * metrics["skipped"]
+
+    def close(self, done: int) -> Row:
+        """Average over iterations and ranks, print a line, and start anew.
+
+        Skipped iterations are counted, and left out of the averages.
+
+        Raises:
+            LaddError: if too many iterations in a row were skipped.
+        """
+        train, count = self._config.train, len(self._rows)
+        row: Row = {"iteration": done, **self._means()}
+        row["samples_per_second"] = count * train.global_batch / (time.monotonic() - self._start)
+        row["student_lr"] = learning_rate(self._config.student_optimizer, done - 1, train.iterations)
+        row["head_lr"] = learning_rate(self._config.head_optimizer, done - 1, train.iterations)
+        row["seconds"] = {phase: total / count for phase, total in self._clock.seconds().items()}
+        row |= memory_peaks(self._world)
+        self._report(done, row)
+        if self._streak >= train.max_skipped:
+            raise LaddError(
+                f"training diverged: the last {int(self._streak)} iterations up to {done} had a non-finite loss or "
+                "gradient and were skipped: lower student_optimizer.lr or head_optimizer.lr, or raise "
+                "method.r1_weight; the last checkpoint is untouched"
+            )
+        self._rows, self._start = [], time.monotonic()
+        return row
+
+    def _means(self) -> Row:
+        columns = {key: torch.stack([row[key] for row in self._rows]) for key in self._rows[0]}
+        skipped = columns.pop("skipped")
+        kept = skipped == 0
+        means = {key: values[kept].mean(0) for key, values in columns.items()}
+        self._world.mean_(list(means.values()))
+        # What no iteration gave is left out: JSON has no NaN.
+        finite = {key: value.tolist() for key, value in means.items() if value.isfinite().all()}
+        return {"skipped": int(skipped.sum()), **finite}
+
+    def _report(self, done: int, row: Row) -> None:
+        if row["skipped"]:
+            warn(f"{row['skipped']} iterations up to {done} skipped: non-finite loss or gradient")
+        if row["skipped"] == len(self._rows):
+            return
+        gap = sum(row["real_logit"]) / len(row["real_logit"]) - sum(row["fake_logit"]) / len(row["fake_logit"])
+        log(
+            f"{done:>6}/{self._config.train.iterations}  d {row['d_loss']:.3f}  g {row['g_loss']:+.3f}  "
+            f"gap {gap:.3f}  |g| {row['student_grad_norm']:.2e}  {row['samples_per_second']:.1f} img/s  "
+            f"eta {self._eta.left(done)}"
+        )
+
+
+def memory_peaks(world: World) -> Row:
+    """Highest memory use so far in GiB, one entry per rank: of the host, and of the GPU where there is one."""
+    peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]
+    if world.device.type == "cuda":
+        peaks.append(torch.cuda.max_memory_allocated() / 2**30)
+    columns = zip(*world.gather(peaks), strict=True)
+    return dict(zip(("host_memory_gib", "gpu_memory_gib"), map(list, columns), strict=False))
