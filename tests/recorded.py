@@ -22,7 +22,8 @@ from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import Requeue
-from ladd_dist.methods.ladd.step import Ladd, Sample
+from ladd_dist.methods.ladd.method import Ladd
+from ladd_dist.methods.ladd.sample import Sample
 from ladd_dist.supervision.signals import Signals
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer

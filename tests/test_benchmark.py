@@ -36,9 +36,9 @@ def test_the_bare_step_is_the_trainers_mathematics(tmp_path, dataset):
     batches = trainer.batches()
     for index in range(2):
         samples = next(batches)
-        trainer.ladd.iteration(index, samples)
+        trainer.method.iteration(index, samples)
         bare(samples[0])
-    for ours, theirs in ((trainer.ladd.student.module, bare.student), (trainer.ladd.heads.module, bare.heads)):
+    for ours, theirs in ((trainer.method.student.module, bare.student), (trainer.method.heads.module, bare.heads)):
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
 

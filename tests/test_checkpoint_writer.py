@@ -29,7 +29,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Shard
 from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import LaddError
-from ladd_dist.methods.ladd.step import Sample
+from ladd_dist.methods.ladd.sample import Sample
 from ladd_dist.training.trainer import Trainer
 
 _PATIENCE = 60.0
@@ -509,7 +509,7 @@ def test_skipped_iterations_are_not_counted_as_updates_and_a_resumed_run_knows(
     root = tmp_path / "cut" / "checkpoints"
     (tmp_path / "whole" / "checkpoints" / "step-00000002").rename(root / "step-00000002")
     trainer = Trainer(tiny_config(tmp_path / "cut", dataset, "train.iterations=4"), ALONE)
-    assert (trainer.done, trainer.ladd.student.updates, trainer.ladd.heads.updates) == (2, 1, 1)
+    assert (trainer.done, trainer.method.student.updates, trainer.method.heads.updates) == (2, 1, 1)
     trainer.run()
     again = Checkpoint(root / "step-00000004", ALONE)
     for network in ("student", "ema", "heads"):

@@ -370,7 +370,7 @@ def test_weights_that_do_not_belong_to_their_config_are_named(
     message: str,
 ) -> None:
     """Before anything is allocated for a network."""
-    monkeypatch.setattr(trainer, "build_networks", lambda *_: pytest.fail("networks are being built"))
+    monkeypatch.setattr(trainer, "build_method", lambda *_: pytest.fail("networks are being built"))
     folder, name = tmp_path / "other", "transformer_blocks.2.attn.to_q.bias"
     shutil.copytree(TEACHER, folder)
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"

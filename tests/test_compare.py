@@ -24,8 +24,9 @@ from ladd_dist.checkpoints.reader import Checkpoint
 from ladd_dist.distributed import world as distributed
 from ladd_dist.errors import LaddError
 from ladd_dist.measuring.commits import checkout
-from ladd_dist.measuring.compare import METRICS, Comparison, compare_runs, relative_parameters, relative_steps
+from ladd_dist.measuring.compare import Comparison, compare_runs, relative_parameters, relative_steps
 from ladd_dist.measuring.side import Side, split_overrides
+from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
 
@@ -96,9 +97,9 @@ def test_a_network_of_nan_on_both_sides_is_not_the_same():
 
 def comparison(right: list[float], tolerance: float = 0.0, parameters: float = 0.0) -> Comparison:
     """A left run whose losses are 1, and a right one."""
-    ours, theirs = ({name: [[v] for v in values] for name in METRICS} for values in ([1.0] * len(right), right))
-    theirs |= {name: ours[name] for name in METRICS if name != "g_loss"}
-    differences = {name: relative_steps(ours[name], theirs[name]) for name in METRICS}
+    ours, theirs = ({name: [[v] for v in values] for name in Ladd.COMPARED} for values in ([1.0] * len(right), right))
+    theirs |= {name: ours[name] for name in Ladd.COMPARED if name != "g_loss"}
+    differences = {name: relative_steps(ours[name], theirs[name]) for name in Ladd.COMPARED}
     networks = {"student": parameters, "ema": 0.0, "heads": 0.0}
     return Comparison(list(range(1, len(right) + 1)), ours, theirs, differences, networks, tolerance)
 
@@ -151,7 +152,9 @@ def test_numbers_are_shown_with_enough_digits_to_tell_fp32_apart():
 
 def test_columns_stay_apart_at_the_longest_numbers():
     longest = float(torch.tensor(-0.000676676631))
-    both = replace(comparison([1.0]), left={n: [[longest]] for n in METRICS}, right={n: [[longest]] for n in METRICS})
+    both = replace(
+        comparison([1.0]), left={n: [[longest]] for n in Ladd.COMPARED}, right={n: [[longest]] for n in Ladd.COMPARED}
+    )
     assert both.table().splitlines()[1].split()[1:5] == [f"{longest:.9g}"] * 4
 
 
@@ -177,7 +180,7 @@ def rewrite(run_dir: Path, rows: list[dict]) -> None:
 def test_a_run_is_identical_to_its_copy(trained: Path, copied: Path):
     found = compare_runs(trained, copied, steps=2, tolerance=0)
     assert found.accepted and found.first_beyond(0) is None
-    assert all(len(found.left[name][1]) == (4 if name.endswith("logit") else 1) for name in METRICS)
+    assert all(len(found.left[name][1]) == (4 if name.endswith("logit") else 1) for name in Ladd.COMPARED)
 
 
 @pytest.mark.parametrize(

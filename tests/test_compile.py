@@ -19,8 +19,9 @@ from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.compiled import VARIANTS, compile_blocks
-from ladd_dist.methods.ladd.step import Ladd, draw_sample
-from ladd_dist.training.trainer import build_networks
+from ladd_dist.methods.ladd.method import Ladd
+from ladd_dist.methods.ladd.sample import draw_sample
+from ladd_dist.methods.registry import build_method
 
 BUCKETS = [(4, 4), (8, 4), (8, 8)]  # of different numbers of tokens
 SMALL_HEADS = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "groups=4", "cond_width=16")]
@@ -68,7 +69,7 @@ def own_cache() -> Any:
 def train(world: World, config: Config, backend: str) -> tuple[dict[str, Tensor], int]:
     """Two iterations on each bucket; every number that they made, and the compilations."""
     use(backend)
-    ladd = build_networks(config, world, Clock(world))
+    ladd = build_method(config, world, Clock(world))
     rows = [ladd.iteration(index, [sample(config, world, index)]) for index in range(2 * len(BUCKETS))]
     torch.compile = torch_compile
     numbers = {key: world_mean(world, torch.stack([row[key] for row in rows])) for key in rows[0]}
@@ -90,7 +91,7 @@ def sample(config: Config, world: World, index: int) -> Any:
     )
     own = slice(world.rank * 8 // world.size, (world.rank + 1) * 8 // world.size)
     batch = Batch(latents[own], Conditioning(context[own], pooled[own]), list(range(8))[own], f"{height}x{width}")
-    return draw_sample(config, index, batch, (height, width), world.device)
+    return draw_sample(config, index, batch, (height, width))
 
 
 def weights(ladd: Ladd) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import STATE_KINDS, Engine, fill
 from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import build_engine, compute_dtype
-from ladd_dist.methods.ladd.losses import poison
+from ladd_dist.methods.finite import nan_unless_finite
 
 SHARDED = [name for name in ENGINES if name != "local"]
 RANKS = {"local": 1, "hsdp": 4} | {name: 2 for name in SHARDED if name != "hsdp"}
@@ -143,7 +143,7 @@ def play(world: World, config: Config, steps: list[Poison | None]) -> list[Seen]
 
 def spoil(loss: Tensor, how: Poison | None) -> Tensor:
     if how == "loss":  # its own gradient stays finite
-        return (loss + math.inf) * poison(loss + math.inf)
+        return (loss + math.inf) * nan_unless_finite(loss + math.inf)
     return loss if how is None else loss * float(how)
 
 

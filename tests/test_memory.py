@@ -27,7 +27,9 @@ from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.blueprint import wrap_points
 from ladd_dist.engines.ema import Ema
-from ladd_dist.methods.ladd.step import Ladd, draw_sample
+from ladd_dist.methods.ladd.method import Ladd
+from ladd_dist.methods.ladd.sample import draw_sample
+from ladd_dist.methods.registry import build_method
 from ladd_dist.models.sd3.transformer import Backbone, meta_transformer
 from ladd_dist.planning.memory import (
     State,
@@ -39,7 +41,6 @@ from ladd_dist.planning.memory import (
     on,
     row_part,
 )
-from ladd_dist.training.trainer import build_networks
 
 SMALL_HEADS = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "groups=4", "cond_width=16")]
 BF16, SHARD = "train.precision=bf16", "teacher.placement=shard"
@@ -101,9 +102,7 @@ def train_once(config: Config, world: World, ladd: Ladd, ema: Ema) -> None:
     """One whole iteration, and another up to the end of its backward pass."""
     draw = torch.Generator().manual_seed(world.rank)
     cond = Conditioning(torch.randn(2, 4, 63, generator=draw), torch.randn(2, 63, generator=draw))
-    sample = draw_sample(
-        config, 0, Batch(torch.randn(2, 5, 4, 4, generator=draw), cond, [0, 1], "4x4"), (4, 4), world.device
-    )
+    sample = draw_sample(config, 0, Batch(torch.randn(2, 5, 4, 4, generator=draw), cond, [0, 1], "4x4"), (4, 4))
     ladd.iteration(0, [sample])
     ema.update(0)
     fake = ladd.predict(sample)
@@ -121,7 +120,7 @@ def states(world: World, cases: list[list[str]]) -> list[tuple[State, Counter[st
     for overrides in cases:
         before = alive()
         config = load(TINY, [*SMALL_HEADS, *overrides])
-        ladd = build_networks(config, world, Clock(world))
+        ladd = build_method(config, world, Clock(world))
         ema = Ema(ladd.student, 0.9, on_host=config.train.ema_device == "cpu")
         train_once(config, world, ladd, ema)
         added = sum(size for address, size in alive().items() if address not in before)

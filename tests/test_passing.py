@@ -13,8 +13,9 @@ from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.methods.ladd.heads import DiscriminatorHeads
-from ladd_dist.methods.ladd.step import Ladd, draw_sample
-from ladd_dist.models.sd3.transformer import Backbone, Few
+from ladd_dist.methods.ladd.method import Ladd
+from ladd_dist.methods.ladd.sample import draw_sample
+from ladd_dist.models.sd3.transformer import Backbone, FeatureGroups
 
 BLOCKS = 12
 
@@ -46,7 +47,7 @@ def system(kept, *overrides):
     heads = ReplicatedEngine(DiscriminatorHeads(small, BLOCKS, 256, 12), LR, torch.float32, CPU)
     ladd = Ladd(cfg, student=None, teacher=Teacher().requires_grad_(False), heads=heads, clock=Clock(CPU))
     ladd.denoise = lambda sample: 0.5 * sample.batch.latents
-    return ladd, draw_sample(cfg, 5, batch(), (8, 12), CPU.device)
+    return ladd, draw_sample(cfg, 5, batch(), (8, 12))
 
 
 class Peak(TorchDispatchMode):
@@ -68,7 +69,7 @@ class Peak(TorchDispatchMode):
 
 @pytest.mark.parametrize("kept", [1, 5])
 @pytest.mark.parametrize("r1", [0.0, 0.1])
-def test_learning_in_passing_makes_the_gradient_and_the_logs_of_learning_at_once(kept, r1):
+def test_judging_while_the_teacher_runs_makes_the_gradient_and_the_logs_of_learning_at_once(kept, r1):
     results = []
     for count in (BLOCKS, kept):
         ladd, sample = system(count, f"method.r1_weight={r1}")
@@ -104,9 +105,9 @@ def test_peak_memory_against_keeping_all_features():
     assert peaks[2] < 0.5 * peaks[BLOCKS]
 
 
-def test_few_passes_on_runs_and_a_shorter_last_one():
+def test_features_come_in_groups_and_a_smaller_last_one():
     runs = []
-    few = Few(2, 5, lambda first, run: runs.append((first, [int(f) for f in run])))
+    groups = FeatureGroups(2, 5, lambda first, run: runs.append((first, [int(f) for f in run])))
     for value in range(5):
-        few(torch.tensor(value))
+        groups(torch.tensor(value))
     assert runs == [(0, [0, 1]), (2, [2, 3]), (4, [4])]

@@ -7,7 +7,7 @@ from diffusers import StableDiffusion3Pipeline
 from ladd_dist.checkpoints.export import export
 from ladd_dist.checkpoints.reader import Checkpoint, network_shards
 from ladd_dist.checkpoints.student import load_student
-from ladd_dist.config import MethodConfig, load
+from ladd_dist.config import LaddConfig, load
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import Request
 from ladd_dist.diffusion.conditioning import Conditioning
@@ -17,10 +17,10 @@ from ladd_dist.drawing.pipeline import Painter
 from ladd_dist.drawing.sampling import sample_ode, sample_student
 from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
-from ladd_dist.training.trainer import build_networks
+from ladd_dist.methods.registry import build_method
 
 CPU = World(0, 1, 0, torch.device("cpu"))
-METHOD = MethodConfig()
+METHOD = LaddConfig()
 PROMPTS = {"32x32": "a three", "32x64": "a seven next to a two", "64x32": "a five above a nine"}
 
 
@@ -81,7 +81,7 @@ def test_the_teacher_draws_as_diffusers_pipeline_does(tmp_path, teacher_folder, 
 def trained(tmp_path):
     """A checkpoint of a student that differs from its teacher, and the configuration."""
     config = configured(tmp_path)
-    ladd = build_networks(config, CPU, Clock(CPU))
+    ladd = build_method(config, CPU, Clock(CPU))
     torch.manual_seed(1)
     for parameter in ladd.student.module.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ladd_dist.checkpoints.export import export
 from ladd_dist.checkpoints.reader import Checkpoint, network_shards
 from ladd_dist.checkpoints.student import load_student
-from ladd_dist.config import Config, MethodConfig
+from ladd_dist.config import Config, LaddConfig
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import Request
 from ladd_dist.distributed.clock import Clock
@@ -31,9 +31,9 @@ from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
 from ladd_dist.evaluation import evaluate as evaluation
 from ladd_dist.evaluation.evaluate import entrants, evaluate
+from ladd_dist.methods.registry import build_method
 from ladd_dist.training import preview
 from ladd_dist.training.preview import Preview
-from ladd_dist.training.trainer import build_networks
 
 EULER = "FlowMatchEulerDiscreteScheduler"
 DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 144}
@@ -82,7 +82,7 @@ def teacher_with(tmp_path: Path) -> Callable[..., Path]:
 def trained_at(run_dir: Path, data: Path, *overrides: str) -> tuple[Config, Checkpoint]:
     """The checkpoint of a student that differs from its teacher, and the configuration."""
     config = tiny_config(run_dir, data, *overrides)
-    ladd = build_networks(config, ALONE, Clock(ALONE))
+    ladd = build_method(config, ALONE, Clock(ALONE))
     torch.manual_seed(1)
     for parameter in ladd.student.module.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
@@ -94,7 +94,7 @@ def trained_at(run_dir: Path, data: Path, *overrides: str) -> tuple[Config, Chec
 
 
 def test_the_default_times_are_the_papers() -> None:
-    method = MethodConfig()
+    method = LaddConfig()
     assert {n: method.times(n) for n in method.step_counts} == PAPERS
     assert method.times() == method.times(4)
 
@@ -103,7 +103,7 @@ def test_the_default_times_are_the_papers() -> None:
 def test_fewer_steps_take_an_even_stride_from_the_first(below: list[float], steps: int) -> None:
     times = [1.0, *sorted(below, reverse=True)]
     share = [1 / len(times)] * len(times)
-    method = MethodConfig(student_times=times, probabilities=share, warmup_probabilities=share)
+    method = LaddConfig(student_times=times, probabilities=share, warmup_probabilities=share)
     if steps not in method.step_counts:
         with pytest.raises(ValueError, match=f"sampling.steps={steps} must divide the {len(times)} method"):
             method.times(steps)

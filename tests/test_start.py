@@ -13,9 +13,9 @@ from launch import join, run_ranks, start_ranks
 from ladd_dist.config import Config, load
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
+from ladd_dist.methods.registry import build_method
 from ladd_dist.models.sd3.transformer import meta_transformer
 from ladd_dist.planning.memory import expected_state
-from ladd_dist.training.trainer import build_networks
 
 _SPARE = 100 * 2**20
 """Bytes that a start may take beside its state, under half of the network; ZeRO-3 needs 60 to 70 MB of them."""
@@ -51,7 +51,7 @@ def limit_memory(config: Config, world: World) -> None:
     """Let the process allocate the state, what is spare, and not one byte more."""
     # glibc would keep freed tensors for itself, ever larger ones, and the limit would count those.
     ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 17)
-    build_networks(settings(TEACHER, config.engine), world, Clock(world))  # threads and buffers made once
+    build_method(settings(TEACHER, config.engine), world, Clock(world))  # threads and buffers made once
     # The kernel counts mapped weights, teacher's and student's, though they take no memory of the process's own.
     mapped = 2 * sum(file.stat().st_size for file in Path(config.teacher.path).glob("*/*.safetensors"))
     limit = _data_size() + state_at_start(config, world) + mapped + _SPARE
@@ -66,7 +66,7 @@ def _data_size() -> int:
 
 def start(world: World, config: Config) -> None:
     limit_memory(config, world)
-    networks = build_networks(config, world, Clock(world))
+    networks = build_method(config, world, Clock(world))
     elements = sum(p.numel() for p in meta_transformer(config.teacher.path).parameters())
     with pytest.raises(RuntimeError, match="can't allocate memory"):  # or the limit would show nothing
         torch.empty(3 * elements, dtype=torch.float32)  # one network; the two mapped ones are let go by now
@@ -79,7 +79,7 @@ def test_no_rank_ever_holds_a_network_whole(mid_teacher: Path, engine: str, size
 
 
 def build(world: World, config: Config) -> None:
-    build_networks(config, world, Clock(world))
+    build_method(config, world, Clock(world))
 
 
 def test_zero3_compiles_nothing_on_a_cpu(tmp_path: Path) -> None:

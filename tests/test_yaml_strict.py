@@ -192,7 +192,7 @@ def test_the_largest_seeds_work(dataset: Path) -> None:
     from conftest import ALONE
 
     from ladd_dist.diffusion.noise import step_draws
-    from ladd_dist.training.trainer import make_heads
+    from ladd_dist.methods.ladd.method import make_heads
 
     config = tiny_config(dataset, dataset, f"seed={MAX_SEED}", f"data.shuffle_seed={MAX_SEED}")
     make_heads(config, ALONE.device)

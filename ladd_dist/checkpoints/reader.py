@@ -32,16 +32,17 @@ from ladd_dist.engines.base import STATE_KINDS, Engine, Shard, fill
 from ladd_dist.errors import DamagedError, LaddError
 from ladd_dist.files.checksums import check_sum, read_sums
 from ladd_dist.log import warn
+from ladd_dist.methods.base import Method
+from ladd_dist.methods.registry import method_of
 from ladd_dist.models.fingerprint import is_of
 
 STATE, LATEST, RANGES, CONFIG = "state.json", "latest", "ranges", "config.yaml"
 STEP_FOLDERS = "step-" + "[0-9]" * 8
 """A glob for folders that a run has named itself: what else lies beside them is the user's."""
 _TENSORS = ".safetensors"
-_BINDING = ("seed", "method", "discriminator", "student.path", "data.shuffle_seed", "train.global_batch")
-"""Settings that a run cannot change on its way: they make the numbers, the networks or the order of the data."""
-_FREE = ("method.fake_pass",)
-"""Exempt from them: both orders make the same updates, and fewer ranks may need the one that accumulates."""
+_BINDING = ("seed", "method", "student.path", "data.shuffle_seed", "train.global_batch")
+"""Settings that a run cannot change on its way: they make the numbers, the networks or the order of the data. A
+method adds its own and exempts some."""
 
 Shards = Mapping[str, Shard]
 
@@ -175,7 +176,7 @@ class Checkpoint:
         return result
 
     def network(self, name: str) -> dict[str, Tensor]:
-        """Whole weights of one network (``student``, ``ema`` or ``heads``), fp32, by parameter name."""
+        """Whole weights of one network (``ema`` or one that the method trains), fp32, by parameter name."""
         prefix = f"{name}/param/"
         return {
             key.removeprefix(prefix): self.read(key, 0, shape.numel()).view(shape)
@@ -194,12 +195,13 @@ class Checkpoint:
                 f"checkpoint {self.path} was trained with teacher {self.state.teacher}, but teacher.path="
                 f"{config.teacher.path} is {teacher}: restore that teacher, or set a new run_dir"
             )
-        theirs, ours = (dict(_binding(c.model_dump())) for c in (self.config, config))
+        method = method_of(self.config)
+        theirs, ours = (dict(_binding(c.model_dump(), method)) for c in (self.config, config))
         for key, value in theirs.items():
-            if ours[key] != value:
+            if ours.get(key) != value:
                 raise LaddError(
                     f"checkpoint {self.path} was trained with {key}={value}, but this configuration has "
-                    f"{ours[key]}: restore it, or set a new run_dir"
+                    f"{ours.get(key)}: restore it, or set a new run_dir"
                 )
 
     def load(self, shards: Shards) -> None:
@@ -218,10 +220,12 @@ class Checkpoint:
         fill(shards, self)
 
 
-def _binding(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _binding(tree: dict[str, Any], method: type[Method], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         name = prefix + key
         if isinstance(value, dict):
-            yield from _binding(value, f"{name}.")
-        elif name not in _FREE and any(f"{name}.".startswith(f"{bound}.") for bound in _BINDING):
+            yield from _binding(value, method, f"{name}.")
+        elif name not in method.UNBOUND and any(
+            f"{name}.".startswith(f"{bound}.") for bound in (*_BINDING, *method.BINDING)
+        ):
             yield name, value

@@ -1,10 +1,11 @@
 """A YAML file and overrides to a `Config`, with one line for what is wrong with them."""
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import Tag, ValidationError
 
 from ladd_dist.config.schema import Config
 from ladd_dist.config.yaml import override, read_yaml
@@ -29,9 +30,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 def _explain(error: ValidationError) -> str:
     """The first problem in one line, with a suggestion where a key is mistyped."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    keys, section = _locate(first["loc"])
+    key = ".".join(keys)
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_suggest(first['loc'])}"
+        return f"unknown key '{key}'{_suggest(keys[-1], section)}"
     if first["type"] == "missing":
         return f"missing key '{key}': add it to the file or pass {key}=VALUE"
     message = first["msg"].removeprefix("Value error, ")
@@ -39,10 +41,34 @@ def _explain(error: ValidationError) -> str:
     return f"{key or 'config'}: {message[0].lower()}{message[1:]}{got}"
 
 
-def _suggest(location: tuple[int | str, ...]) -> str:
-    section: Any = Config
-    for part in location[:-1]:
-        section = section.model_fields[str(part)].annotation
+def _locate(location: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """Keys as a user writes them, and the section that the last of them is in.
+
+    Where a section is of one of several kinds, pydantic puts the kind's tag behind its key.
+    """
+    keys: list[str] = []
+    section: Any = None
+    inner: Any = Config
+    kinds: dict[Any, Any] = {}
+    for part in location:
+        if part in kinds:
+            inner, kinds = kinds[part], {}
+            continue
+        keys.append(str(part))
+        section = inner
+        field = getattr(section, "model_fields", {}).get(part)
+        inner = field.annotation if field else None
+        kinds = dict(_kinds(inner))
+    return keys, section
+
+
+def _kinds(annotation: Any) -> Iterator[tuple[str, Any]]:
+    for kind in get_args(annotation):
+        if get_origin(kind) is Annotated and isinstance(get_args(kind)[1], Tag):
+            yield get_args(kind)[1].tag, get_args(kind)[0]
+
+
+def _suggest(key: str, section: Any) -> str:
     known = list(section.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    close = difflib.get_close_matches(key, known, n=1)
     return f": did you mean '{close[0]}'?" if close else f": known keys here are {', '.join(known)}"

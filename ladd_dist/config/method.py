@@ -1,29 +1,18 @@
-"""What is minimised."""
+"""What is minimised: one section for each method, told apart by ``method.name``."""
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
 
 from ladd_dist.config.section import NonNegativeFloat, NonNegativeInt, Probability, Section
 
 
-class MethodConfig(Section):
-    """LADD itself (arXiv 2403.12015)."""
+class StudentTimes(Section):
+    """What every method's section has: the times at which the student draws."""
 
     student_times: list[Annotated[float, Field(gt=0, le=1)]] = Field(default=[1.0, 0.75, 0.5, 0.25], min_length=1)
-    """Noise levels of the student's input, descending from 1: it trains, draws and is exported at these alone."""
-    warmup_probabilities: list[Probability] = Field(default=[0.0, 0.0, 0.5, 0.5])
-    probabilities: list[Probability] = Field(default=[0.7, 0.1, 0.1, 0.1])
-    warmup_iterations: NonNegativeInt = 500
-    renoise_location: float = 1.0
-    """Logit-normal location at 4,096 image tokens; shifted to each bucket's own token count."""
-    renoise_scale: PositiveFloat = 1.0
-    renoise: Literal["independent", "same"] = "independent"
-    """Whether real and fake of a pair are judged at noise levels of their own or at the same one."""
-    r1_weight: NonNegativeFloat = 0.0
-    fake_pass: Literal["shared", "two_pass"] = "shared"
-    """One student forward and one teacher pass over the fake for both updates, or the plain order with two."""
+    """Noise levels at which the student draws and is exported, descending from 1; LADD trains it at these alone."""
 
     @property
     def step_counts(self) -> list[int]:
@@ -45,7 +34,7 @@ class MethodConfig(Section):
         return self.student_times[::stride]
 
     @model_validator(mode="after")
-    def _descend(self) -> "MethodConfig":
+    def _descend(self) -> "StudentTimes":
         times = self.student_times
         if times[0] != 1:
             raise ValueError(f"student_times must begin with 1, the pure noise that drawing begins with, not {times}")
@@ -53,8 +42,29 @@ class MethodConfig(Section):
             raise ValueError(f"student_times must descend, each once, not {times}")
         return self
 
+
+class LaddConfig(StudentTimes):
+    """Latent Adversarial Diffusion Distillation (arXiv 2403.12015)."""
+
+    name: Literal["ladd"] = "ladd"
+    warmup_probabilities: list[Probability] = Field(default=[0.0, 0.0, 0.5, 0.5])
+    probabilities: list[Probability] = Field(default=[0.7, 0.1, 0.1, 0.1])
+    warmup_iterations: NonNegativeInt = 500
+    renoise_location: float = 1.0
+    """Logit-normal location at 4,096 image tokens; shifted to each bucket's own token count."""
+    renoise_scale: PositiveFloat = 1.0
+    renoise: Literal["independent", "same"] = "independent"
+    """Whether real and fake of a pair are judged at noise levels of their own or at the same one."""
+    r1_weight: NonNegativeFloat = 0.0
+    fake_pass: Literal["shared", "two_pass"] = "shared"
+    """One student forward and one teacher pass over the fake for both updates, or the plain order with two."""
+    loss: Literal["hinge", "softplus"] = "hinge"
+    """The adversarial loss, of both sides. ``softplus`` never saturates: it is the non-saturating GAN loss."""
+    distillation_weight: NonNegativeFloat = 0.0
+    """Weight of velocity regression on the latents in the student's loss (the paper's ablation)."""
+
     @model_validator(mode="after")
-    def _distributions(self) -> "MethodConfig":
+    def _distributions(self) -> "LaddConfig":
         for key in ("warmup_probabilities", "probabilities"):
             values = getattr(self, key)
             if len(values) != len(self.student_times):
@@ -62,3 +72,28 @@ class MethodConfig(Section):
             if abs(sum(values) - 1) > 1e-6:
                 raise ValueError(f"{key} must sum to 1, not {sum(values):g}")
         return self
+
+
+class FlowMatchingConfig(StudentTimes):
+    """Flow-matching fine-tuning of the student on the latents, by velocity regression (arXiv 2403.03206, eq. 2)."""
+
+    name: Literal["flow_matching"] = "flow_matching"
+    time_location: float = 0.0
+    """Logit-normal location of the noise level at 4,096 image tokens; shifted to each bucket's own token count."""
+    time_scale: PositiveFloat = 1.0
+
+
+def _name(section: Any) -> Any:
+    """Configurations from before there was a choice name none."""
+    return section.get("name", "ladd") if isinstance(section, dict) else getattr(section, "name", None)
+
+
+MethodConfig = Annotated[
+    Annotated[LaddConfig, Tag("ladd")] | Annotated[FlowMatchingConfig, Tag("flow_matching")],
+    Discriminator(
+        _name,
+        custom_error_type="unknown_method",
+        custom_error_message="unknown method: known are ladd, flow_matching",
+    ),
+]
+"""The section ``method``."""

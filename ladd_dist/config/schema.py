@@ -7,7 +7,7 @@ from pydantic import model_validator
 
 from ladd_dist.config.drawing import EvaluationConfig, SamplingConfig, SynthesisConfig
 from ladd_dist.config.engines import Fsdp2Config, OptimizerConfig, Zero3Config
-from ladd_dist.config.method import MethodConfig
+from ladd_dist.config.method import LaddConfig, MethodConfig
 from ladd_dist.config.networks import DiscriminatorConfig, KernelsConfig, StudentConfig, TeacherConfig
 from ladd_dist.config.section import Section
 from ladd_dist.config.training import DataConfig, ProfileConfig, TrackingConfig, TrainConfig
@@ -29,9 +29,10 @@ class Config(Section):
     fsdp2: Fsdp2Config = Fsdp2Config()
     zero3: Zero3Config = Zero3Config()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    method: MethodConfig = MethodConfig()
+    method: MethodConfig = LaddConfig()
     student_optimizer: OptimizerConfig
-    head_optimizer: OptimizerConfig
+    head_optimizer: OptimizerConfig | None = None
+    """Of the discriminator's heads; ``method.name=ladd`` needs it."""
     train: TrainConfig
     data: DataConfig
     synthesis: SynthesisConfig
@@ -51,6 +52,22 @@ class Config(Section):
                 raise ValueError(f"{name}.{changed[0]} is only read by engine={name}, but engine={self.engine}")
         if self.engine == "zero3":
             self._check_zero3()
+        return self
+
+    @model_validator(mode="after")
+    def _method_settings(self) -> "Config":
+        """The discriminator's settings belong to LADD."""
+        if self.method.name == "ladd":
+            if self.head_optimizer is None:
+                raise ValueError("missing key 'head_optimizer': add it to the file or pass head_optimizer=VALUE")
+            return self
+        given = {
+            "discriminator": self.discriminator != DiscriminatorConfig(),
+            "head_optimizer": self.head_optimizer is not None,
+            "kernels.heads": self.kernels.heads != "auto",
+        }
+        for key in (key for key, set_ in given.items() if set_):
+            raise ValueError(f"{key} is only read by method.name=ladd, but method.name={self.method.name}: remove it")
         return self
 
     @model_validator(mode="after")
@@ -94,7 +111,7 @@ class Config(Section):
                 f"set train.micro_batch to a divisor of {batch / world_size:g}, or change the number of ranks"
             )
         count = batch // (micro * world_size)
-        if count > 1 and self.method.fake_pass == "shared":
+        if count > 1 and isinstance(self.method, LaddConfig) and self.method.fake_pass == "shared":
             raise LaddError(
                 f"method.fake_pass=shared needs the whole batch in one micro-batch, but train.micro_batch={micro} "
                 f"makes {count}: set method.fake_pass=two_pass, or train.micro_batch={batch // world_size}"

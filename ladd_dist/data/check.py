@@ -8,10 +8,11 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.damage import AGAIN
 from ladd_dist.data.index import Index, ShardRecord
-from ladd_dist.data.mds import MANIFEST, Manifest
+from ladd_dist.data.mds import MANIFEST, Manifest, columns
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, warn
+from ladd_dist.methods.registry import method_of
 from ladd_dist.models.fingerprint import is_of
 
 Shard = tuple[Path, ShardRecord]
@@ -64,6 +65,8 @@ def _open(config: Config, space: LatentSpace, teacher: str) -> tuple[Manifest, l
 
 def _check_manifest(config: Config, manifest: Manifest, space: LatentSpace, teacher: str) -> None:
     made = manifest.provenance
+    if lacking := set(method_of(config).FIELDS) - set(columns((), (), ())):
+        raise LaddError(f"method.name={config.method.name} needs the column {min(lacking)}, which latents have not")
     where = f"data.path={config.data.path}"
     if made.latent_channels != space.channels:
         raise LaddError(

@@ -1,6 +1,7 @@
 """Learning rates as a pure function of the iteration, so that a schedule has no state to save."""
 
 import math
+from collections.abc import Iterable
 
 from ladd_dist.config import Config, OptimizerConfig
 
@@ -17,13 +18,16 @@ def learning_rate(config: OptimizerConfig, iteration: int, iterations: int) -> f
     return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)
 
 
-def rate_changes(before: Config, now: Config, iteration: int) -> str | None:
+def rate_changes(before: Config, now: Config, iteration: int, sections: Iterable[str]) -> str | None:
     """How the rates of the update at ``iteration`` differ between two configurations of a run, or None if they agree.
 
     A cosine stretches with ``train.iterations``: a run that is extended near its end goes on at a higher rate.
+
+    Args:
+        sections: names of the optimizers' sections.
     """
     changes = []
-    for name in ("student_optimizer", "head_optimizer"):
+    for name in sections:
         old, new = (learning_rate(getattr(c, name), iteration, c.train.iterations) for c in (before, now))
         if old != new:
             changes.append(f"{name} {old:.6g} -> {new:.6g}")

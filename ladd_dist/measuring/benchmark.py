@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from kernels.hinge.reference import hinge_reference
 from ladd_dist.config import Config
 from ladd_dist.diffusion.flow import add_noise, x0_from_velocity
 from ladd_dist.distributed.clock import Clock
@@ -21,12 +20,15 @@ from ladd_dist.distributed.world import World
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
 from ladd_dist.log import progress
+from ladd_dist.methods.base import Method, Metrics
 from ladd_dist.methods.ladd.heads import Gradients
-from ladd_dist.methods.ladd.losses import r1_penalty
-from ladd_dist.methods.ladd.step import Ladd, Metrics, Sample
+from ladd_dist.methods.ladd.losses import adversarial_loss, r1_penalty
+from ladd_dist.methods.ladd.method import make_heads
+from ladd_dist.methods.ladd.sample import Sample, settings
+from ladd_dist.methods.registry import build_method
 from ladd_dist.models.sd3.transformer import Backbone, load_transformer
 from ladd_dist.planning.traffic import Traffic, TrafficCounter, expected, gathered_elements
-from ladd_dist.training.trainer import Trainer, build_networks, make_heads
+from ladd_dist.training.trainer import Trainer
 
 Iteration = Callable[[], object]
 
@@ -59,7 +61,7 @@ class BareStep:
         )
         self.teacher, self.student = teacher.requires_grad_(False).eval().to(device), student.train().to(device)
         self.heads = make_heads(config, device).to(device)
-        self.r1_weight = config.method.r1_weight
+        self.r1_weight = settings(config).r1_weight
         self.updates: list[tuple[list[nn.Parameter], torch.optim.Optimizer]] = [
             (list(net.parameters()), torch.optim.AdamW(net.parameters(), betas=(0.0, 0.99), lr=1e-6, fused=True))
             for net in (self.heads, self.student)
@@ -85,13 +87,13 @@ class BareStep:
         gradients: Gradients = "twice" if self.r1_weight else "once"
         d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled, 0, gradients)
         d_fake = self.heads([f.detach() for f in fake], sample.grid, sample.s, batch.cond.pooled)
-        loss = hinge_reference(d_real, "real").loss.mean() + hinge_reference(d_fake, "fake").loss.mean()
+        loss = adversarial_loss(d_real, "real").loss.mean() + adversarial_loss(d_fake, "fake").loss.mean()
         if self.r1_weight:
             loss = loss + self.r1_weight * r1_penalty(d_real, real)
         loss.backward()
         self._update(0)
         d_fake = self.heads(fake, sample.grid, sample.s, batch.cond.pooled, 0, "inputs")
-        g_loss = hinge_reference(d_fake, "generator").loss.mean()
+        g_loss = adversarial_loss(d_fake, "generator").loss.mean()
         (gradient,) = torch.autograd.grad(g_loss, cut)
         x0_hat.backward(gradient)
         self._update(1)
@@ -108,16 +110,16 @@ class BareStep:
 class _Witness:
     """Passes on the trainer's step and remembers what it saw."""
 
-    def __init__(self, ladd: Ladd) -> None:
-        self._ladd = ladd
+    def __init__(self, method: Method) -> None:
+        self._method = method
         self.last: Sample | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._ladd, name)
+        return getattr(self._method, name)
 
     def iteration(self, index: int, samples: list[Sample]) -> Metrics:
         (self.last,) = samples
-        return self._ladd.iteration(index, samples)
+        return self._method.iteration(index, samples)
 
 
 def overhead(config: Config, world: World, rounds: int) -> Ratio:
@@ -134,11 +136,11 @@ def bare_and_whole(config: Config, world: World) -> tuple[Iteration, Iteration]:
     Raises:
         LaddError: if the configuration is not one process with the shared fake pass.
     """
-    if config.engine != "local" or config.method.fake_pass != "shared":
+    if config.engine != "local" or settings(config).fake_pass != "shared":
         raise LaddError("the bare step is one process with the shared fake pass: set engine=local")
     trainer, bare = Trainer(config, world), BareStep(config, world.device)
-    witness = _Witness(trainer.ladd)
-    trainer.ladd = witness  # type: ignore[assignment]
+    witness = _Witness(trainer.method)
+    trainer.method = witness  # type: ignore[assignment]
     iterations = trainer.iterations()
 
     def bare_iteration() -> None:
@@ -154,18 +156,18 @@ def order(config: Config, world: World, rounds: int) -> Ratio:
     batches = Trainer(config, world).batches()
     samples = [next(batches) for _ in range(2)]
 
-    def turn(ladd: Ladd) -> Iteration:
+    def turn(method: Method) -> Iteration:
         numbers = count()
-        return lambda: ladd.iteration(0, samples[next(numbers) % len(samples)])
+        return lambda: method.iteration(0, samples[next(numbers) % len(samples)])
 
     shared, two_pass = both_orders(config, world)
     return take_turns(turn(shared), turn(two_pass), len(samples), rounds, world)
 
 
-def both_orders(config: Config, world: World) -> tuple[Ladd, Ladd]:
+def both_orders(config: Config, world: World) -> tuple[Method, Method]:
     """Networks of their own for the shared fake pass and for the two-pass order."""
-    methods = [config.method.model_copy(update={"fake_pass": name}) for name in ("shared", "two_pass")]
-    shared, two_pass = (build_networks(config.model_copy(update={"method": m}), world, Clock(world)) for m in methods)
+    methods = [settings(config).model_copy(update={"fake_pass": name}) for name in ("shared", "two_pass")]
+    shared, two_pass = (build_method(config.model_copy(update={"method": m}), world, Clock(world)) for m in methods)
     return shared, two_pass
 
 
@@ -199,11 +201,11 @@ def measure_traffic(config: Config, world: World) -> tuple[dict[str, Traffic], d
     """Collectives of one iteration as counted on this rank, and the bytes that theory expects of them."""
     trainer = Trainer(config, world)
     batches = trainer.batches()
-    trainer.ladd.iteration(0, next(batches))  # the first iteration sets up what later ones reuse
+    method = trainer.method
+    method.iteration(0, next(batches))  # the first iteration sets up what later ones reuse
     samples = next(batches)
     with TrafficCounter() as counter:
-        trainer.ladd.iteration(1, samples)
-    ladd = trainer.ladd
-    modules = (ladd.student.module, ladd.teacher, ladd.heads.module)
-    student, teacher, heads = (gathered_elements(module, world.size) for module in modules)
-    return dict(counter.seen), expected(config, student, teacher, heads, micro_batches=len(samples))
+        method.iteration(1, samples)
+    modules = {name: engine.module for name, engine in method.trained.items()} | dict(method.frozen)
+    elements = {name: gathered_elements(module, world.size) for name, module in modules.items()}
+    return dict(counter.seen), expected(config, elements, micro_batches=len(samples))

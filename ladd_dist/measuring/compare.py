@@ -5,6 +5,7 @@ record, a metric that it does not know, NaN on both sides are all differences of
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import torch
 from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
+from ladd_dist.methods.base import Method
+from ladd_dist.methods.registry import method_of
 from ladd_dist.training.tracking import Row, read_metrics
 
-METRICS = ("d_loss", "g_loss", "r1", "student_grad_norm", "head_grad_norm", "real_logit", "fake_logit")
-"""What a step computes. Speeds differ always; shares of right answers jump when a logit's rounding crosses zero."""
-NETWORKS = ("student", "ema", "heads")
-_COLUMNS = ("d_loss", "g_loss")
+_COLUMNS = 2
+"""So many of the metrics are shown step by step."""
 _SHOWN_STEPS = 20
 
 Values = list[float]
@@ -63,11 +64,12 @@ class Comparison:
         return "\n".join([*self._step_lines(), "", *self._largest_lines(), "", *self._verdict_lines()])
 
     def _step_lines(self) -> list[str]:
-        names = [f"{name} {side}" for name in _COLUMNS for side in ("left", "right")]
+        columns = list(self.metrics)[:_COLUMNS]
+        names = [f"{name} {side}" for name in columns for side in ("left", "right")]
         lines = [" step" + "".join(f"{name:>17}" for name in names) + "  difference"]
         first = self.first_beyond(0)
         for index in _spread(len(self.steps), None if first is None else self.steps.index(first)):
-            values = [_show(side[name][index]) for name in _COLUMNS for side in (self.left, self.right)]
+            values = [_show(side[name][index]) for name in columns for side in (self.left, self.right)]
             difference, name = self.worst(index)
             where = f"{_amount(difference)} {name}" if difference else "0"
             mark = "  <- first difference" if self.steps[index] == first else ""
@@ -102,16 +104,18 @@ def compare_runs(left: Path, right: Path, steps: int, tolerance: float) -> Compa
         steps: iterations that both have run, each of them logged.
 
     Raises:
-        LaddError: if a run has no checkpoint, or a damaged one.
+        LaddError: if a run has no checkpoint, or a damaged one, or if they train by different methods.
     """
     expected = list(range(1, steps + 1))
-    ours, theirs = (_record(read_metrics(run_dir), expected) for run_dir in (left, right))
+    checkpoints = _last_checkpoint(left), _last_checkpoint(right)
+    method = _method(*checkpoints)
+    ours, theirs = (_record(read_metrics(run_dir), expected, method.COMPARED) for run_dir in (left, right))
     return Comparison(
         steps=expected,
         left=ours,
         right=theirs,
-        metrics={name: relative_steps(ours[name], theirs[name]) for name in METRICS},
-        parameters=relative_parameters(_last_checkpoint(left), _last_checkpoint(right)),
+        metrics={name: relative_steps(ours[name], theirs[name]) for name in method.COMPARED},
+        parameters=relative_parameters(*checkpoints, [*method.OPTIMIZERS, "ema"]),
         tolerance=tolerance,
     )
 
@@ -126,9 +130,16 @@ def relative_steps(left: list[Values], right: list[Values]) -> list[float]:
     return [_distance(a, b) / scale for a, b in zip(left, right, strict=True)]
 
 
-def relative_parameters(left: Checkpoint, right: Checkpoint) -> dict[str, float]:
+def _method(left: Checkpoint, right: Checkpoint) -> type[Method]:
+    ours, theirs = left.config.method.name, right.config.method.name
+    if ours != theirs:
+        raise LaddError(f"left trains by method.name={ours}, right by {theirs}: their numbers have nothing in common")
+    return method_of(left.config)
+
+
+def relative_parameters(left: Checkpoint, right: Checkpoint, networks: list[str]) -> dict[str, float]:
     """L2 norm of the difference of each network over the larger norm of the two, tensor by tensor to spare memory."""
-    return {name: _relative_network(left, right, f"{name}/param/") for name in NETWORKS}
+    return {name: _relative_network(left, right, f"{name}/param/") for name in networks}
 
 
 def _relative_network(left: Checkpoint, right: Checkpoint, prefix: str) -> float:
@@ -145,9 +156,9 @@ def _relative_network(left: Checkpoint, right: Checkpoint, prefix: str) -> float
     return math.sqrt(difference / norm) if difference else 0.0
 
 
-def _record(rows: list[Row], steps: list[int]) -> dict[str, list[Values]]:
+def _record(rows: list[Row], steps: list[int], metrics: Sequence[str]) -> dict[str, list[Values]]:
     by_step = {row["iteration"]: row for row in rows}
-    return {name: [_values(by_step.get(step, {}), name) for step in steps] for name in METRICS}
+    return {name: [_values(by_step.get(step, {}), name) for step in steps] for name in metrics}
 
 
 def _values(row: Row, name: str) -> Values:

@@ -18,15 +18,14 @@ from ladd_dist.config import Config, OptimizerConfig
 from ladd_dist.engines.base import STATE_KINDS, Engine
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.ema import Ema
-from ladd_dist.methods.ladd.heads import DiscriminatorHeads
-from ladd_dist.methods.ladd.step import Ladd
-from ladd_dist.models.sd3.transformer import Backbone, end_behind, meta_transformer
+from ladd_dist.methods.base import STUDENT, Method, optimizer
+from ladd_dist.methods.registry import method_of
 
 Place = Literal["device", "host"]
 State = Counter[tuple[Place, str]]
 """Bytes by place and kind. Kinds: student's ``masters``, ``weights`` (a copy in compute precision), ``gradients``,
-``moments`` and ``ema``; ``teacher``; ``heads``; ``buffers`` of student and teacher; ``gathered``, parameters that
-ZeRO-3 never lets go."""
+``moments`` and ``ema``; the method's other networks by name; ``buffers`` of student and frozen networks;
+``gathered``, parameters that ZeRO-3 never lets go."""
 
 _QUANTIZED, _BLOCK = 4096, 256
 """torchao quantizes moments of at least so many elements, in blocks of this size."""
@@ -67,20 +66,15 @@ def _own(total: int, each: int, rank: int) -> int:
 
 def expected_state(config: Config, size: int, rank: int = 0) -> State:
     """State of one rank out of ``size``, from the networks' shapes. Rank 0 holds most."""
-    teacher = Backbone(meta_transformer(config.teacher.path))
-    student = Backbone(meta_transformer(config.student.path or config.teacher.path))
-    with torch.device("meta"):
-        heads = DiscriminatorHeads(
-            config.discriminator, teacher.depth, teacher.width, teacher.net.config.pooled_projection_dim
-        )
-    end_behind(teacher.net, heads.taps[-1])
-    layout = _layout(config, size, rank)
-    return (
-        _student(config, _shapes(student), layout, size)
-        + _teacher(config, _shapes(teacher), layout, size)
-        + _heads(config.head_optimizer, _shapes(heads))
-        + _buffers(config, student, teacher)
-    )
+    networks, layout = method_of(config).networks(config), _layout(config, size, rank)
+    student, frozen = networks.trained[STUDENT], list(networks.frozen.values())
+    state = _student(config, _shapes(student), layout, size) + _buffers(config, student, frozen)
+    for name, module in networks.trained.items():
+        if name != STUDENT:
+            state += _replicated(name, optimizer(config, method_of(config).OPTIMIZERS[name]), _shapes(module))
+    for name, module in networks.frozen.items():
+        state += _frozen(config, name, _shapes(module), layout, size)
+    return state
 
 
 def on(state: State, place: Place) -> int:
@@ -147,11 +141,11 @@ def _gathered(shapes: list[torch.Size], size: int, dtype: torch.dtype) -> int:
     return sum(size * flat_part(s, size, 0).stored for s in kept) * dtype.itemsize
 
 
-def _teacher(config: Config, shapes: list[torch.Size], layout: Layout, size: int) -> State:
+def _frozen(config: Config, name: str, shapes: list[torch.Size], layout: Layout, size: int) -> State:
     dtype = compute_dtype(config)
     place: Place = "host" if _sharded(config) and config.zero3.offload == "all" else "device"
     parts = map(layout if _sharded(config) else whole, shapes)
-    state: State = Counter({(place, "teacher"): sum(p.stored for p in parts) * dtype.itemsize})
+    state: State = Counter({(place, name): sum(p.stored for p in parts) * dtype.itemsize})
     if _sharded(config) and config.engine == "zero3":
         state["device", "gathered"] = _gathered(shapes, size, dtype)
     return state
@@ -161,24 +155,22 @@ def _sharded(config: Config) -> bool:
     return config.teacher.placement == "shard" and config.engine != "local"
 
 
-def _heads(config: OptimizerConfig, shapes: list[torch.Size]) -> State:
+def _replicated(name: str, config: OptimizerConfig, shapes: list[torch.Size]) -> State:
     weights_and_gradients = 2 * _FP32 * sum(s.numel() for s in shapes)
-    return Counter(
-        {("device", "heads"): weights_and_gradients + sum(adamw_moments(s.numel(), config) for s in shapes)}
-    )
+    return Counter({("device", name): weights_and_gradients + sum(adamw_moments(s.numel(), config) for s in shapes)})
 
 
-def _buffers(config: Config, student: nn.Module, teacher: nn.Module) -> State:
+def _buffers(config: Config, student: nn.Module, frozen: list[nn.Module]) -> State:
     # DeepSpeed leaves buffers in fp32.
     itemsize = _FP32 if config.engine == "zero3" and _sharded(config) else compute_dtype(config).itemsize
-    sizes = [sum(b.numel() for b in module.buffers()) for module in (student, teacher)]
-    return Counter({("device", "buffers"): sizes[0] * _FP32 + sizes[1] * itemsize})
+    theirs = sum(b.numel() for module in frozen for b in module.buffers())
+    return Counter({("device", "buffers"): sum(b.numel() for b in student.buffers()) * _FP32 + theirs * itemsize})
 
 
-def measured_state(ladd: Ladd, ema: Ema) -> Counter[str]:
+def measured_state(method: Method, ema: Ema) -> Counter[str]:
     """Bytes of the storages that this rank's networks and average hold, by kind; a shared one counts once."""
     state, seen = Counter[str](), set[int]()
-    for kind, tensor in _tensors(ladd, ema):
+    for kind, tensor in _tensors(method, ema):
         for storage in storages(tensor):
             if storage.data_ptr() not in seen:
                 state[kind] += storage.nbytes()
@@ -186,14 +178,17 @@ def measured_state(ladd: Ladd, ema: Ema) -> Counter[str]:
     return state
 
 
-def _tensors(ladd: Ladd, ema: Ema) -> Iterator[tuple[str, Tensor]]:
+def _tensors(method: Method, ema: Ema) -> Iterator[tuple[str, Tensor]]:
     kinds = dict(zip(STATE_KINDS, ("masters", "moments", "moments"), strict=True))
-    yield from ((kind, t) for key, kind in kinds.items() for t in _locals(ladd.student, key))
-    yield from (("gradients", t) for t in _gradients(ladd.student.module))
+    student = method.student
+    yield from ((kind, t) for key, kind in kinds.items() for t in _locals(student, key))
+    yield from (("gradients", t) for t in _gradients(student.module))
     yield from (("ema", shard.local) for shard in ema.shards().values())
-    yield from (("heads", t) for key in kinds for t in _locals(ladd.heads, key))
-    yield from (("heads", t) for t in _gradients(ladd.heads.module))
-    for module, kind in ((ladd.student.module, "weights"), (ladd.teacher, "teacher")):
+    for name, engine in method.trained.items():
+        if name != STUDENT:
+            yield from ((name, t) for key in kinds for t in _locals(engine, key))
+            yield from ((name, t) for t in _gradients(engine.module))
+    for kind, module in {"weights": student.module, **method.frozen}.items():
         for p in module.parameters():
             partition = getattr(p, "ds_tensor", None)
             yield from [(kind, p)] if partition is None else [(kind, partition), ("gathered", p)]

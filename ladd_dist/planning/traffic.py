@@ -1,6 +1,7 @@
 """What an iteration sends between ranks: counted at the process groups, and what theory says."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ladd_dist.config import Config
+from ladd_dist.methods.base import STUDENT
+from ladd_dist.methods.registry import method_of
 
 _KINDS = {
     "all_gather": ("_allgather_base_", "allgather_", "allgather_into_tensor_coalesced_"),
@@ -57,25 +60,24 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def expected(config: Config, student: int, teacher: int, heads: int, micro_batches: int) -> dict[str, int]:
+def expected(config: Config, elements: Mapping[str, int], micro_batches: int) -> dict[str, int]:
     """Bytes of whole tensors that an iteration must move, by collective.
 
-    A forward pass gathers every block once in the compute precision, a backward pass once more (recomputing
-    activations is part of it). The teacher looks at the real latents without a graph and at the fake ones with
-    one. Gradients are reduced in fp32: the student's with every micro-batch, the heads' once. FSDP2 moves just
-    that; ZeRO-3 gathers less, since it keeps up to three blocks for the pass that follows.
+    A forward pass all-gathers every block once in the compute precision, a backward pass once more (recomputing
+    activations is part of it). Gradients are reduced in fp32: the student's with every micro-batch, those of other
+    trained networks once. FSDP2 moves just that; ZeRO-3 gathers less, since it keeps up to three blocks for the pass
+    that follows.
 
     Args:
-        student, teacher, heads: elements of their parameters, see `gathered_elements`.
+        elements: of each of the method's networks, see `gathered_elements`.
     """
-    width = 2 if config.train.precision == "bf16" else 4
-    plain = config.method.fake_pass == "two_pass"
-    sharded = config.teacher.placement == "shard"
-    passes = (2 + plain) * student + (3 + plain) * teacher * sharded
+    method, width = method_of(config), 2 if config.train.precision == "bf16" else 4
+    sharded = {STUDENT} | (set(elements) if config.teacher.placement == "shard" else set())
+    runs = method.forward_backward(config)
     return {
-        "all_gather": passes * width * micro_batches,
-        "reduce_scatter": student * 4 * micro_batches,
-        "all_reduce": heads * 4,
+        "all_gather": sum(elements[name] * runs[name] for name in sharded & set(runs)) * width * micro_batches,
+        "reduce_scatter": elements[STUDENT] * 4 * micro_batches,
+        "all_reduce": sum(elements[name] for name in method.OPTIMIZERS if name != STUDENT) * 4,
     }
 
 

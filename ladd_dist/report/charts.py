@@ -4,7 +4,9 @@ Teacher and real pictures are slate, student and fakes are orange, in every figu
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,12 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from ladd_dist.config import Config
+from ladd_dist.methods.base import rate_key
+from ladd_dist.methods.charts import Chart, Curve, Panel
+from ladd_dist.methods.registry import method_of
 
 SLATE, ORANGE, GREY = "#4a6785", "#c2410c", "#7b8691"
+COLORS = {"student": ORANGE, "data": SLATE}
 _DEPTHS = LinearSegmentedColormap.from_list("depths", matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 64)))
 _STYLE: Any = {"font.size": 9.5, "axes.edgecolor": GREY, "axes.titlesize": 10.5, "axes.titleweight": "bold"}
 
@@ -26,49 +32,61 @@ Rows = list[dict[str, Any]]
 
 
 def draw_charts(rows: Rows, config: Config, folder: Path) -> list[Path]:
-    """Write ``losses.png``, ``logits.png``, ``gradients.png`` and ``speed.png``, two panels each.
+    """Write the method's charts and ``speed.png``, two panels each.
 
     Args:
         rows: of ``metrics.jsonl``, at least one.
     """
-    figures = {"losses": _losses, "logits": _logits, "gradients": _gradients, "speed": _speed}
+    method = method_of(config)
+    figures: dict[str, Callable[[Axes, Axes], None]] = {
+        chart.name: partial(_draw_chart, rows, config, chart) for chart in method.CHARTS
+    }
+    figures["speed"] = partial(_speed, rows, [rate_key(section) for section in method.OPTIMIZERS.values()])
     paths = []
     with matplotlib.rc_context(_STYLE):
         for name, draw in figures.items():
             figure = Figure(figsize=(6.4, 5), dpi=170, layout="constrained", facecolor="white")
             top, bottom = figure.subplots(2, 1, sharex=True)
-            draw(rows, config, top, bottom)
-            _finish(top, bottom, rows, config)
+            draw(top, bottom)
+            _finish(top, bottom, rows, method.milestones(config))
             paths.append(folder / f"{name}.png")
             figure.savefig(paths[-1])
     return paths
 
 
-def _losses(rows: Rows, config: Config, top: Axes, bottom: Axes) -> None:
-    top.set_title("Discriminator loss", loc="left")
-    _curve(top, rows, "d_loss", SLATE)
-    top.axhline(2, color=GREY, lw=1, ls="--", label="2: heads cannot tell real from fake")
-    _legend(top)
-    bottom.set_title("Student loss (minus mean logit of its pictures)", loc="left")
-    _curve(bottom, rows, "g_loss", ORANGE)
+def _draw_chart(rows: Rows, config: Config, chart: Chart, top: Axes, bottom: Axes) -> None:
+    for axes, panel in ((top, chart.top), (bottom, chart.bottom)):
+        axes.set_title(panel.title, loc="left")
+        for number, curve in enumerate(panel.curves):
+            if panel.by_block:
+                _curves_by_block(axes, rows, curve, "--" if number else "-")
+            else:
+                _curve(axes, rows, curve.metric, COLORS[curve.of], curve.label, curve.scale)
+        _scale(axes, panel, rows)
+    if chart.top.by_block:
+        heads = _entries(rows, chart.top.curves[0].metric)
+        _depth_bar(config.discriminator.blocks or list(range(heads)), top, bottom)
 
 
-def _logits(rows: Rows, config: Config, top: Axes, bottom: Axes) -> None:
-    heads = head_count(rows)
-    top.set_title("Mean logit per head", loc="left")
-    for key, style in (("real_logit", "-"), ("fake_logit", "--")):
-        for head in range(heads):
-            x, y = _series(rows, key, head)
-            color, width = _DEPTHS(head / max(1, heads - 1)), 1.6 if heads <= 8 else 0.8
-            top.plot(x, _running_mean(y), style, color=color, lw=width, marker=_dot(x))
-        top.plot([], [], style, color=GREY, label=key.removesuffix("_logit"))
-    _legend(top)
-    _depth_bar(config.discriminator.blocks or list(range(heads)), top, bottom)
-    bottom.set_title("Positions judged rightly, all heads (%)", loc="left")
-    _curve(bottom, rows, "real_right", SLATE, "real", scale=100)
-    _curve(bottom, rows, "fake_right", ORANGE, "fake", scale=100)
-    bottom.set_ylim(0, 102)
-    _legend(bottom)
+def _scale(axes: Axes, panel: Panel, rows: Rows) -> None:
+    if panel.level:
+        axes.axhline(panel.level[0], color=GREY, lw=1, ls="--", label=panel.level[1])
+    if panel.level or any(curve.label for curve in panel.curves):
+        _legend(axes)
+    # A metric that is off is zero throughout, which has no logarithm.
+    if panel.log and any(row.get(curve.metric) for curve in panel.curves for row in rows):
+        axes.set_yscale("log")
+    if panel.percent:
+        axes.set_ylim(0, 102)
+
+
+def _curves_by_block(axes: Axes, rows: Rows, curve: Curve, style: str) -> None:
+    heads = _entries(rows, curve.metric)
+    for head in range(heads):
+        x, y = _series(rows, curve.metric, head)
+        color, width = _DEPTHS(head / max(1, heads - 1)), 1.6 if heads <= 8 else 0.8
+        axes.plot(x, _running_mean(y), style, color=color, lw=width, marker=_dot(x))
+    axes.plot([], [], style, color=GREY, label=curve.label)
 
 
 def _depth_bar(blocks: list[int], top: Axes, bottom: Axes) -> None:
@@ -81,27 +99,14 @@ def _depth_bar(blocks: list[int], top: Axes, bottom: Axes) -> None:
     bar.outline.set_visible(False)
 
 
-def _gradients(rows: Rows, config: Config, top: Axes, bottom: Axes) -> None:
-    top.set_title("Gradient norm", loc="left")
-    _curve(top, rows, "student_grad_norm", ORANGE, "student")
-    _curve(top, rows, "head_grad_norm", SLATE, "heads")
-    _legend(top)
-    top.set_yscale("log")
-    weight = config.method.r1_weight
-    bottom.set_title(f"R1 penalty (weight {weight:g})" if weight else "R1 penalty (off)", loc="left")
-    _curve(bottom, rows, "r1", SLATE)
-    if weight:
-        bottom.set_yscale("log")
-
-
-def _speed(rows: Rows, config: Config, top: Axes, bottom: Axes) -> None:
+def _speed(rows: Rows, rates: list[str], top: Axes, bottom: Axes) -> None:
     top.set_title("Training speed (samples per second, all ranks)", loc="left")
     _curve(top, rows, "samples_per_second", SLATE)
     top.set_ylim(bottom=0)
     bottom.set_title("Learning rate", loc="left")
-    for key, color, label in (("student_lr", ORANGE, "student"), ("head_lr", SLATE, "heads")):
+    for key, color in zip(rates, (ORANGE, SLATE, GREY), strict=False):
         x, y = _series(rows, key)
-        bottom.plot(x, y, color=color, lw=1.8, label=label, marker=_dot(x))
+        bottom.plot(x, y, color=color, lw=1.8, label=key.removesuffix("_lr"), marker=_dot(x))
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     _legend(bottom)
 
@@ -118,9 +123,9 @@ def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=4, borderaxespad=0)
 
 
-def head_count(rows: Rows) -> int:
-    """Number of discriminator heads; rows whose iterations were all skipped do not show it."""
-    return max(len(row.get("real_logit", ())) for row in rows)
+def _entries(rows: Rows, metric: str) -> int:
+    """Entries of a metric that has one per head; rows whose iterations were all skipped do not show it."""
+    return max(len(row.get(metric, ())) for row in rows)
 
 
 def _series(rows: Rows, key: str, head: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -142,23 +147,18 @@ def _dot(x: np.ndarray) -> str:
     return "o" if len(x) == 1 else ""
 
 
-def _finish(top: Axes, bottom: Axes, rows: Rows, config: Config) -> None:
+def _finish(top: Axes, bottom: Axes, rows: Rows, milestones: Mapping[int, str]) -> None:
     bottom.set_xlabel("iteration")
-    warmup = config.method.warmup_iterations
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e6e9ec", lw=0.8)
         axes.set_axisbelow(True)
-        if 0 < warmup < rows[-1]["iteration"]:
-            axes.axvline(warmup, color=GREY, lw=1, ls=":")
-    if 0 < warmup < rows[-1]["iteration"]:
-        place: dict[str, Any] = {
-            "xytext": (3, 3),
-            "textcoords": "offset points",
-            "fontsize": 8.5,
-            "color": GREY,
-        }
-        bottom.annotate("warm-up ends", (warmup, 0), xycoords=("data", "axes fraction"), **place)
+    place: dict[str, Any] = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 8.5, "color": GREY}
+    for iteration, label in milestones.items():
+        if 0 < iteration < rows[-1]["iteration"]:
+            top.axvline(iteration, color=GREY, lw=1, ls=":")
+            bottom.axvline(iteration, color=GREY, lw=1, ls=":")
+            bottom.annotate(label, (iteration, 0), xycoords=("data", "axes fraction"), **place)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from ladd_dist.config import Config, load
 from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.results import PICTURES, RESULTS, PictureIndex, Results
-from ladd_dist.report.charts import ORANGE, SLATE, Block, Rows, draw_charts, draw_comparison, fit, head_count
+from ladd_dist.methods.charts import Chart
+from ladd_dist.methods.registry import method_of
+from ladd_dist.report.charts import ORANGE, SLATE, Block, Rows, draw_charts, draw_comparison, fit
 from ladd_dist.training.tracking import METRICS, read_metrics
 
 _CONFIG = "config.yaml"
@@ -119,9 +121,15 @@ def _render(record: Record, charts: list[Path]) -> str:
         highlights=_highlights(record.results),
         results=record.results,
         blocks=[(_heading(block), block) for block in record.blocks],
-        charts={path.stem: _uri("png", path.read_bytes()) for path in charts},
+        speed=_uri("png", next(path for path in charts if path.stem == "speed").read_bytes()),
+        charts=[(chart, _uri("png", path.read_bytes())) for chart, path in _charts(record.config, charts)],
         facts=_facts(record),
     )
+
+
+def _charts(config: Config, paths: list[Path]) -> list[tuple[Chart, Path]]:
+    known = {chart.name: chart for chart in method_of(config).CHARTS}
+    return [(known[path.stem], path) for path in paths if path.stem in known]
 
 
 def verdict(results: Results) -> str:
@@ -171,10 +179,8 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("Global batch", f"{train.global_batch:,} samples, {share}"),
         ("Engine", f"{config.engine}, {train.precision}"),
         ("Student learning rate", f"{config.student_optimizer.lr:g}, {config.student_optimizer.decay}"),
-        ("Head learning rate", f"{config.head_optimizer.lr:g}, {config.head_optimizer.decay}"),
         ("Student times", ", ".join(f"{time:g}" for time in config.method.student_times)),
-        ("R1 weight", f"{config.method.r1_weight:g}"),
-        ("Heads", f"{head_count(record.rows)}"),
+        *method_of(config).facts(config).items(),
         ("Seed", f"{config.seed}"),
         ("Teacher", config.teacher.path),
         ("Student started from", config.student.path or "the teacher"),

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-
-import torch
+from typing import Any
 
 from ladd_dist.checkpoints import reader as checkpoint
 from ladd_dist.checkpoints.writer import CheckpointWriter
@@ -13,22 +12,16 @@ from ladd_dist.data.reader import LatentReader
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
-from ladd_dist.engines.base import Engine, Shard
-from ladd_dist.engines.blueprint import Blueprint
-from ladd_dist.engines.build import build_engine, check_launch, compute_dtype, place_frozen
+from ladd_dist.engines.base import Shard
+from ladd_dist.engines.build import check_launch
 from ladd_dist.engines.ema import Ema
 from ladd_dist.engines.learning_rate import rate_changes
-from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import Requeue
 from ladd_dist.files.run_lock import Lease
 from ladd_dist.log import log, progress, warn
-from ladd_dist.methods.ladd.heads import DiscriminatorHeads, choose_heads, tapped_blocks
-from ladd_dist.methods.ladd.step import Ladd, Sample, draw_sample
-from ladd_dist.models.configs import load_config
+from ladd_dist.methods.base import STUDENT
+from ladd_dist.methods.registry import build_method
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.models.sd3.attention import Attention, Place, choose_attention, set_attention
-from ladd_dist.models.sd3.transformer import Backbone, end_behind, make_transformer, meta_transformer
-from ladd_dist.models.weights import FolderWeights
 from ladd_dist.planning.memory import describe, expected_state
 from ladd_dist.planning.networks import check_networks
 from ladd_dist.supervision.requests import Control
@@ -65,8 +58,8 @@ class Trainer:
         manifest = check_dataset(config, self.space, self.teacher_id, world)
 
         log(f"each rank will hold {describe(expected_state(config, world.size))}")
-        self.ladd = build_networks(config, world, self.clock)
-        self.ema = Ema(self.ladd.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
+        self.method = build_method(config, world, self.clock)
+        self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         self.reader = LatentReader(config, manifest, world)
         self.done = self._resume()
         self.writer = CheckpointWriter(config, world, self.lease)
@@ -104,7 +97,7 @@ class Trainer:
                 profiler.step(self.done, request.profile)
                 self.clock.iteration = self.done + 1
                 self.clock.mark("data")
-                metrics = self.ladd.iteration(self.done, next(batches))
+                metrics = self.method.iteration(self.done, next(batches))
                 self.ema.update(self.done)
                 self.done += 1
                 self.clock.mark("other")
@@ -127,47 +120,45 @@ class Trainer:
     def _draw(self, preview: Preview, tracker: Tracker) -> None:
         self.clock.mark("preview")
         with self.ema.applied():
-            path = preview.draw(self.ladd.student, self.done)
+            path = preview.draw(self.method.student, self.done)
         tracker.picture(self.done, path)
 
-    def batches(self) -> Iterator[list[Sample]]:
+    def batches(self) -> Iterator[list[Any]]:
         """The micro-batches of one iteration after the other, with their noise."""
         device = self.world.device
         for micro_batches in self.reader:
             yield [self._sample(batch.to(device)) for batch in micro_batches]
 
-    def _sample(self, batch: Batch) -> Sample:
+    def _sample(self, batch: Batch) -> Any:
         grid = self.space.grid(*batch.latents.shape[-2:])
-        return draw_sample(self.config, self.done, batch, grid, self.world.device)
+        return self.method.sample(self.done, batch, grid)
 
-    def _shards(self) -> dict[str, Shard]:
-        ema = {f"ema/param/{name}": shard for name, shard in self.ema.shards().items()}
-        return checkpoint.network_shards("student", self.ladd.student) | ema
+    def _shards(self) -> dict[str, dict[str, Shard]]:
+        """What a checkpoint holds of each network, the student's average with the student."""
+        shards = {name: checkpoint.network_shards(name, engine) for name, engine in self.method.trained.items()}
+        shards[STUDENT] |= {f"ema/param/{name}": shard for name, shard in self.ema.shards().items()}
+        return shards
 
     def _save(self) -> None:
         self.clock.mark("checkpoint")
-        student = self._shards() if self.ladd.student.owner else {}
-        heads = checkpoint.network_shards("heads", self.ladd.heads) if self.ladd.heads.owner else {}
+        owned = [part for name, part in self._shards().items() if self.method.trained[name].owner]
         state = checkpoint.RunState(
             iteration=self.done,
-            updates={name: engine.updates for name, engine in self._engines().items()},
+            updates={name: engine.updates for name, engine in self.method.trained.items()},
             data=self.reader.state_dict(),
             teacher=self.teacher_id,
             engine=self.config.engine,
             world_size=self.world.size,
         )
-        self.writer.save(student | heads, state)
-
-    def _engines(self) -> dict[str, Engine]:
-        return {"student": self.ladd.student, "heads": self.ladd.heads}
+        self.writer.save({key: shard for part in owned for key, shard in part.items()}, state)
 
     def _resume(self) -> int:
         saved = checkpoint.open_newest(self.config.run_dir, self.world)
         if saved is None:
             return 0
         saved.check(self.config, self.teacher_id)
-        saved.load(self._shards() | checkpoint.network_shards("heads", self.ladd.heads))
-        for name, engine in self._engines().items():
+        saved.load({key: shard for part in self._shards().values() for key, shard in part.items()})
+        for name, engine in self.method.trained.items():
             engine.publish()
             engine.updates = saved.state.updates[name]
         self.reader.load_state_dict(saved.state.data)
@@ -178,68 +169,6 @@ class Trainer:
 
     def _tell_rate_changes(self, saved: checkpoint.Checkpoint) -> None:
         iteration = saved.state.iteration
-        changes = rate_changes(saved.config, self.config, iteration)
+        changes = rate_changes(saved.config, self.config, iteration, self.method.OPTIMIZERS.values())
         if changes and iteration < self.config.train.iterations and self.world.is_main:
             warn(changes)
-
-
-def build_networks(config: Config, world: World, clock: Clock) -> Ladd:
-    """Build teacher, student and heads where the configuration puts them.
-
-    Raises:
-        LaddError: if weights are missing or do not fit their configuration.
-    """
-    dtype, start = compute_dtype(config), config.student.path or config.teacher.path
-
-    teacher_attention = pick_attention(config, "teacher", config.teacher.path, config.teacher.compile, world)
-    student_attention = pick_attention(config, "student", start, config.student.compile, world)
-    heads = make_heads(config, world.device).to(world.device)
-
-    def make_teacher() -> Backbone:
-        net = end_behind(make_transformer(config.teacher.path), heads.taps[-1])
-        set_attention(net, teacher_attention)
-        return Backbone(net, dtype, config.teacher.activation_checkpointing).requires_grad_(False).eval()
-
-    def make_student() -> Backbone:
-        net = make_transformer(start)
-        set_attention(net, student_attention)
-        return Backbone(net, dtype, config.student.activation_checkpointing).train()
-
-    teacher = Blueprint(make_teacher, FolderWeights(config.teacher.path), dtype, config.teacher.compile)
-    student = Blueprint(make_student, FolderWeights(start), torch.float32, config.student.compile)
-    return Ladd(
-        config,
-        student=build_engine(config, student, world),
-        teacher=place_frozen(config, teacher, world),
-        heads=ReplicatedEngine(heads, config.head_optimizer, dtype, world),
-        clock=clock,
-    )
-
-
-def pick_attention(config: Config, network: str, folder: str, compiled: bool, world: World) -> Attention:
-    """Choose a network's attention by device, shape and measurements, and log one line that says why.
-
-    Raises:
-        LaddError: if ``kernels.attention`` names one that cannot run.
-    """
-    place = Place(world.device, compute_dtype(config), compiled)
-    attention = choose_attention(config.kernels.attention, load_config(folder), place)
-    log(f"attention of the {network}: {attention}")
-    return attention
-
-
-def make_heads(config: Config, device: torch.device) -> DiscriminatorHeads:
-    """The discriminator's heads for ``device``, with their initial weights on the CPU, a function of the seed.
-
-    Raises:
-        LaddError: if the kernels that the configuration asks for cannot run there.
-    """
-    net, discriminator = meta_transformer(config.teacher.path), config.discriminator
-    teacher = Backbone(net)
-    heads = len(tapped_blocks(discriminator, teacher.depth))
-    choice = choose_heads(config.kernels.heads, discriminator, heads, device, compute_dtype(config))
-    log(f"discriminator heads: {choice}")
-    torch.manual_seed(config.seed)
-    return DiscriminatorHeads(
-        discriminator, teacher.depth, teacher.width, net.config.pooled_projection_dim, choice.implementation
-    )

@@ -11,7 +11,8 @@ from ladd_dist.distributed.world import World
 from ladd_dist.engines.learning_rate import learning_rate
 from ladd_dist.errors import LaddError
 from ladd_dist.log import Eta, log, warn
-from ladd_dist.methods.ladd.step import Metrics
+from ladd_dist.methods.base import Metrics, optimizer, rate_key
+from ladd_dist.methods.registry import method_of
 from ladd_dist.training.tracking import Row
 
 
@@ -19,7 +20,7 @@ class Window:
     """Metrics between two logging steps, kept on the device: the loop never waits for them in between."""
 
     def __init__(self, config: Config, world: World, clock: Clock, done: int) -> None:
-        self._config, self._world, self._clock = config, world, clock
+        self._config, self._world, self._clock, self._method = config, world, clock, method_of(config)
         self._rows: list[Metrics] = []
         self._streak = torch.zeros((), device=world.device)
         self._start = time.monotonic()
@@ -42,16 +43,15 @@ class Window:
         train, count = self._config.train, len(self._rows)
         row: Row = {"iteration": done, **self._means()}
         row["samples_per_second"] = count * train.global_batch / (time.monotonic() - self._start)
-        row["student_lr"] = learning_rate(self._config.student_optimizer, done - 1, train.iterations)
-        row["head_lr"] = learning_rate(self._config.head_optimizer, done - 1, train.iterations)
+        for section in self._method.OPTIMIZERS.values():
+            row[rate_key(section)] = learning_rate(optimizer(self._config, section), done - 1, train.iterations)
         row["seconds"] = {phase: total / count for phase, total in self._clock.seconds().items()}
         row |= memory_peaks(self._world)
         self._report(done, row)
         if self._streak >= train.max_skipped:
             raise LaddError(
                 f"training diverged: the last {int(self._streak)} iterations up to {done} had a non-finite loss or "
-                "gradient and were skipped: lower student_optimizer.lr or head_optimizer.lr, or raise "
-                "method.r1_weight; the last checkpoint is untouched"
+                f"gradient and were skipped: {self._method.REMEDY}; the last checkpoint is untouched"
             )
         self._rows, self._start = [], time.monotonic()
         return row
@@ -71,11 +71,9 @@ class Window:
             warn(f"{row['skipped']} iterations up to {done} skipped: non-finite loss or gradient")
         if row["skipped"] == len(self._rows):
             return
-        gap = sum(row["real_logit"]) / len(row["real_logit"]) - sum(row["fake_logit"]) / len(row["fake_logit"])
         log(
-            f"{done:>6}/{self._config.train.iterations}  d {row['d_loss']:.3f}  g {row['g_loss']:+.3f}  "
-            f"gap {gap:.3f}  |g| {row['student_grad_norm']:.2e}  {row['samples_per_second']:.1f} img/s  "
-            f"eta {self._eta.left(done)}"
+            f"{done:>6}/{self._config.train.iterations}  {self._method.line(row)}  "
+            f"{row['samples_per_second']:.1f} img/s  eta {self._eta.left(done)}"
         )
 
 

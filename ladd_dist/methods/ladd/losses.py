@@ -1,11 +1,68 @@
-"""What LADD adds to the hinge losses (`kernels.hinge_per_head`). Pure functions of logits and gradients."""
+"""LADD's losses: pure functions of logits, gradients and latents.
+
+Adversarial losses have a value per head, and logits are one per position: a pooled logit at small batch saturates the
+hinge to exactly zero.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus as torch_softplus
+
+from kernels import hinge_per_head
+from ladd_dist.diffusion.flow import expand_time
+
+Side = Literal["real", "fake", "generator"]
+"""Real and fake logits in the discriminator's loss, and fake ones in the generator's."""
+
+
+class PerHead(NamedTuple):
+    """One value per head, fp32 ``(heads,)``, each a mean over batch and positions. Only ``loss`` has a gradient."""
+
+    loss: Tensor
+    logit: Tensor
+    right: Tensor
+    """Share of positions that the discriminator judges rightly: above 0 for real, below 0 otherwise."""
+
+
+def hinge(x: Tensor, side: Side) -> Tensor:
+    """``relu(1 - x)`` for real, ``relu(1 + x)`` for fake (LADD, sec. 3; Lim & Ye 2017), of each position.
+
+    The generator's is ``-x``: hinged, it would have no gradient wherever it wins.
+    """
+    if side == "generator":
+        return -x
+    return torch.relu(1 - x if side == "real" else 1 + x)
+
+
+def softplus(x: Tensor, side: Side) -> Tensor:
+    """``softplus(-x)`` for real and for the generator, ``softplus(x)`` for fake (Goodfellow et al. 2014, sec. 3)."""
+    return torch_softplus(x if side == "fake" else -x)
+
+
+LOSSES: dict[str, Callable[[Tensor, Side], Tensor]] = {"hinge": hinge, "softplus": softplus}
+"""By ``method.loss``."""
+
+
+def adversarial_loss(logits: Tensor, side: Side, name: str = "hinge", fused: bool = False) -> PerHead:
+    """Mean loss, mean logit and share of rightly judged positions of every head.
+
+    Args:
+        logits: ``(heads, B, H, W)``, fp32.
+        name: one of `LOSSES`.
+        fused: compute the hinge by its kernel, which gives the same in one pass.
+    """
+    if fused and name == "hinge":
+        return PerHead(*hinge_per_head(logits, side, implementation="triton"))
+    x = logits.flatten(1)
+    right = x > 0 if side == "real" else x < 0
+    return PerHead(LOSSES[name](x, side).mean(1), x.detach().mean(1), right.to(x.dtype).mean(1))
 
 
 def r1_penalty(logits: Tensor, head_inputs: list[Tensor]) -> Tensor:
-    """Squared gradient of each sample's mean logit by its head inputs, mean over samples and heads.
+    """Gradient penalty: squared gradient of each sample's mean logit by its head inputs, mean over samples and heads.
 
     R1 (Mescheder et al. 2018, arXiv 1801.04406) with the head inputs in the place of the image: the double
     backward passes through the small heads only, never through the frozen teacher.
@@ -26,10 +83,6 @@ def r1_penalty(logits: Tensor, head_inputs: list[Tensor]) -> Tensor:
     return torch.stack([g.square().sum() for g in grads]).sum() / (heads * batch)
 
 
-def poison(loss: Tensor) -> Tensor:
-    """1 for a finite loss and NaN for any other: multiplied into a loss, it makes the whole gradient NaN.
-
-    A clipped or saturated loss may be non-finite while its gradient is not. This way the gradient's norm, which
-    all ranks share, tells all of them to skip the step.
-    """
-    return torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+def distillation(x0_hat: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error ``(x0_hat - x0) / t`` of the student's velocity on the teacher's latents."""
+    return ((x0_hat - x0) / expand_time(t, x0)).square().mean()

@@ -10,49 +10,34 @@
 The gradient is cut at x0_hat: teacher and heads give dL_G / dx0_hat, and the student's engine backpropagates
 that vector. An engine only ever sees its own network's graph, so sharding stays its private matter.
 
-L_D adds up over real and fake and averages over heads, which do not see one another: where the teacher runs without
-graph, a few heads learn from a few blocks' features as soon as these appear, and the features are let go.
+L_D adds up over real and fake and averages over heads, which do not see one another. So where the teacher runs
+without graph, the heads get their gradients group by group while it runs, and only one group's features are held.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from kernels import HingePerHead, hinge_per_head
-from ladd_dist.config import Config, MethodConfig
-from ladd_dist.diffusion.batch import Batch
-from ladd_dist.diffusion.flow import add_noise, choose_time, logit_normal, shifted_location, x0_from_velocity
-from ladd_dist.diffusion.noise import StepDraws, step_draws
+from ladd_dist.config import Config
+from ladd_dist.diffusion.flow import add_noise, x0_from_velocity
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.engines.base import Engine
 from ladd_dist.engines.learning_rate import learning_rate
-from ladd_dist.methods.ladd.losses import poison, r1_penalty
-from ladd_dist.models.sd3.transformer import Few
-
-Metrics = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A batch with this iteration's randomness. ``t``, ``s``, ``r`` ``(B,)``: levels of input, fake and real."""
-
-    batch: Batch
-    grid: tuple[int, int]
-    t: Tensor
-    s: Tensor
-    r: Tensor
-    draws: StepDraws
+from ladd_dist.methods.base import Metrics, optimizer
+from ladd_dist.methods.finite import nan_unless_finite
+from ladd_dist.methods.ladd.losses import PerHead, Side, adversarial_loss, distillation, r1_penalty
+from ladd_dist.methods.ladd.sample import Sample, settings
+from ladd_dist.models.sd3.transformer import FeatureGroups
 
 
 @dataclass(frozen=True)
-class View:
-    """Noise level ``(B,)`` of latents that the teacher is shown, and the side of L_D that they are on."""
+class Term:
+    """One of L_D's two terms, and the noise levels ``(B,)`` of the latents that it judges."""
 
-    level: Tensor
     side: Literal["real", "fake"]
+    level: Tensor
 
 
 @dataclass(frozen=True)
@@ -64,20 +49,7 @@ class Fake:
     features: list[Tensor]
 
 
-def draw_sample(config: Config, index: int, batch: Batch, grid: tuple[int, int], device: torch.device) -> Sample:
-    """Attach iteration ``index``'s noise and noise levels to a batch, a pure function of seed and sample ids."""
-    method: MethodConfig = config.method
-    draws = step_draws(config.seed, index, batch.ids, batch.latents.shape[1:], device)
-    warm = index < method.warmup_iterations
-    probabilities = method.warmup_probabilities if warm else method.probabilities
-    t = choose_time(draws.student_time, method.student_times, probabilities)
-    location = shifted_location(method.renoise_location, grid[0] * grid[1])
-    s = logit_normal(draws.fake_level, location, method.renoise_scale)
-    r = s if method.renoise == "same" else logit_normal(draws.real_level, location, method.renoise_scale)
-    return Sample(batch, grid, t, s, r, draws)
-
-
-class Ladd:
+class LaddStep:
     """The three networks and the step.
 
     Args:
@@ -88,42 +60,30 @@ class Ladd:
     """
 
     def __init__(self, config: Config, student: Engine, teacher: nn.Module, heads: Engine, clock: Clock) -> None:
-        self.config = config
-        self.clock = clock
+        self.config, self.method, self.clock = config, settings(config), clock
         self.student, self.teacher, self.heads = student, teacher, heads
         self.taps: tuple[int, ...] = heads.module.taps  # type: ignore[assignment]
-        implementation: str = heads.module.implementation  # type: ignore[assignment]
-        self.hinge = partial(hinge_per_head, implementation=implementation)
+        self.fused_loss = heads.module.implementation == "triton"
 
     def iteration(self, index: int, samples: list[Sample]) -> Metrics:
         """Update the heads, then the student, once, on this rank's micro-batches of the global batch.
 
         With the shared fake pass the updated heads judge the very features that they were trained on, through
-        the graph that made them. In the two-pass order the student and teacher run again for the student's
-        update, which costs a quarter more and keeps no graph between the two.
+        the graph that made them. In the two-pass order student and teacher run again for the student's update,
+        which costs a quarter more and keeps no graph between the two.
 
         A network whose gradient is not finite keeps its weights, on every rank alike; ``skipped`` is then 1.
-
-        Returns:
-            0-d and ``(heads,)`` tensors on the device, averaged over micro-batches but not over ranks.
         """
-        if self.config.method.fake_pass == "shared":
-            (sample,) = samples
-            fakes = [self.predict(sample)]
-            logs = [self.train_heads(sample, fakes[0], share=1.0)]
-        else:
-            fakes = []
-            logs = [self.train_heads(s, None, 1 / len(samples)) for s in samples]
-        iterations = self.config.train.iterations
-        self.clock.mark("optimizer")
-        head_norm = self.heads.step(learning_rate(self.config.head_optimizer, index, iterations))
+        share = 1 / len(samples)
+        shared = self.method.fake_pass == "shared"
+        fakes = [self.predict(sample) if shared else None for sample in samples]
+        logs = [self.train_heads(sample, fake, share) for sample, fake in zip(samples, fakes, strict=True)]
+        head_norm = self.update(self.heads, "head_optimizer", index)
 
         for number, sample in enumerate(samples):
-            fake = fakes[number] if fakes else self.predict(sample)
-            g_loss = self.train_student(sample, fake, 1 / len(samples), last=number + 1 == len(samples))
-            logs[number]["g_loss"] = g_loss
-        self.clock.mark("optimizer")
-        student_norm = self.student.step(learning_rate(self.config.student_optimizer, index, iterations))
+            fake = fakes[number] or self.predict(sample)
+            logs[number] |= self.train_student(sample, fake, share, last=number + 1 == len(samples))
+        student_norm = self.update(self.student, "student_optimizer", index)
 
         means = {key: torch.stack([log[key] for log in logs]).mean(0) for key in logs[0]}
         skipped = ~(student_norm.isfinite() & head_norm.isfinite())
@@ -131,7 +91,7 @@ class Ladd:
         return means | norms | {"skipped": skipped.float()}
 
     def predict(self, sample: Sample) -> Fake:
-        """The student's clean prediction and the teacher's view of it, renoised to level ``s``."""
+        """The student's clean prediction, and the teacher's features of it, renoised to level ``s``."""
         x0_hat = self.denoise(sample)
         self.clock.mark("teacher forward")
         cut = x0_hat.detach().requires_grad_()
@@ -146,14 +106,15 @@ class Ladd:
 
     def train_heads(self, sample: Sample, fake: Fake | None, share: float) -> Metrics:
         """Accumulate the gradient of ``share * (L_D + R1)`` in the heads, predicting a fake if not given one."""
+        real_term, fake_term = Term("real", sample.r), Term("fake", sample.s)
         x_r = add_noise(sample.batch.latents, sample.draws.real_noise, sample.r)
-        real, r1 = self.learn_in_passing(x_r, View(sample.r, "real"), sample, share)
+        real, r1 = self.judge_while_teacher_runs(x_r, real_term, sample, share)
         if fake is not None:
-            judged, _ = self.learn([f.detach() for f in fake.features], 0, View(sample.s, "fake"), sample, share)
+            judged, _ = self.judge([f.detach() for f in fake.features], fake_term, sample, share)
         else:
             with torch.no_grad():
                 x_s = add_noise(self.denoise(sample), sample.draws.fake_noise, sample.s)
-            judged, _ = self.learn_in_passing(x_s, View(sample.s, "fake"), sample, share)
+            judged, _ = self.judge_while_teacher_runs(x_s, fake_term, sample, share)
         return {
             "d_loss": real.loss.mean() + judged.loss.mean(),
             "r1": r1.mean(),
@@ -163,49 +124,65 @@ class Ladd:
             "fake_right": judged.right.mean(),
         }
 
-    def learn_in_passing(self, x: Tensor, view: View, sample: Sample, share: float) -> tuple[HingePerHead, Tensor]:
-        """`learn`, a few heads at a time, while the teacher looks at noised latents ``x`` without graph."""
-        learned: list[tuple[HingePerHead, Tensor]] = []
+    def judge_while_teacher_runs(self, x: Tensor, term: Term, sample: Sample, share: float) -> tuple[PerHead, Tensor]:
+        """`judge` noised latents ``x``, group by group as the teacher's blocks give their features."""
+        judged: list[tuple[PerHead, Tensor]] = []
 
-        def learn(first: int, features: list[Tensor]) -> None:
+        def judge(first: int, features: list[Tensor]) -> None:
             with torch.enable_grad():
-                learned.append(self.learn(features, first, view, sample, share))
+                judged.append(self.judge(features, term, sample, share, first))
             self.clock.mark("teacher forward")
 
         self.clock.mark("teacher forward")
-        few = Few(self.config.discriminator.kept_features, len(self.taps), learn)
+        groups = FeatureGroups(self.config.discriminator.kept_features, len(self.taps), judge)
         with torch.no_grad():  # not inference_mode: the heads' autograd must accept these features
-            self.teacher(x, view.level, sample.batch.cond, self.taps, few)
-        hinges, penalties = zip(*learned, strict=True)
-        return HingePerHead(*(torch.cat(parts) for parts in zip(*hinges, strict=True))), torch.cat(penalties)
+            self.teacher(x, term.level, sample.batch.cond, self.taps, groups)
+        per_head, penalties = zip(*judged, strict=True)
+        return PerHead(*(torch.cat(parts) for parts in zip(*per_head, strict=True))), torch.cat(penalties)
 
-    def learn(
-        self, features: list[Tensor], first: int, view: View, sample: Sample, share: float
-    ) -> tuple[HingePerHead, Tensor]:
-        """Accumulate the part of one side's loss that the heads from ``first`` on have, given their features.
+    def judge(
+        self, features: list[Tensor], term: Term, sample: Sample, share: float, first: int = 0
+    ) -> tuple[PerHead, Tensor]:
+        """Let heads judge their blocks' features, and accumulate the gradient of their part of one of L_D's terms.
+
+        Args:
+            features: of consecutive heads, the first of which has the number ``first``.
 
         Returns:
             Loss and statistics of each of these heads, and their R1 penalty, ``(heads,)``.
         """
-        weight = self.config.method.r1_weight if view.side == "real" else 0.0
+        weight = self.method.r1_weight if term.side == "real" else 0.0
         features = [f.requires_grad_(weight > 0) for f in features]
         self.clock.mark("head forward")
         gradients = "twice" if weight > 0 else "once"
-        logits = self.heads(features, sample.grid, view.level, sample.batch.cond.pooled, first, gradients)
-        hinge = self.hinge(logits, view.side)
-        r1 = r1_penalty(logits, features) if weight > 0 else torch.zeros_like(hinge.loss[0])
-        loss = (hinge.loss.mean() + weight * r1) * (len(features) / len(self.taps))
+        logits = self.heads(features, sample.grid, term.level, sample.batch.cond.pooled, first, gradients)
+        result = self.loss(logits, term.side)
+        r1 = r1_penalty(logits, features) if weight > 0 else torch.zeros_like(result.loss[0])
+        loss = (result.loss.mean() + weight * r1) * (len(features) / len(self.taps))
         self.clock.mark("head backward")
-        self.heads.backward(share * loss * poison(loss))
-        return HingePerHead(*(t.detach() for t in hinge)), r1.detach().expand(len(features))
+        self.heads.backward(share * loss * nan_unless_finite(loss))
+        return PerHead(*(t.detach() for t in result)), r1.detach().expand(len(features))
 
-    def train_student(self, sample: Sample, fake: Fake, share: float, last: bool) -> Tensor:
-        """Accumulate the gradient of ``share * L_G`` in the student; returns the loss."""
+    def train_student(self, sample: Sample, fake: Fake, share: float, last: bool) -> Metrics:
+        """Accumulate the gradient of ``share * (L_G + distillation)`` in the student."""
         self.clock.mark("head forward")
-        d_fake = self.heads(fake.features, sample.grid, sample.s, sample.batch.cond.pooled, 0, "inputs")
-        loss = self.hinge(d_fake, "generator").loss.mean()
+        logits = self.heads(fake.features, sample.grid, sample.s, sample.batch.cond.pooled, 0, "inputs")
+        g_loss = self.loss(logits, "generator").loss.mean()
         self.clock.mark("teacher backward")
-        (gradient,) = torch.autograd.grad(loss, fake.cut)
+        (gradient,) = torch.autograd.grad(g_loss, fake.cut)
         self.clock.mark("student backward")
-        self.student.backward(share * (fake.x0_hat * gradient).sum() * poison(loss), last)
-        return loss.detach()
+        loss, metrics = (fake.x0_hat * gradient).sum(), {"g_loss": g_loss.detach()}
+        if weight := self.method.distillation_weight:
+            metrics["distillation"] = distillation(fake.x0_hat, sample.batch.latents, sample.t)
+            loss = loss + weight * metrics["distillation"]
+        self.student.backward(share * loss * nan_unless_finite(torch.stack(list(metrics.values()))), last)
+        return {key: value.detach() for key, value in metrics.items()}
+
+    def loss(self, logits: Tensor, side: Side) -> PerHead:
+        """The configured adversarial loss."""
+        return adversarial_loss(logits, side, self.method.loss, self.fused_loss)
+
+    def update(self, network: Engine, section: str, index: int) -> Tensor:
+        """Step a network's optimizer; returns the gradient's norm."""
+        self.clock.mark("optimizer")
+        return network.step(learning_rate(optimizer(self.config, section), index, self.config.train.iterations))

@@ -106,25 +106,25 @@ class Backbone(nn.Module):
         return self.net.inner_dim
 
 
-class Few:
-    """Passes features on in runs of ``most``, the last one shorter, and keeps none of them.
+class FeatureGroups:
+    """A `Backbone`'s ``consume``: hands features on in groups of ``size``, the last one smaller, and keeps none.
 
     Args:
-        total: how many will come.
-        consume: gets the index of a run's first features, and the run.
+        total: how many features will come.
+        consume: gets the index of a group's first features, and the group.
     """
 
-    def __init__(self, most: int, total: int, consume: Callable[[int, list[Tensor]], None]) -> None:
-        self._most, self._total, self._consume = most, total, consume
+    def __init__(self, size: int, total: int, consume: Callable[[int, list[Tensor]], None]) -> None:
+        self._size, self._total, self._consume = size, total, consume
         self._seen, self._held = 0, list[Tensor]()
 
     def __call__(self, features: Tensor) -> None:
         """Take the next block's."""
         self._held.append(features)
         self._seen += 1
-        if len(self._held) == self._most or self._seen == self._total:
-            run, self._held = self._held, []
-            self._consume(self._seen - len(run), run)
+        if len(self._held) == self._size or self._seen == self._total:
+            group, self._held = self._held, []
+            self._consume(self._seen - len(group), group)
 
 
 def token_grid(config: dict, height: int, width: int, network: str = "teacher") -> tuple[int, int]:

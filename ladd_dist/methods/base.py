@@ -1,0 +1,130 @@
+"""The method contract: what the trainer needs of an objective.
+
+The trainer, the record, comparisons, memory formula, checkpoints and the report loop over what is declared here, and
+know no method by name. A method is registered in `methods.registry`; its settings are a section of
+`config.method`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ladd_dist.config import Config, OptimizerConfig
+from ladd_dist.diffusion.batch import Batch
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.distributed.world import World
+from ladd_dist.engines.base import Engine
+from ladd_dist.methods.charts import Chart
+
+Metrics = dict[str, Tensor]
+"""0-d tensors or vectors with one entry per head, on the device, not averaged over ranks. ``skipped`` is 1 where an
+update was left out for a gradient that is not finite."""
+
+STUDENT = "student"
+"""The trained network that every method has: it is averaged, previewed, evaluated and exported."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A method's networks by name, without storage.
+
+    The student goes where the engine puts it and other trained networks are whole on every rank; frozen ones are
+    placed by ``teacher.placement``.
+    """
+
+    trained: Mapping[str, nn.Module]
+    frozen: Mapping[str, nn.Module]
+
+
+class Method(ABC):
+    """An objective with its networks on this rank.
+
+    Attributes:
+        OPTIMIZERS: trained networks -> the configuration's section with their optimizer.
+        COMPARED: metrics in which two equal runs agree; speeds differ always, and shares of right answers jump where
+            rounding carries a logit over zero. The first one or two are shown step by step.
+        FIELDS: columns that a dataset must have.
+        BINDING: settings outside ``method`` that a run cannot change on its way.
+        UNBOUND: settings in ``method`` that it can.
+        REMEDY: what to change when training diverges.
+        CHARTS: the report's figures of metrics.
+        trained: engines by network.
+        frozen: placed networks that have no optimizer.
+        student: the engine among ``trained`` under that name.
+    """
+
+    OPTIMIZERS: ClassVar[Mapping[str, str]]
+    COMPARED: ClassVar[Sequence[str]]
+    FIELDS: ClassVar[Sequence[str]]
+    BINDING: ClassVar[Sequence[str]] = ()
+    UNBOUND: ClassVar[Sequence[str]] = ()
+    REMEDY: ClassVar[str]
+    CHARTS: ClassVar[Sequence[Chart]]
+
+    trained: Mapping[str, Engine]
+    frozen: Mapping[str, nn.Module]
+    student: Engine
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Config, world: World, clock: Clock) -> "Method":
+        """Build the networks where the configuration puts them.
+
+        Raises:
+            LaddError: if weights are missing or do not fit their configuration.
+        """
+
+    @classmethod
+    @abstractmethod
+    def networks(cls, config: Config) -> Networks:
+        """The networks on the meta device."""
+
+    @classmethod
+    @abstractmethod
+    def forward_backward(cls, config: Config) -> Mapping[str, int]:
+        """How often each network that may be sharded runs forward or backward for one micro-batch, by name."""
+
+    @abstractmethod
+    def sample(self, index: int, batch: Batch, grid: tuple[int, int]) -> Any:
+        """Attach iteration ``index``'s randomness to a micro-batch: a pure function of seed and sample ids.
+
+        Args:
+            grid: rows and columns of its image tokens.
+        """
+
+    @abstractmethod
+    def iteration(self, index: int, samples: list[Any]) -> Metrics:
+        """Update every trained network once, with this rank's micro-batches of the global batch.
+
+        Returns:
+            `Metrics`, averaged over micro-batches.
+        """
+
+    @classmethod
+    def milestones(cls, config: Config) -> Mapping[int, str]:
+        """Iterations at which something changes, and what, for the report."""
+        return {}
+
+    @classmethod
+    def facts(cls, config: Config) -> Mapping[str, str]:
+        """Its settings in words, for the report."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def line(cls, row: Mapping[str, Any]) -> str:
+        """What the console says of a recorded row."""
+
+
+def optimizer(config: Config, section: str) -> OptimizerConfig:
+    """The settings in a section that `Method.OPTIMIZERS` names."""
+    found: OptimizerConfig = getattr(config, section)
+    return found
+
+
+def rate_key(section: str) -> str:
+    """The metric that records a section's learning rate, such as ``head_lr`` of ``head_optimizer``."""
+    return section.removesuffix("_optimizer") + "_lr"

@@ -1,0 +1,51 @@
+"""Charts as data: what a method's metrics are called and how they belong together. `report` draws them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric over iterations."""
+
+    metric: str
+    of: Literal["student", "data"]
+    """Whose it is, which gives the colour: the student and its samples, or teacher, data and everything else."""
+    label: str | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Axes of their own.
+
+    Attributes:
+        level: a value with a meaning, and the meaning.
+        by_block: metrics with an entry per head: a line for each, shaded by the transformer block of its head.
+        log: logarithmic axis.
+        percent: an axis from 0 to 100.
+    """
+
+    title: str
+    curves: tuple[Curve, ...]
+    level: tuple[float, str] | None = None
+    by_block: bool = False
+    log: bool = False
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of two panels over the same iterations.
+
+    Attributes:
+        name: of its file, without the ending.
+        shows: what it shows, for those who cannot see it.
+        caption: what it means.
+    """
+
+    name: str
+    top: Panel
+    bottom: Panel
+    shows: str
+    caption: str

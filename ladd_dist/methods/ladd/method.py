@@ -1,0 +1,148 @@
+"""LADD as a method: what it declares, and how its networks are built."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ladd_dist.config import Config
+from ladd_dist.diffusion.batch import Batch
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.distributed.world import World
+from ladd_dist.engines.base import Engine
+from ladd_dist.engines.build import build_engine, compute_dtype, place_frozen
+from ladd_dist.engines.replicated import ReplicatedEngine
+from ladd_dist.log import log
+from ladd_dist.methods.base import Method, Networks, optimizer
+from ladd_dist.methods.charts import Chart, Curve, Panel
+from ladd_dist.methods.ladd.heads import DiscriminatorHeads, choose_heads, tapped_blocks
+from ladd_dist.methods.ladd.sample import Sample, draw_sample, settings
+from ladd_dist.methods.ladd.step import LaddStep
+from ladd_dist.methods.networks import meta_student, student_blueprint, teacher_blueprint
+from ladd_dist.models.sd3.transformer import Backbone, end_behind, meta_transformer
+
+
+class Ladd(LaddStep, Method):
+    """Student, frozen teacher and discriminator heads."""
+
+    OPTIMIZERS: ClassVar = {"student": "student_optimizer", "heads": "head_optimizer"}
+    COMPARED = ("d_loss", "g_loss", "r1", "student_grad_norm", "head_grad_norm", "real_logit", "fake_logit")
+    FIELDS = ("latent", "context", "pooled")
+    BINDING = ("discriminator",)
+    UNBOUND = ("method.fake_pass",)  # both orders make the same updates, and fewer ranks may need to accumulate
+    REMEDY = "lower student_optimizer.lr or head_optimizer.lr, or raise method.r1_weight"
+    CHARTS = (
+        Chart(
+            "losses",
+            Panel("Discriminator loss", (Curve("d_loss", "data"),), level=(2, "2: heads cannot tell real from fake")),
+            Panel("Student loss (minus mean logit of its pictures)", (Curve("g_loss", "student"),)),
+            "Curves of discriminator and student loss over iterations",
+            "Adversarial losses. A hinge loss of the discriminator that stays at 2 means that the heads see nothing.",
+        ),
+        Chart(
+            "logits",
+            Panel(
+                "Mean logit per head",
+                (Curve("real_logit", "data", "real"), Curve("fake_logit", "student", "fake")),
+                by_block=True,
+            ),
+            Panel(
+                "Positions judged rightly, all heads (%)",
+                (Curve("real_right", "data", "real", 100), Curve("fake_right", "student", "fake", 100)),
+                percent=True,
+            ),
+            "Curves of the mean logit of real and fake pictures for every head",
+            "What the heads say of real and of the student's pictures, by their depth in the teacher.",
+        ),
+        Chart(
+            "gradients",
+            Panel(
+                "Gradient norm",
+                (Curve("student_grad_norm", "student", "student"), Curve("head_grad_norm", "data", "heads")),
+                log=True,
+            ),
+            Panel("Gradient penalty R1", (Curve("r1", "data"),), log=True),
+            "Curves of the gradient norms of student and heads, and the R1 penalty",
+            "Gradient norms of both networks and the gradient penalty on the heads, on logarithmic scales.",
+        ),
+    )
+
+    def __init__(self, config: Config, student: Engine, teacher: nn.Module, heads: Engine, clock: Clock) -> None:
+        super().__init__(config, student, teacher, heads, clock)
+        self.trained, self.frozen = {"student": student, "heads": heads}, {"teacher": teacher}
+
+    @classmethod
+    def build(cls, config: Config, world: World, clock: Clock) -> "Ladd":
+        """Student under its engine, teacher where it is placed, heads whole on every rank."""
+        student = student_blueprint(config, world)
+        heads = make_heads(config, world.device).to(world.device)
+        teacher = teacher_blueprint(config, world, heads.taps[-1])
+        return cls(
+            config,
+            student=build_engine(config, student, world),
+            teacher=place_frozen(config, teacher, world),
+            heads=ReplicatedEngine(heads, optimizer(config, "head_optimizer"), compute_dtype(config), world),
+            clock=clock,
+        )
+
+    @classmethod
+    def networks(cls, config: Config) -> Networks:
+        """The teacher up to the last tapped block."""
+        teacher = Backbone(meta_transformer(config.teacher.path))
+        with torch.device("meta"):
+            heads = DiscriminatorHeads(
+                config.discriminator, teacher.depth, teacher.width, teacher.net.config.pooled_projection_dim
+            )
+        end_behind(teacher.net, heads.taps[-1])
+        return Networks({"student": meta_student(config), "heads": heads}, {"teacher": teacher})
+
+    @classmethod
+    def forward_backward(cls, config: Config) -> Mapping[str, int]:
+        """The teacher sees the real latents without a graph and the fake ones with one."""
+        again = settings(config).fake_pass == "two_pass"
+        return {"student": 2 + again, "teacher": 3 + again}
+
+    def sample(self, index: int, batch: Batch, grid: tuple[int, int]) -> Sample:
+        """See `draw_sample`."""
+        return draw_sample(self.config, index, batch, grid)
+
+    @classmethod
+    def milestones(cls, config: Config) -> Mapping[int, str]:
+        """Where the noise levels of the warm-up end."""
+        return {settings(config).warmup_iterations: "warm-up ends"}
+
+    @classmethod
+    def facts(cls, config: Config) -> Mapping[str, str]:
+        """What makes the losses."""
+        method, heads = settings(config), optimizer(config, "head_optimizer")
+        blocks = config.discriminator.blocks
+        return {
+            "Head learning rate": f"{heads.lr:g}, {heads.decay}",
+            "R1 weight": f"{method.r1_weight:g}",
+            "Heads": f"behind blocks {', '.join(map(str, blocks))}" if blocks else "behind every block",
+        }
+
+    @classmethod
+    def line(cls, row: Mapping[str, Any]) -> str:
+        """Losses, the gap between mean logits, the student's gradient."""
+        real, fake = (sum(row[key]) / len(row[key]) for key in ("real_logit", "fake_logit"))
+        losses = f"d {row['d_loss']:.3f}  g {row['g_loss']:+.3f}"
+        return f"{losses}  gap {real - fake:.3f}  |g| {row['student_grad_norm']:.2e}"
+
+
+def make_heads(config: Config, device: torch.device) -> DiscriminatorHeads:
+    """The discriminator's heads for ``device``, with their initial weights on the CPU, a function of the seed.
+
+    Raises:
+        LaddError: if the kernels that the configuration asks for cannot run there.
+    """
+    net, discriminator = meta_transformer(config.teacher.path), config.discriminator
+    teacher = Backbone(net)
+    heads = len(tapped_blocks(discriminator, teacher.depth))
+    choice = choose_heads(config.kernels.heads, discriminator, heads, device, compute_dtype(config))
+    log(f"discriminator heads: {choice}")
+    torch.manual_seed(config.seed)
+    return DiscriminatorHeads(
+        discriminator, teacher.depth, teacher.width, net.config.pooled_projection_dim, choice.implementation
+    )
