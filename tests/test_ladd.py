@@ -64,8 +64,9 @@ def gradients_of(engine, run):
     return {n: p.grad.clone() for n, p in engine.module.named_parameters() if p.grad is not None}
 
 
-def test_student_gradient_equals_autograd_through_the_whole_chain():
-    cfg = config()
+@pytest.mark.parametrize("settings", [(), ("method.loss=softplus", "method.distillation_weight=0.5")])
+def test_student_gradient_equals_autograd_through_the_whole_chain(settings):
+    cfg = config(*settings)
     ladd, s = system(cfg), sample(cfg)
     got = gradients_of(ladd.student, lambda: ladd.train_student(s, ladd.predict(s), 1.0, True))
 
@@ -75,7 +76,11 @@ def test_student_gradient_equals_autograd_through_the_whole_chain():
     x_t = (1 - t) * x0 + t * s.draws.student_noise
     x0_hat = x_t - t * student(x_t, s.t, c)
     features = teacher((1 - level) * x0_hat + level * s.draws.fake_noise, s.s, c, (0, 1))
-    loss = -heads(features, (4, 6), s.s, c.pooled).mean()
+    logits = heads(features, (4, 6), s.s, c.pooled)
+    loss = -logits.mean()
+    if settings:
+        error = (x_t - x0_hat) / t - (s.draws.student_noise - x0)
+        loss = torch.nn.functional.softplus(-logits).mean() + 0.5 * error.square().mean()
     expected = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
     compared = 0
     for (name, _), gradient in zip(student.named_parameters(), expected, strict=True):

@@ -28,7 +28,7 @@ def check_launch(config: Config, world: World) -> None:
     if world.size % replicas:
         raise LaddError(f"fsdp2.replicas={replicas} does not divide {world.size} ranks: choose a divisor of them")
     for key in ("student_optimizer", "head_optimizer"):
-        if getattr(config, key).state == "fp32":
+        if getattr(config, key) is None or getattr(config, key).state == "fp32":
             continue
         if world.device.type != "cuda":
             raise LaddError(f"{key}.state=8bit needs a GPU, but this run is on the CPU: set {key}.state=fp32")
