@@ -9,14 +9,12 @@ from typing import Any
 
 _EXPORTS: dict[str, str] = {
     "fastest": "measured",
-    "gated_residual": "modulation.op",
     "grouped_heads": "heads.op",
     "grouped_heads_reference": "heads.reference",
     "HeadWeights": "heads.weights",
     "hinge_per_head": "hinge.op",
     "HingePerHead": "hinge.reference",
     "joint_attention": "attention.op",
-    "modulated_layer_norm": "modulation.op",
     "project_tokens": "heads.projection",
     "triton_obstacle": "dispatch",
 }

@@ -10,7 +10,6 @@ from torch import Tensor
 BENCHES: dict[str, str] = {
     "joint_attention": "kernels.bench.joint_attention",
     "grouped_heads": "kernels.bench.grouped_heads",
-    "modulation": "kernels.bench.modulation",
 }
 """Benchmark -> module with the functions of `Bench`."""
 
