@@ -7,7 +7,8 @@ versions of triton; the others were never timed, and are the largest that fit.
 
 from dataclasses import dataclass
 
-HEAD_DIMS = (32, 64, 128)
+ATTENTION_HEAD_DIMS = (32, 64, 128)
+"""Channels per head that the kernels are built for."""
 PREPARE_WARPS = 4
 """The kernel that prepares rows takes the block of the kernel that reads them."""
 PACK_ROWS = 64

@@ -14,12 +14,12 @@ from kernels.attention.configs import Launch
 from kernels.attention.forward import attention_forward
 from kernels.attention.streams import Norms, Streams
 from kernels.attention.tiles import prepare, unprepare
-from kernels.dispatch import DTYPES, on
+from kernels.dispatch import DTYPE_NAMES, on
 
 _PASS = {"num_warps": configs.PREPARE_WARPS, "num_stages": 1, "enable_fp_fusion": True}
 
 
-class Weights(NamedTuple):
+class NormWeights(NamedTuple):
     """Norm weights ``(D,)``; ones for a stream without norm."""
 
     q: Tensor
@@ -39,9 +39,9 @@ class Launcher:
         self.scale = 1 / math.sqrt(self.head_dim)
         self.log2_scale = self.scale * math.log2(math.e)
         ones = _ones(x.q.device, self.head_dim)
-        self.weights = Weights(*(ones if weight is None else weight for weight in norms))
+        self.weights = NormWeights(*(ones if weight is None else weight for weight in norms))
         self.lengths = (self.heads, self.image_length, self.text_length)
-        self.dtype = DTYPES[x.q.dtype]
+        self.dtype = DTYPE_NAMES[x.q.dtype]
         self.arch = _arch(x.q.device)
         self.constants: dict[str, Any] = {
             "HEAD_DIM": self.head_dim,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.attention import library, reference
 from kernels.attention.streams import Norms, Streams, check, check_backward
-from kernels.dispatch import choose
+from kernels.dispatch import resolve
 from kernels.errors import KernelError
 
 
@@ -129,7 +129,7 @@ def _(d_out: Tensor, d_text_out: Tensor, *args: Any) -> list[Tensor]:
 
 
 def _choose(q: Tensor, implementation: str) -> str:
-    chosen = choose(q.device, implementation).implementation
+    chosen = resolve(q.device, implementation).implementation
     if chosen == "triton" and q.dtype == torch.float64:
         raise KernelError("q is float64, which the kernel does not compute: pass implementation='reference'")
     return chosen

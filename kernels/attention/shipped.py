@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kernels.attention import backward, forward, tiles
-from kernels.attention.configs import HEAD_DIMS, PACK_ROWS, PREPARE_WARPS, Launch, launch, precision
+from kernels.attention.configs import ATTENTION_HEAD_DIMS, PACK_ROWS, PREPARE_WARPS, Launch, launch, precision
 from kernels.shipped import ARCHS, Shipped
 
 _DTYPES = ("bf16", "fp16", "fp32")
@@ -30,7 +30,7 @@ def shipped() -> Iterator[Shipped]:
     """Every configuration of every kernel, with both norms and all gradients: the most that a launch can ask for."""
     for arch in ARCHS:
         for dtype in _DTYPES:
-            for head_dim in HEAD_DIMS:
+            for head_dim in ATTENTION_HEAD_DIMS:
                 for block in sorted(_prepared_blocks(arch, dtype, head_dim)):
                     rows = Launch(block, block, PREPARE_WARPS, 1)
                     yield _shipped("prepare", rows, {"PADDED": True}, arch, dtype, head_dim)
@@ -49,9 +49,7 @@ def _prepared_blocks(arch: int, dtype: str, head_dim: int) -> set[int]:
     return {on_forward.block_k, on_q.block_k, on_kv.block_q}
 
 
-def _shipped(
-    kernel: str, chosen: Launch, constants: dict[str, Any], arch: int, dtype: str, head_dim: int
-) -> Shipped:
+def _shipped(kernel: str, chosen: Launch, constants: dict[str, Any], arch: int, dtype: str, head_dim: int) -> Shipped:
     known = constants | {
         "HEAD_DIM": head_dim, "BLOCK": chosen.block_k, "BLOCK_Q": chosen.block_q, "BLOCK_K": chosen.block_k,
         "PAD_Q": launch("backward_kv", arch, dtype, head_dim).block_q,

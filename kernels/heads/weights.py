@@ -7,9 +7,9 @@ from torch import Tensor
 
 from kernels.errors import KernelError
 
-WIDTH_STEP = 16
-"""Widths are multiples of it: the depth of one tensor-core product."""
-COMPUTE = (torch.float32, torch.float16, torch.bfloat16)
+HEAD_WIDTH_STEP = 16
+"""A head's widths are multiples of it: the depth of one tensor-core product."""
+ACCEPTED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class HeadWeights(NamedTuple):
@@ -48,14 +48,14 @@ def check(x: Tensor, weights: HeadWeights, groups: int) -> None:
     """
     if x.dim() != 5:
         raise KernelError(f"x has {x.dim()} dimensions: pass projected tokens (heads, batch, H, W, width)")
-    if x.dtype not in COMPUTE:
+    if x.dtype not in ACCEPTED:
         raise KernelError(f"x is {x.dtype}: cast it to float32, float16 or bfloat16")
     if 0 in x.shape:
         raise KernelError(f"x is empty, {tuple(x.shape)}: pass at least one head, sample and position")
     n = weights.logit.shape[-1]
     for name, width in (("x", x.shape[-1]), ("weights.logit", n)):
-        if width % WIDTH_STEP:
-            raise KernelError(f"{name} has width {width}: choose a multiple of {WIDTH_STEP}, or the reference")
+        if width % HEAD_WIDTH_STEP:
+            raise KernelError(f"{name} has width {width}: choose a multiple of {HEAD_WIDTH_STEP}, or the reference")
         if groups < 1 or width % groups:
             raise KernelError(f"groups={groups} does not divide the width {width} of {name}: choose a divisor")
     for name, shape in zip(HeadWeights._fields, _shapes(x, n), strict=True):

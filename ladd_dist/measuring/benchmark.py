@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kernels.hinge.reference import hinge_reference
+from kernels import hinge_reference
 from ladd_dist.config import Config
 from ladd_dist.diffusion.flow import add_noise, x0_from_velocity
 from ladd_dist.distributed.clock import Clock

@@ -26,7 +26,7 @@ from ladd_dist.methods.ladd.heads import DiscriminatorHeads, choose_heads, tappe
 from ladd_dist.methods.ladd.step import Ladd, Sample, draw_sample
 from ladd_dist.models.configs import load_config
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.models.sd3.attention import Attention, Place, choose_attention, set_attention
+from ladd_dist.models.sd3.attention import Attention, choose_attention, set_attention
 from ladd_dist.models.sd3.transformer import Backbone, end_behind, make_transformer, meta_transformer
 from ladd_dist.models.weights import FolderWeights
 from ladd_dist.planning.memory import describe, expected_state
@@ -222,8 +222,9 @@ def pick_attention(config: Config, network: str, folder: str, compiled: bool, wo
     Raises:
         LaddError: if ``kernels.attention`` names one that cannot run.
     """
-    place = Place(world.device, compute_dtype(config), compiled)
-    attention = choose_attention(config.kernels.attention, load_config(folder), place)
+    attention = choose_attention(
+        config.kernels.attention, load_config(folder), world.device, compute_dtype(config), compiled
+    )
     log(f"attention of the {network}: {attention}")
     return attention
 
