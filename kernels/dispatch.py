@@ -20,7 +20,7 @@ from kernels.errors import KernelError, KernelUnavailable
 
 Implementation = Literal["auto", "triton", "reference"]
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-"""What kernels compute in, and its name in tables of configurations and measurements."""
+"""Dtypes that the kernels compute in -> their names in tables of configurations and measurements."""
 ENVIRONMENT = "LADD_KERNELS"
 INTERPRETER = "TRITON_INTERPRET"
 FIRST_CAPABILITY = (8, 0)
@@ -102,7 +102,7 @@ def triton_obstacle(device: torch.device) -> str:
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensors' own."""
+    """Make ``device`` the current one while kernels are launched: Triton launches there, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

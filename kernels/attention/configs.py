@@ -10,7 +10,7 @@ from dataclasses import dataclass
 ATTENTION_HEAD_DIMS = (32, 64, 128)
 """Channels per head that the kernels are built for."""
 PREPARE_WARPS = 4
-"""The kernel that prepares rows takes the block of the kernel that reads them."""
+"""Warps of the kernel that normalises rows; its tiles are those of the kernel that reads them."""
 PACK_ROWS = 64
 """Rows per tile of the kernels around a library's backward pass."""
 
@@ -27,7 +27,7 @@ class Launch:
 
 
 def launch(kernel: str, arch: int, dtype: str, head_dim: int) -> Launch:
-    """The configuration of ``forward`` (its bounded twin included), ``backward_q`` or ``backward_kv``."""
+    """The configuration of ``forward`` (with or without running maximum), ``backward_q`` or ``backward_kv``."""
     table = _FP32 if dtype == "fp32" else {80: _SM80, 90: _SM90, 100: _SM100}[arch]
     return table[kernel][head_dim]
 

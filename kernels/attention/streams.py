@@ -1,4 +1,4 @@
-"""The tensors of joint attention by name, and what is refused.
+"""The tensors of joint attention by name, and the checks of its arguments.
 
 Legend: B batch, N image tokens, L text tokens (may be 0), H heads, D head_dim, T = N + L.
 """
@@ -14,7 +14,7 @@ from kernels.errors import KernelError
 ACCEPTED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """Dtypes of the streams; float64 runs on the reference only."""
 BACKWARDS = ("own", "flash", "cudnn")
-"""Whose matrix products the backward pass takes: these kernels', PyTorch's flash attention's or cuDNN's."""
+"""What computes the backward pass: these kernels, PyTorch's flash attention or cuDNN's."""
 
 
 class Streams(NamedTuple):
@@ -38,7 +38,7 @@ class Norms(NamedTuple):
 
 
 def check(x: Streams, norms: Norms) -> None:
-    """Refuse what the kernels cannot serve.
+    """Check shapes, dtypes, devices and layout of all tensors.
 
     Raises:
         KernelError: naming the argument at fault and what would be right.
@@ -62,7 +62,7 @@ def check(x: Streams, norms: Norms) -> None:
 
 
 def check_backward(name: str, q: Tensor) -> None:
-    """Refuse a backward pass that is unknown, or cannot run where ``q`` is.
+    """Check that the backward pass is a known one and runs on the device of ``q``.
 
     Raises:
         KernelError: saying which can.

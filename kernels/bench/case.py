@@ -19,7 +19,7 @@ Run = Callable[[], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Check:
-    """A provider held against float64: the largest relative error ``|out - ref| / |ref|`` and what is allowed."""
+    """A result compared with float64: the largest relative error ``|out - ref| / |ref|`` and what is allowed."""
 
     name: str
     error: float

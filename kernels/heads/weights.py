@@ -1,4 +1,4 @@
-"""The heads' parameters as the operation takes them, and what it accepts."""
+"""The heads' parameters by name, and the checks of the operation's arguments."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ ACCEPTED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class HeadWeights(NamedTuple):
-    """fp32 and contiguous. G heads; B samples; K, N widths behind the first and the second convolution's input.
+    """Parameters of all heads, fp32 and contiguous.
+
+    G heads; B samples; K channels of the tokens and of the first convolution, N of the second.
 
     The two convolutions' filters have the layout of `torch.nn.functional.conv2d` with ``groups=G``.
     """
@@ -35,13 +37,13 @@ class HeadWeights(NamedTuple):
     beta2: Tensor
     """``(G*N,)``"""
     logit: Tensor
-    """``(G, B, N)``, of the last 1x1 convolution: conditioned, so each sample has its own"""
+    """``(G, B, N)``, of the last 1x1 convolution: each sample has its own, since they are conditioned"""
     logit_bias: Tensor
     """``(G,)``"""
 
 
 def check(x: Tensor, weights: HeadWeights, groups: int) -> None:
-    """Hold the arguments against the shapes, dtypes and layout that the kernels are written for.
+    """Check shapes, dtypes, devices and layout.
 
     Raises:
         KernelError: naming the argument and what to do.

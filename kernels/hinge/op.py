@@ -11,11 +11,11 @@ from kernels.hinge.reference import HingePerHead, Side, hinge_reference, referen
 
 
 def hinge_per_head(logits: Tensor, side: Side, implementation: str = "auto") -> HingePerHead:
-    """Mean hinge loss, mean logit and share of right verdicts of every head, the same in every run.
+    """Mean hinge loss, mean logit and accuracy of every head, the same bits in every run.
 
     Args:
         logits: ``(G, B, H, W)``, fp32 and contiguous.
-        side: "real", "fake" or "generator" (``-x``, not hinged).
+        side: which loss: the discriminator's on "real" or "fake" logits, or the "generator"'s (``-x``, not hinged).
         implementation: "auto", "triton" or "reference".
 
     Raises:
@@ -36,7 +36,7 @@ def hinge_per_head(logits: Tensor, side: Side, implementation: str = "auto") -> 
 
 @torch.library.custom_op("ladd_kernels::hinge", mutates_args=())
 def _hinge(logits: Tensor, side: str, implementation: str) -> tuple[Tensor, Tensor]:
-    """Losses ``(G,)``; mean logits and shares of right verdicts ``(2, G)``."""
+    """Losses ``(G,)``; mean logits and accuracies ``(2, G)``."""
     if resolve(logits.device, implementation).implementation == "reference":
         result = hinge_reference(logits, side)  # type: ignore[arg-type]
         return result.loss, torch.stack(result[1:])
