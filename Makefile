@@ -68,7 +68,6 @@ gpu-check: $(INSTALLED)
 	$(BIN)/python -m kernels.bench joint_attention $(BENCH_TIME) --only batch=1 --only image=4096 --only text=154
 	$(BIN)/python -m kernels.bench grouped_heads $(BENCH_TIME) --only batch=1,4 --without "loop compiled"
 	$(BIN)/python -m kernels.measured docs/benchmarks/joint_attention.json docs/benchmarks/grouped_heads.json
-	$(BIN)/python -m kernels.bench modulation $(BENCH_TIME) --only batch=1
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

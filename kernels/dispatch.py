@@ -1,12 +1,14 @@
-"""Which implementation of a kernel runs: Triton where it can, else its twin in plain PyTorch.
+"""Which implementation of a kernel runs: Triton, or the reference in plain PyTorch.
 
-A public function takes ``implementation`` ("auto", "triton" or "reference") and hands it on to `choose` where the
-kernel is launched, so that a compiled graph holds no choice. The environment variable ``LADD_KERNELS`` replaces
+`choose` decides for a whole network by a setting, by what stands in the way, and by a measurement. `resolve` decides
+for one call: a public function takes ``implementation`` ("auto", "triton" or "reference") and hands it on to where
+the kernel is launched, so that a compiled graph holds no choice. The environment variable ``LADD_KERNELS`` replaces
 "auto"; an argument that names an implementation wins over it. A name that cannot run is an error, never a silent
 fallback.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,9 +19,8 @@ import torch
 from kernels.errors import KernelError, KernelUnavailable
 
 Implementation = Literal["auto", "triton", "reference"]
-Chosen = Literal["triton", "reference"]
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-"""What kernels compute in, and its name in tables of configurations and measurements."""
+DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+"""Dtypes that the kernels compute in -> their names in tables of configurations and measurements."""
 ENVIRONMENT = "LADD_KERNELS"
 INTERPRETER = "TRITON_INTERPRET"
 FIRST_CAPABILITY = (8, 0)
@@ -28,17 +29,36 @@ FIRST_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs, and why in words for a log line."""
+    """What runs, ``reference``, ``triton`` or a variant of it, and why in words for a log line."""
 
-    implementation: Chosen
+    implementation: str
     reason: str
 
     def __str__(self) -> str:
         return f"{self.implementation} ({self.reason})"
 
 
-def choose(device: torch.device, implementation: str = "auto") -> Choice:
-    """Pick the implementation for tensors on ``device``.
+def choose(key: str, value: str, obstacle: str, measured: Callable[[], Choice]) -> Choice:
+    """Decide by a setting; where that is "auto", by what can run; where both can, by a measurement.
+
+    Args:
+        key: name of the setting, for the reason.
+        value: "auto", "triton", or any other name for the reference.
+        obstacle: why Triton cannot run, or an empty string.
+        measured: the choice where the setting is "auto" and nothing stands in the way.
+
+    Raises:
+        KernelUnavailable: if Triton is asked for and cannot run. Says ``obstacle`` alone: the caller adds the remedy.
+    """
+    if value == "auto":
+        return Choice("reference", obstacle) if obstacle else measured()
+    if value == "triton" and obstacle:
+        raise KernelUnavailable(obstacle)
+    return Choice("triton" if value == "triton" else "reference", f"as {key}={value} asks")
+
+
+def resolve(device: torch.device, implementation: str = "auto") -> Choice:
+    """Pick the implementation of one call, for tensors on ``device``.
 
     Args:
         implementation: ``auto`` reads ``LADD_KERNELS``, and else takes Triton where it can run.
@@ -47,27 +67,25 @@ def choose(device: torch.device, implementation: str = "auto") -> Choice:
         KernelError: for a name that is none of `Implementation`.
         KernelUnavailable: if Triton is asked for and cannot run on ``device``.
     """
-    wanted, source = _wanted(implementation)
+    key, value = _asked(implementation)
     obstacle = triton_obstacle(device)
-    if wanted == "triton" and obstacle:
-        raise KernelUnavailable(f"{source} asks for triton, but {obstacle}: set it to auto or reference")
-    if wanted == "triton":
-        return Choice("triton", f"as {source} asks")
-    if wanted == "reference":
-        return Choice("reference", f"as {source} asks")
-    if obstacle or interpreted():
-        return Choice("reference", obstacle or "the interpreter runs only when asked for")
-    return Choice("triton", f"{torch.cuda.get_device_name(device)} runs it")
+    if value == "auto" and interpreted():
+        obstacle = obstacle or "the interpreter runs only when asked for"
+    try:
+        return choose(key, value, obstacle, lambda: Choice("triton", f"{torch.cuda.get_device_name(device)} runs it"))
+    except KernelUnavailable:
+        message = f"{key}={value} asks for triton, but {obstacle}: set it to auto or reference"
+        raise KernelUnavailable(message) from None
 
 
-def _wanted(implementation: str) -> tuple[str, str]:
-    """The name in force and where it was set."""
-    value, source = implementation, "implementation"
+def _asked(implementation: str) -> tuple[str, str]:
+    """Where the name in force was set, and that name."""
+    key, value = "implementation", implementation
     if implementation == "auto" and ENVIRONMENT in os.environ:
-        value, source = os.environ[ENVIRONMENT], ENVIRONMENT
+        key, value = ENVIRONMENT, os.environ[ENVIRONMENT]
     if value not in get_args(Implementation):
-        raise KernelError(f"{source}={value!r} is unknown: choose one of {', '.join(get_args(Implementation))}")
-    return value, f"{source}={value}"
+        raise KernelError(f"{key}={value!r} is unknown: choose one of {', '.join(get_args(Implementation))}")
+    return key, value
 
 
 def triton_obstacle(device: torch.device) -> str:
@@ -84,7 +102,7 @@ def triton_obstacle(device: torch.device) -> str:
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensors' own."""
+    """Make ``device`` the current one while kernels are launched: Triton launches there, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

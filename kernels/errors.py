@@ -1,8 +1,8 @@
-"""What goes wrong when a kernel is called with input that it cannot serve."""
+"""Errors of calling a kernel."""
 
 
 class KernelError(ValueError):
-    """Input that no kernel here can serve; the message names the argument and the remedy."""
+    """Arguments that a kernel cannot take; the message names the argument and the remedy."""
 
 
 class KernelUnavailable(RuntimeError):

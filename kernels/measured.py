@@ -1,4 +1,4 @@
-"""What was measured on which GPU, for choices that only a measurement can make.
+"""Measured times by GPU, for `kernels.choose`.
 
 ``measured.json`` beside this file is empty until a benchmark ran on a GPU. ``python -m kernels.measured FILE...``
 makes it from the JSON that `kernels.bench` writes.
@@ -18,13 +18,13 @@ Row = dict[str, Any]
 def fastest(
     where: Mapping[str, Any], near: tuple[str, int], ours: Iterable[str], theirs: str, table: Path = TABLE
 ) -> tuple[str, Row] | None:
-    """The fastest provider, forward and backward end to end, and the row that says so.
+    """The fastest provider, forward and backward end to end, and the row of the table that says so.
 
     Args:
-        where: what a row has to have, such as ``op``, ``gpu``, ``dtype`` and sizes that do not scale.
+        where: keys and values that a row has to have, such as ``op``, ``gpu``, ``dtype`` and sizes that do not scale.
         near: name and value of the size by which the nearest of those rows is taken.
-        ours: providers of the benchmark, of which one has to be in the row.
-        theirs: what they have to beat; a row that lacks it decides nothing.
+        ours: the benchmark's names of our providers; rows without any of them are left out.
+        theirs: the provider to beat; rows without it are left out.
 
     Returns:
         None where nothing was measured.

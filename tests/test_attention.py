@@ -16,18 +16,21 @@ from ladd_dist.config import Config, load
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
-from ladd_dist.models.sd3.attention import Attention, JointAttentionProcessor, Place, choose_attention, set_attention
+from ladd_dist.models.sd3.attention import Attention, JointAttentionProcessor, choose_attention, set_attention
 from ladd_dist.models.sd3.transformer import Backbone
 from ladd_dist.training import trainer
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
 
 LARGE = {"attention_head_dim": 64, "qk_norm": "rms_norm", "sample_size": 128, "patch_size": 2}
-CPU = Place(torch.device("cpu"), torch.bfloat16, compiled=False)
-GPU = Place(torch.device("cuda", 0), torch.bfloat16, compiled=False)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 OURS, WITH_LIBRARY, EAGER, COMPILED = (
     "triton", "triton + flash backward", "diffusers eager", "diffusers compiled",
 )  # fmt: skip
+
+
+def choose(setting: str, config: dict, device: torch.device, compiled: bool = False) -> Attention:
+    return choose_attention(setting, config, device, torch.bfloat16, compiled)
 
 
 @pytest.fixture
@@ -54,32 +57,32 @@ def times(image: int, **p50: float) -> dict:
 
 
 def test_the_cpu_keeps_diffusers_numbers():
-    choice = choose_attention("auto", LARGE, CPU)
+    choice = choose("auto", LARGE, CPU)
     assert str(choice) == "diffusers over SDPA (there is no Triton for device cpu)"
 
 
 @pytest.mark.parametrize(
-    ("config", "place", "words"),
+    ("config", "device", "words"),
     [
         (LARGE, CPU, "kernels.attention=triton: there is no Triton for device cpu; set kernels.attention=auto"),
         (LARGE | {"attention_head_dim": 16}, GPU, "no head_dim of 16, only 32, 64, 128"),
         (LARGE | {"qk_norm": "layer_norm"}, GPU, "no qk_norm of layer_norm"),
     ],
 )
-def test_triton_where_it_cannot_run_is_refused(gpu, config, place, words):
+def test_triton_where_it_cannot_run_is_refused(gpu, config, device, words):
     with pytest.raises(LaddError, match=words):
-        choose_attention("triton", config, place)
-    assert not choose_attention("auto", config, place).fused
+        choose("triton", config, device)
+    assert not choose("auto", config, device).fused
 
 
 def test_a_named_attention_is_taken(gpu):
-    assert choose_attention("triton", LARGE, GPU).fused
-    assert not choose_attention("sdpa", LARGE, GPU).fused
+    assert choose("triton", LARGE, GPU).fused
+    assert not choose("sdpa", LARGE, GPU).fused
 
 
 def test_auto_says_that_nothing_was_measured(gpu, table):
     table()
-    choice = choose_attention("auto", LARGE, GPU)
+    choice = choose("auto", LARGE, GPU)
     assert str(choice) == (
         "diffusers over SDPA (nothing was measured on Pretended GPU in bf16: run make gpu-check there)"
     )
@@ -91,14 +94,13 @@ def test_the_shipped_table_holds_nothing_that_was_not_measured():
 
 def test_auto_takes_the_fastest_at_the_nearest_size(gpu, table):
     table(times(4096), times(1024, triton=9.0))
-    assert choose_attention("auto", LARGE, GPU) == Attention(
+    assert choose("auto", LARGE, GPU) == Attention(
         True, "own", "ms at 4096 image tokens on Pretended GPU: triton 1.000, triton + flash backward 1.100, "
         "diffusers eager 1.200",
     )  # fmt: skip
-    compiled = Place(GPU.device, GPU.dtype, compiled=True)
-    assert not choose_attention("auto", LARGE, compiled).fused
-    assert choose_attention("auto", LARGE | {"sample_size": 64}, GPU).backward == "flash"
-    assert not choose_attention("auto", LARGE | {"attention_head_dim": 128}, GPU).fused
+    assert not choose("auto", LARGE, GPU, compiled=True).fused
+    assert choose("auto", LARGE | {"sample_size": 64}, GPU).backward == "flash"
+    assert not choose("auto", LARGE | {"attention_head_dim": 128}, GPU).fused
 
 
 def test_the_table_is_made_of_end_to_end_rows_of_both_passes():

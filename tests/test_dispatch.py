@@ -24,14 +24,27 @@ def capability(monkeypatch):
     return pretend
 
 
+def never() -> dispatch.Choice:
+    raise AssertionError("a measurement was asked for")
+
+
+def test_a_setting_comes_first_then_an_obstacle_then_the_measurement():
+    assert dispatch.choose("heads", "auto", "", lambda: dispatch.Choice("triton", "1 ms")).reason == "1 ms"
+    assert str(dispatch.choose("heads", "auto", "no GPU", never)) == "reference (no GPU)"
+    assert str(dispatch.choose("heads", "torch", "", never)) == "reference (as heads=torch asks)"
+    assert str(dispatch.choose("heads", "triton", "", never)) == "triton (as heads=triton asks)"
+    with pytest.raises(KernelUnavailable, match="^no GPU$"):
+        dispatch.choose("heads", "triton", "no GPU", never)
+
+
 def test_the_cpu_runs_the_reference_and_says_why():
-    assert str(dispatch.choose(CPU)) == "reference (there is no Triton for device cpu)"
+    assert str(dispatch.resolve(CPU)) == "reference (there is no Triton for device cpu)"
 
 
 @pytest.mark.parametrize(("version", "runs"), [((7, 5), "reference"), ((8, 0), "triton"), ((9, 0), "triton")])
 def test_a_gpu_runs_triton_from_the_gates_first_architecture_on(capability, version, runs):
     capability(*version)
-    choice = dispatch.choose(GPU)
+    choice = dispatch.resolve(GPU)
     assert choice.implementation == runs
     assert "Pretended GPU" in choice.reason
 
@@ -39,24 +52,24 @@ def test_a_gpu_runs_triton_from_the_gates_first_architecture_on(capability, vers
 def test_the_environment_replaces_auto_and_an_argument_wins(capability, monkeypatch):
     capability(9, 0)
     monkeypatch.setenv(dispatch.ENVIRONMENT, "reference")
-    assert str(dispatch.choose(GPU)) == "reference (as LADD_KERNELS=reference asks)"
-    assert dispatch.choose(GPU, "triton").implementation == "triton"
+    assert str(dispatch.resolve(GPU)) == "reference (as LADD_KERNELS=reference asks)"
+    assert dispatch.resolve(GPU, "triton").implementation == "triton"
 
 
 def test_triton_where_it_cannot_run_is_an_error_with_a_remedy(monkeypatch):
     with pytest.raises(KernelUnavailable, match="implementation=triton asks for triton, but .* set it to auto"):
-        dispatch.choose(CPU, "triton")
+        dispatch.resolve(CPU, "triton")
     monkeypatch.setenv(dispatch.ENVIRONMENT, "triton")
     with pytest.raises(KernelUnavailable, match="LADD_KERNELS=triton"):
-        dispatch.choose(CPU)
+        dispatch.resolve(CPU)
 
 
 def test_the_interpreter_runs_on_the_cpu_only_when_asked_for(monkeypatch):
     monkeypatch.setenv(dispatch.INTERPRETER, "1")
-    assert dispatch.choose(CPU).implementation == "reference"
-    assert dispatch.choose(CPU, "triton").implementation == "triton"
+    assert dispatch.resolve(CPU).implementation == "reference"
+    assert dispatch.resolve(CPU, "triton").implementation == "triton"
 
 
 def test_an_unknown_name_is_an_error():
     with pytest.raises(KernelError, match="implementation='fast' is unknown: choose one of auto"):
-        dispatch.choose(CPU, "fast")
+        dispatch.resolve(CPU, "fast")

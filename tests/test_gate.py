@@ -7,11 +7,12 @@ import pytest
 from conftest import ROOT
 
 from kernels.gate.compile import Compiled, broken, planned_blocks
-from kernels.gate.shipped import ARCHS, FAMILIES, Shipped, shipped
+from kernels.gate.families import FAMILIES, shipped
+from kernels.shipped import ARCHS, Shipped
 
 
 def config(**changes):
-    settings = {"name": "k", "arch": 90, "kernel": lambda: None, "signature": {}, "constexprs": {}} | changes
+    settings = {"name": "k", "arch": 90, "kernel": None, "signature": {}, "constexprs": {}} | changes
     return Shipped(**({"num_warps": 8, "num_stages": 2} | settings))
 
 
@@ -40,14 +41,14 @@ def test_what_breaks_a_promise():
         (compiled(stack=8), "8 bytes of stack"),
         (compiled(mma=0), "no HGMMA"),
         (compiled(slow_mma=3), "3 HMMA"),
-        (compiled(blocks=0), "0 blocks fit, 1 promised"),
+        (compiled(blocks=0), "0 blocks fit, 1 required"),
     ]:
         assert words in broken(config(), result)[0]
 
 
 def test_every_family_ships_to_every_architecture_without_torch():
     code = (
-        "import sys\nfrom kernels.gate.shipped import *\n"
+        "import sys\nfrom kernels.gate.families import FAMILIES, shipped\nfrom kernels.shipped import ARCHS\n"
         "for family in FAMILIES:\n"
         "    configs = list(shipped([family], list(ARCHS)))\n"
         "    assert {c.arch for c in configs} == set(ARCHS), family\n"
@@ -71,7 +72,7 @@ def test_one_kernel_through_the_whole_gate():
     code = (
         "from dataclasses import replace\n"
         "from kernels.gate.compile import broken, compile_one\n"
-        "from kernels.gate.shipped import shipped\n"
+        "from kernels.gate.families import shipped\n"
         "config = next(c for c in shipped(['joint_attention'], [90]) if c.name.startswith('forward fp32 d32'))\n"
         "compiled = compile_one(config)\n"
         "assert broken(config, compiled) == []\n"

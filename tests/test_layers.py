@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import kernels
+
 ROOT = Path(__file__).parent.parent
 
 ROOMS = """
@@ -68,6 +70,37 @@ def test_rooms_use_only_rooms_above_them(name: str) -> None:
 
 def test_kernels_know_nothing_of_the_trainer() -> None:
     assert not {other for n in MODULES if n.startswith("kernels") for other in imports(n) if "kernels" not in other}
+
+
+def test_the_trainer_uses_only_what_kernels_exports() -> None:
+    outside = {name: imports(name) for name in MODULES if not name.startswith("kernels")}
+    inner = {name: found for name in outside if (found := {o for o in outside[name] if o.startswith("kernels.")})}
+    assert not inner, "import it from kernels, and add it to its exports"
+
+
+def test_types_of_what_kernels_exports_are_declared() -> None:
+    """A name looked up on first use has no type of its own: the list for mypy has to be the list for Python."""
+    tree = ast.parse(MODULES["kernels"].read_text())
+    declared = {
+        alias.name: node.module.removeprefix("kernels.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("kernels.")
+        for alias in node.names
+    }
+    assert declared == kernels._EXPORTS
+
+
+def test_only_the_gate_imports_the_gate() -> None:
+    assert not {n for n in MODULES if not n.startswith("kernels.gate") for o in imports(n) if "kernels.gate" in o}
+
+
+def test_a_running_kernel_needs_neither_benchmarks_nor_what_the_gate_compiles() -> None:
+    reached: set[str] = set()
+    waiting = {f"kernels.{module}" for module in kernels._EXPORTS.values()}
+    while waiting:
+        reached |= waiting
+        waiting = {other for name in waiting for other in imports(name)} - reached
+    assert not {name for name in reached if name.split(".")[1] in ("bench", "gate") or name.endswith(".shipped")}
 
 
 def test_imports_go_one_way_within_a_room() -> None:

@@ -1,1 +1,1 @@
-"""Joint attention of image and text streams with QK RMSNorm: kernels, launch tables, PyTorch twin and operator."""
+"""Joint attention of image and text streams with QK RMSNorm: kernels, configurations, PyTorch reference, operator."""

@@ -1,4 +1,4 @@
-"""Allocate and launch: joint attention on tensors that were checked before."""
+"""Launches of the attention kernels, on tensors that `streams.check` has passed."""
 
 import math
 from functools import cache
@@ -14,12 +14,12 @@ from kernels.attention.configs import Launch
 from kernels.attention.forward import attention_forward
 from kernels.attention.streams import Norms, Streams
 from kernels.attention.tiles import prepare, unprepare
-from kernels.dispatch import DTYPES, on
+from kernels.dispatch import DTYPE_NAMES, on
 
 _PASS = {"num_warps": configs.PREPARE_WARPS, "num_stages": 1, "enable_fp_fusion": True}
 
 
-class Weights(NamedTuple):
+class NormWeights(NamedTuple):
     """Norm weights ``(D,)``; ones for a stream without norm."""
 
     q: Tensor
@@ -29,7 +29,7 @@ class Weights(NamedTuple):
 
 
 class Launcher:
-    """What every launch on these streams shares."""
+    """Sizes, norm weights and compile-time constants that all launches on the same streams share."""
 
     def __init__(self, x: Streams, norms: Norms, eps: float) -> None:
         self.x, self.norms, self.eps = x, norms, eps
@@ -39,9 +39,9 @@ class Launcher:
         self.scale = 1 / math.sqrt(self.head_dim)
         self.log2_scale = self.scale * math.log2(math.e)
         ones = _ones(x.q.device, self.head_dim)
-        self.weights = Weights(*(ones if weight is None else weight for weight in norms))
+        self.weights = NormWeights(*(ones if weight is None else weight for weight in norms))
         self.lengths = (self.heads, self.image_length, self.text_length)
-        self.dtype = DTYPES[x.q.dtype]
+        self.dtype = DTYPE_NAMES[x.q.dtype]
         self.arch = _arch(x.q.device)
         self.constants: dict[str, Any] = {
             "HEAD_DIM": self.head_dim,
@@ -64,7 +64,7 @@ class Launcher:
         return self.constants | blocks | launch
 
     def statistics(self) -> Tensor:
-        """Room for one fp32 number per query."""
+        """An uninitialised fp32 buffer ``(B, H, T)`` with one number per query."""
         size = (self.x.q.shape[0], self.heads, self.image_length + self.text_length)
         return torch.empty(size, dtype=torch.float32, device=self.x.q.device)
 
@@ -90,7 +90,10 @@ class Launcher:
         self, upstream: Tensor, image: Tensor, text: Tensor, weight: Tensor, text_weight: Tensor,
         weight_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Gradients of both streams, and shares of the norm weights', from that of the rows ``(B H, T, D)``."""
+        """Gradients of both streams before their norms, and each tile's part of the norm weights' gradients.
+
+        ``upstream`` ``(B H, T, D)`` is the gradient of the normalised rows.
+        """
         tiles, block = self.tiles(configs.PACK_ROWS), configs.PACK_ROWS
         gradients = torch.empty_like(image), torch.empty_like(text)
         count = tiles if weight_gradient else 0
@@ -104,12 +107,12 @@ class Launcher:
 
 @cache
 def _ones(device: torch.device, head_dim: int) -> Tensor:
-    """Stands for the weight of a stream without norm."""
+    """The norm weights of a stream without norm."""
     return torch.ones(head_dim, device=device)
 
 
 def _arch(device: torch.device) -> int:
-    """The architecture whose table a device reads; the interpreter reads the oldest one's."""
+    """The architecture whose launch configurations a device uses; the interpreter uses the oldest one's."""
     if device.type != "cuda":
         return 80
     major = torch.cuda.get_device_capability(device)[0]
@@ -173,7 +176,7 @@ def backward(
 
 
 def reduce_shares(launcher: Launcher, shares: list[Tensor], blocks: tuple[int, int]) -> Norms:
-    """Sum the tiles' shares of the norm weights' gradients, in a fixed order."""
+    """Norm weights' gradients: the sums of the tiles' parts, in a fixed order."""
     (q, text_q), (k, text_k) = (
         share.split([first := triton.cdiv(launcher.image_length, block), len(share) - first])
         for share, block in zip(shares, blocks, strict=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.attention import library, reference
 from kernels.attention.streams import Norms, Streams, check, check_backward
-from kernels.dispatch import choose
+from kernels.dispatch import resolve
 from kernels.errors import KernelError
 
 
@@ -52,14 +52,14 @@ def joint_attention(
         text_norm_k: of the text keys.
         eps: added to the mean square.
         implementation: see `kernels.dispatch`.
-        backward: "own", or on packed copies the matrix products of a library: "flash" (PyTorch's) or "cudnn" (a GPU's
-            alone). A library's bits may differ from run to run.
+        backward: "own" for these kernels, or a library's attention on packed copies: "flash" (PyTorch's) or "cudnn"
+            (on a GPU only). A library's bits may differ from run to run.
 
     Returns:
         Outputs ``(B, N, H, D)`` and ``(B, L, H, D)`` in the inputs' dtype; the second is None without text.
 
     Raises:
-        KernelError: for input that does not fit together or is not built; the message says what would.
+        KernelError: for tensors that do not fit together, or that no kernel is built for; the message says what fits.
         KernelUnavailable: if triton is asked for where it cannot run.
         RuntimeError: in a backward pass through the backward pass.
     """
@@ -129,7 +129,7 @@ def _(d_out: Tensor, d_text_out: Tensor, *args: Any) -> list[Tensor]:
 
 
 def _choose(q: Tensor, implementation: str) -> str:
-    chosen = choose(q.device, implementation).implementation
+    chosen = resolve(q.device, implementation).implementation
     if chosen == "triton" and q.dtype == torch.float64:
         raise KernelError("q is float64, which the kernel does not compute: pass implementation='reference'")
     return chosen

@@ -1,4 +1,4 @@
-"""Around a library's backward pass: packed operands out of the streams, and gradients back into them.
+"""The backward pass by a library's attention on a GPU: our kernels pack its operands and unpack its gradients.
 
 Norms and their gradients are one kernel each; the matrix products are `library.packed_backward`'s.
 """

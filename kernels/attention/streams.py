@@ -1,4 +1,4 @@
-"""The tensors of joint attention by name, and what is refused.
+"""The tensors of joint attention by name, and the checks of its arguments.
 
 Legend: B batch, N image tokens, L text tokens (may be 0), H heads, D head_dim, T = N + L.
 """
@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.attention.configs import HEAD_DIMS
+from kernels.attention.configs import ATTENTION_HEAD_DIMS
 from kernels.errors import KernelError
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-"""float64 runs on the reference only."""
+ACCEPTED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""Dtypes of the streams; float64 runs on the reference only."""
 BACKWARDS = ("own", "flash", "cudnn")
-"""Whose matrix products the backward pass takes: these kernels', PyTorch's flash attention's or cuDNN's."""
+"""What computes the backward pass: these kernels, PyTorch's flash attention or cuDNN's."""
 
 
 class Streams(NamedTuple):
@@ -38,7 +38,7 @@ class Norms(NamedTuple):
 
 
 def check(x: Streams, norms: Norms) -> None:
-    """Refuse what the kernels cannot serve.
+    """Check shapes, dtypes, devices and layout of all tensors.
 
     Raises:
         KernelError: naming the argument at fault and what would be right.
@@ -62,7 +62,7 @@ def check(x: Streams, norms: Norms) -> None:
 
 
 def check_backward(name: str, q: Tensor) -> None:
-    """Refuse a backward pass that is unknown, or cannot run where ``q`` is.
+    """Check that the backward pass is a known one and runs on the device of ``q``.
 
     Raises:
         KernelError: saying which can.
@@ -78,7 +78,7 @@ def _check_layout(x: Streams) -> None:
     for name, tensor in x._asdict().items():
         if tensor.ndim != 4:
             raise KernelError(f"{name} has {tensor.ndim} dimensions: pass (batch, tokens, heads, head_dim)")
-        if tensor.dtype != q.dtype or tensor.dtype not in DTYPES:
+        if tensor.dtype != q.dtype or tensor.dtype not in ACCEPTED:
             raise KernelError(f"{name} is {tensor.dtype} and q {q.dtype}: pass all in bf16, fp16 or fp32")
         if tensor.device != q.device:
             raise KernelError(f"{name} is on {tensor.device}, but q on {q.device}: move them to one device")
@@ -86,8 +86,8 @@ def _check_layout(x: Streams) -> None:
             raise KernelError(
                 f"{name} is not contiguous in (batch, tokens, heads, head_dim): call .contiguous() first"
             )
-    if q.shape[3] not in HEAD_DIMS:
-        raise KernelError(f"head_dim is {q.shape[3]}: only {', '.join(map(str, HEAD_DIMS))} are built")
+    if q.shape[3] not in ATTENTION_HEAD_DIMS:
+        raise KernelError(f"head_dim is {q.shape[3]}: only {', '.join(map(str, ATTENTION_HEAD_DIMS))} are built")
 
 
 def _check_norms(x: Streams, norms: Norms) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 BENCHES: dict[str, str] = {
     "joint_attention": "kernels.bench.joint_attention",
     "grouped_heads": "kernels.bench.grouped_heads",
-    "modulation": "kernels.bench.modulation",
 }
 """Benchmark -> module with the functions of `Bench`."""
 
@@ -20,7 +19,7 @@ Run = Callable[[], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Check:
-    """A provider held against float64: the largest relative error ``|out - ref| / |ref|`` and what is allowed."""
+    """A result compared with float64: the largest relative error ``|out - ref| / |ref|`` and what is allowed."""
 
     name: str
     error: float

@@ -1,4 +1,4 @@
-"""torch.compile for providers: for the case at hand, or not at all."""
+"""torch.compile for providers: one compilation per case, an error where it falls back to eager."""
 
 from collections.abc import Callable
 from typing import Any

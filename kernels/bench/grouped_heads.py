@@ -83,7 +83,7 @@ def _run(
 
 
 def _losses(logits: Tensor, fused: bool) -> tuple[Tensor, ...]:
-    """Loss, mean logit and share of right verdicts per head, of logits that stand for real and fake."""
+    """Loss, mean logit and accuracy per head, of logits that stand for real and fake."""
     return tuple(hinge_per_head(logits, "real", "triton") if fused else hinge_reference(logits, "real"))
 
 

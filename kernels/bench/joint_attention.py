@@ -16,7 +16,7 @@ from kernels.attention.op import joint_attention
 from kernels.attention.streams import BACKWARDS, Norms, Streams
 from kernels.bench.case import Case, Check, Problem, relative_error
 from kernels.bench.joint_attention_providers import Provider, packed_providers, whole_providers
-from kernels.dispatch import choose
+from kernels.dispatch import resolve
 
 HEADS, HEAD_DIM, EPS = 38, 64, 1e-6
 BATCHES = (1, 2, 4, 8)
@@ -46,7 +46,7 @@ def draw(
 def checks() -> Iterator[Check]:
     """Our operator as this machine runs it, against float64: outputs and all ten gradients."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = choose(torch.device(device)).implementation
+    chosen = resolve(torch.device(device)).implementation
     for name, (dtype, tolerance) in _CHECKED.items():
         torch.manual_seed(0)
         streams, norms, upstream = draw(2, 200, 77, 2, dtype, device)

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.gate.shipped import Shipped
+from kernels.shipped import Shipped
 
 MMA = {80: "HMMA", 90: "HGMMA", 100: "UTC[A-Z]*MMA"}
 """Tensor-core instruction that each architecture's code has to use; older ones run at a fraction of the speed."""
@@ -42,7 +42,7 @@ def compile_one(config: Shipped) -> Compiled:
         triton.CompilationError: where the source does not compile.
         RuntimeError: where ptxas or cuobjdump fails.
     """
-    kernel = config.kernel()
+    kernel = config.kernel
     names = [name for name in kernel.arg_names if name in config.signature or name in config.constexprs]
     if names != kernel.arg_names:
         raise ValueError(f"{config.name}: neither typed nor constant: {set(kernel.arg_names) - set(names)}")
@@ -96,12 +96,12 @@ def planned_blocks(arch: int, registers: int, shared: int, warps: int) -> int:
 
 
 def broken(config: Shipped, compiled: Compiled) -> list[str]:
-    """The promises that a compiled configuration breaks, in words."""
+    """The requirements that a compiled configuration does not meet, in words."""
     faults = []
     if compiled.spills or compiled.stack:
         faults.append(f"spills ({compiled.spills} accesses, {compiled.stack} bytes of stack)")
     if compiled.blocks < config.blocks:
-        faults.append(f"{compiled.blocks} blocks fit, {config.blocks} promised")
+        faults.append(f"{compiled.blocks} blocks fit, {config.blocks} required")
     if config.tensor_cores and not compiled.mma:
         faults.append(f"no {MMA[config.arch]}")
     if config.tensor_cores and compiled.slow_mma:

@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 import triton
 
 from kernels.gate.compile import Compiled, broken, compile_one
-from kernels.gate.shipped import Shipped, shipped
+from kernels.gate.families import shipped
+from kernels.shipped import Shipped
 
 _HEAD = (
     "| kernel | sm | warps | stages | registers | stack | spills | shared KiB | MMA | blocks/SM | verdict |\n"
@@ -18,7 +19,7 @@ _WORKERS = 2
 
 
 def judge(family: str, arch: int, index: int) -> tuple[Compiled | None, list[str]]:
-    """Compile configuration ``index`` of a family and architecture; what came out, and the promises it breaks."""
+    """Compile configuration ``index`` of a family and architecture; the result, and what it fails to meet."""
     config = list(shipped([family], [arch]))[index]
     try:
         compiled = compile_one(config)
@@ -40,7 +41,7 @@ def row(config: Shipped, compiled: Compiled | None, faults: list[str]) -> str:
 
 
 def run(families: list[str], archs: list[int]) -> tuple[str, int]:
-    """The Markdown table and the number of configurations that break a promise."""
+    """The Markdown table and the number of configurations that fail."""
     tasks = [(f, a, i) for f in families for a in archs for i in range(len(list(shipped([f], [a]))))]
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(_WORKERS, mp_context=spawn) as pool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import choose, on
+from kernels.dispatch import on, resolve
 from kernels.errors import KernelError
 from kernels.heads.reference import grouped_heads_reference, reference_gradients
 from kernels.heads.weights import HeadWeights, check
@@ -62,7 +62,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Logits and what the backward pass needs; for the reference, which starts anew, the latter is empty."""
     weights = HeadWeights(conv1, bias1, gamma1, beta1, conv2, bias2, gamma2, beta2, logit, logit_bias)
-    if choose(x.device, implementation).implementation == "reference":
+    if resolve(x.device, implementation).implementation == "reference":
         return grouped_heads_reference(x, weights, groups), *_nothing(x)
     from kernels.heads import launch  # late: it imports triton, which CPU users need not have
 
@@ -80,7 +80,7 @@ def _nothing(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *weights, _, implementation = rest
     logits = x.new_empty(x.shape[:-1], dtype=torch.float32)
-    if choose(x.device, implementation).implementation == "reference":
+    if resolve(x.device, implementation).implementation == "reference":
         return logits, *_nothing(x)
     heads, batch, *grid, k = x.shape
     y2 = x.new_empty(heads, batch, *grid, HeadWeights(*weights).logit.shape[2])

@@ -1,4 +1,4 @@
-"""Tokens of many blocks, each projected by its own matrix into its slot of the buffer that the heads read."""
+"""Projection of many blocks' tokens, each by its own matrix, into the one buffer that the heads read."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ class _Project(torch.autograd.Function):
 
 
 def project_tokens(features: list[Tensor], weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """``features[g] @ weight[g] + bias[g]`` for every head g, each written where it belongs.
+    """``features[g] @ weight[g] + bias[g]`` for every head g, written into one buffer.
 
     Args:
         features: one ``(B, N, D)`` per head.

@@ -16,7 +16,7 @@ EPS = 1e-5
 
 
 def grouped_heads_reference(x: Tensor, weights: HeadWeights, groups: int) -> Tensor:
-    """Logits ``(G, B, H, W)`` in fp32 of projected tokens ``(G, B, H, W, K)``; differentiable as often as one likes.
+    """Logits ``(G, B, H, W)`` in fp32 of projected tokens ``(G, B, H, W, K)``; differentiable any number of times.
 
     One grouped convolution per layer over all heads, in the dtype of ``x``; norms and logits in at least fp32. On a
     GPU it stays channels-last, which is where cuDNN is fast; on a CPU grouped convolutions are faster on planes (see

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from kernels.gate.shipped import ARCHS, Shipped
+from kernels.heads import convolution, pointwise
 from kernels.heads.tiles import POINTWISE_C, POINTWISE_M, Tiles, conv_tiles, weight_tiles
+from kernels.shipped import ARCHS, Shipped
 
 _POSITIONS, _WIDE, _NARROW, _GROUPS = 4096, 256, 128, 32
 _SIZES = {"bf16": 2, "fp16": 2}
@@ -78,8 +79,6 @@ def _pointers(kernel: str, dtype: str) -> dict[str, str]:
 
 
 def _function(name: str) -> Any:
-    from kernels.heads import convolution, pointwise  # late: the gate lists configurations without triton
-
     return getattr(convolution, name, None) or getattr(pointwise, name)
 
 
@@ -99,7 +98,7 @@ def _config(
     return Shipped(
         name=name,
         arch=arch,
-        kernel=lambda: _function(kernel),
+        kernel=_function(kernel),
         signature=signature,
         constexprs=constants,
         num_warps=warps,

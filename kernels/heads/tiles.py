@@ -20,7 +20,7 @@ def power(n: int, least: int, most: int) -> int:
 
 
 def conv_tiles(positions: int, k: int, n: int, itemsize: int) -> Tiles:
-    """Of `convolve`. ``BLOCK_K`` divides ``k``, a multiple of 16; the other two are masked."""
+    """Of `convolve` from ``k`` to ``n`` channels. ``BLOCK_K`` divides ``k``, a multiple of 16; the rest is masked."""
     wide = itemsize == 2  # fp32 runs without tensor cores: smaller tiles keep its accumulators in registers
     deep = next(block for block in (64, 32, 16) if k % block == 0 and (wide or block <= 32))
     m, n = power(positions, 16, 128 if wide else 64), power(n, 16, 128 if wide else 64)
@@ -28,7 +28,7 @@ def conv_tiles(positions: int, k: int, n: int, itemsize: int) -> Tiles:
 
 
 def weight_tiles(positions: int, k: int, n: int, itemsize: int) -> Tiles:
-    """Of `weight_gradient`; everything is masked."""
+    """Of `weight_gradient` for a convolution from ``k`` to ``n`` channels; everything is masked."""
     most = 128 if itemsize == 2 else 64
     k, n = power(k, 16, most), power(n, 16, most)
     m = power(positions, 16, most // 2)
@@ -36,4 +36,4 @@ def weight_tiles(positions: int, k: int, n: int, itemsize: int) -> Tiles:
 
 
 POINTWISE_M, POINTWISE_C = 64, 64
-"""Of the kernels between the convolutions."""
+"""Positions and channels in a tile of the kernels between the convolutions."""

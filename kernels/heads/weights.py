@@ -1,4 +1,4 @@
-"""The heads' parameters as the operation takes them, and what it accepts."""
+"""The heads' parameters by name, and the checks of the operation's arguments."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,15 @@ from torch import Tensor
 
 from kernels.errors import KernelError
 
-WIDTH_STEP = 16
-"""Widths are multiples of it: the depth of one tensor-core product."""
-COMPUTE = (torch.float32, torch.float16, torch.bfloat16)
+HEAD_WIDTH_STEP = 16
+"""A head's widths are multiples of it: the depth of one tensor-core product."""
+ACCEPTED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class HeadWeights(NamedTuple):
-    """fp32 and contiguous. G heads; B samples; K, N widths behind the first and the second convolution's input.
+    """Parameters of all heads, fp32 and contiguous.
+
+    G heads; B samples; K channels of the tokens and of the first convolution, N of the second.
 
     The two convolutions' filters have the layout of `torch.nn.functional.conv2d` with ``groups=G``.
     """
@@ -35,27 +37,27 @@ class HeadWeights(NamedTuple):
     beta2: Tensor
     """``(G*N,)``"""
     logit: Tensor
-    """``(G, B, N)``, of the last 1x1 convolution: conditioned, so each sample has its own"""
+    """``(G, B, N)``, of the last 1x1 convolution: each sample has its own, since they are conditioned"""
     logit_bias: Tensor
     """``(G,)``"""
 
 
 def check(x: Tensor, weights: HeadWeights, groups: int) -> None:
-    """Hold the arguments against the shapes, dtypes and layout that the kernels are written for.
+    """Check shapes, dtypes, devices and layout.
 
     Raises:
         KernelError: naming the argument and what to do.
     """
     if x.dim() != 5:
         raise KernelError(f"x has {x.dim()} dimensions: pass projected tokens (heads, batch, H, W, width)")
-    if x.dtype not in COMPUTE:
+    if x.dtype not in ACCEPTED:
         raise KernelError(f"x is {x.dtype}: cast it to float32, float16 or bfloat16")
     if 0 in x.shape:
         raise KernelError(f"x is empty, {tuple(x.shape)}: pass at least one head, sample and position")
     n = weights.logit.shape[-1]
     for name, width in (("x", x.shape[-1]), ("weights.logit", n)):
-        if width % WIDTH_STEP:
-            raise KernelError(f"{name} has width {width}: choose a multiple of {WIDTH_STEP}, or the reference")
+        if width % HEAD_WIDTH_STEP:
+            raise KernelError(f"{name} has width {width}: choose a multiple of {HEAD_WIDTH_STEP}, or the reference")
         if groups < 1 or width % groups:
             raise KernelError(f"groups={groups} does not divide the width {width} of {name}: choose a divisor")
     for name, shape in zip(HeadWeights._fields, _shapes(x, n), strict=True):

@@ -1,1 +1,1 @@
-"""Hinge losses of the logits with the statistics that the logs want, in one pass: `op` is the public function."""
+"""Hinge losses per head with mean logit and accuracy, in one pass: `op` is the public function."""

@@ -9,14 +9,14 @@ import triton.language as tl
 
 @triton.jit
 def margin(x, SIDE: tl.constexpr):
-    """What the loss averages. NaN stays NaN, which a maximum would not promise."""
+    """A logit's term of the loss. NaN stays NaN, which a maximum does not guarantee."""
     value = -x if SIDE == "generator" else (1 - x if SIDE == "real" else 1 + x)
     return value if SIDE == "generator" else tl.where(value < 0, 0.0, value)
 
 
 @triton.jit
 def hinge_tile(logit_ptr, partial_ptr, size, SIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """Sums of a tile of ``(G, S)`` logits into ``(3, G, T)``: loss, logit, and how many are right."""
+    """Sums of a tile of ``(G, S)`` logits into ``(3, G, T)``: loss, logit, and how many have the correct sign."""
     tile, head = tl.program_id(0), tl.program_id(1)
     s = tile * BLOCK + tl.arange(0, BLOCK)
     real = s < size

@@ -11,7 +11,7 @@ TILE, ADDED = 2048, 256
 
 
 def forward(logits: Tensor, side: str) -> Tensor:
-    """Means ``(3, G)``: loss, logit, right."""
+    """Means ``(3, G)`` per head: loss, logit, accuracy."""
     heads, size = logits.shape[0], logits[0].numel()
     tiles = triton.cdiv(size, TILE)
     partial = torch.empty(3, heads, tiles, dtype=torch.float32, device=logits.device)

@@ -5,17 +5,17 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from kernels.dispatch import choose, on
+from kernels.dispatch import on, resolve
 from kernels.errors import KernelError
 from kernels.hinge.reference import HingePerHead, Side, hinge_reference, reference_gradient
 
 
 def hinge_per_head(logits: Tensor, side: Side, implementation: str = "auto") -> HingePerHead:
-    """Mean hinge loss, mean logit and share of right verdicts of every head, the same in every run.
+    """Mean hinge loss, mean logit and accuracy of every head, the same bits in every run.
 
     Args:
         logits: ``(G, B, H, W)``, fp32 and contiguous.
-        side: "real", "fake" or "generator" (``-x``, not hinged).
+        side: which loss: the discriminator's on "real" or "fake" logits, or the "generator"'s (``-x``, not hinged).
         implementation: "auto", "triton" or "reference".
 
     Raises:
@@ -36,8 +36,8 @@ def hinge_per_head(logits: Tensor, side: Side, implementation: str = "auto") -> 
 
 @torch.library.custom_op("ladd_kernels::hinge", mutates_args=())
 def _hinge(logits: Tensor, side: str, implementation: str) -> tuple[Tensor, Tensor]:
-    """Losses ``(G,)``; mean logits and shares of right verdicts ``(2, G)``."""
-    if choose(logits.device, implementation).implementation == "reference":
+    """Losses ``(G,)``; mean logits and accuracies ``(2, G)``."""
+    if resolve(logits.device, implementation).implementation == "reference":
         result = hinge_reference(logits, side)  # type: ignore[arg-type]
         return result.loss, torch.stack(result[1:])
     from kernels.hinge import launch  # late: it imports triton, which CPU users need not have
@@ -54,7 +54,7 @@ def _(logits: Tensor, side: str, implementation: str) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("ladd_kernels::hinge_backward", mutates_args=())
 def _hinge_backward(gradient: Tensor, logits: Tensor, side: str, implementation: str) -> Tensor:
-    if choose(logits.device, implementation).implementation == "reference":
+    if resolve(logits.device, implementation).implementation == "reference":
         return reference_gradient(gradient, logits, side)  # type: ignore[arg-type]
     from kernels.hinge import launch
 

@@ -21,11 +21,11 @@ class HingePerHead(NamedTuple):
     logit: Tensor
     """``(G,)``: of the logits."""
     right: Tensor
-    """``(G,)``: share on the discriminator's right side, above 0 for real and below 0 otherwise."""
+    """``(G,)``: accuracy, the share of logits above 0 for real and below 0 otherwise."""
 
 
 def hinge_reference(logits: Tensor, side: Side) -> HingePerHead:
-    """`kernels.hinge_per_head` for every device and dtype."""
+    """As `kernels.hinge_per_head`, for every device and dtype."""
     x = logits.flatten(1)
     if side == "real":
         loss, right = torch.relu(1 - x), x > 0

@@ -8,7 +8,7 @@ from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.log import log
 from ladd_dist.models.configs import load_config
-from ladd_dist.models.sd3.attention import Attention, Place, choose_attention, set_attention
+from ladd_dist.models.sd3.attention import Attention, choose_attention, set_attention
 from ladd_dist.models.sd3.transformer import Backbone, end_behind, make_transformer, meta_transformer
 from ladd_dist.models.weights import FolderWeights
 
@@ -50,7 +50,8 @@ def pick_attention(config: Config, network: str, folder: str, compiled: bool, wo
     Raises:
         LaddError: if ``kernels.attention`` names one that cannot run.
     """
-    place = Place(world.device, compute_dtype(config), compiled)
-    attention = choose_attention(config.kernels.attention, load_config(folder), place)
+    attention = choose_attention(
+        config.kernels.attention, load_config(folder), world.device, compute_dtype(config), compiled
+    )
     log(f"attention of the {network}: {attention}")
     return attention

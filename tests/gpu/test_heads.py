@@ -1,4 +1,4 @@
-"""The heads', the hinge's and adaLN's kernels on the GPU at hand: against float64, bit for bit from run to run."""
+"""The heads' and the hinge's kernels on the GPU at hand: against float64, bit for bit from run to run."""
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ from kernels.bench.case import relative_error
 from kernels.bench.grouped_heads import LARGE, inputs
 from kernels.bench.library_heads import library_heads
 from kernels.hinge.reference import hinge_reference
-from kernels.modulation.reference import gated_residual_reference, modulated_layer_norm_reference
 
 ODD = {"heads": 3, "batch": 2, "height": 24, "width": 36, "features": 1, "k": 48, "n": 32, "groups": 8}
 SHAPES = [ODD, ODD | {"height": 7, "width": 5}, LARGE | {"batch": 1, "heads": 4}]
@@ -63,19 +62,6 @@ def test_hinge(side):
     for got, again, want in zip(first, second, hinge_reference(logits.double(), side), strict=True):
         assert torch.equal(got, again)
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["norm", "residual"])
-def test_modulation(name, dtype):
-    full, shared = (torch.randn(*s, device="cuda").to(dtype) for s in ((2, 1037, 2432), (2, 2432)))
-    if name == "norm":
-        got = kernels.modulated_layer_norm(full, shared, shared, implementation="triton")
-        want = modulated_layer_norm_reference(full.double(), shared.double(), shared.double())
-    else:
-        got = kernels.gated_residual(full, shared, full, implementation="triton")
-        want = gated_residual_reference(full.double(), shared.double(), full.double())
-    assert relative_error((got,), (want,)) < (1e-5 if dtype == torch.float32 else 8e-3)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")

@@ -12,6 +12,7 @@ convolution.
 """
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,9 +20,19 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import HeadWeights, fastest, grouped_heads, grouped_heads_reference, project_tokens, triton_obstacle
-from kernels.dispatch import DTYPES, Choice, Chosen
-from kernels.heads.weights import WIDTH_STEP
+from kernels import (
+    DTYPE_NAMES,
+    HEAD_WIDTH_STEP,
+    Choice,
+    HeadWeights,
+    KernelUnavailable,
+    choose,
+    fastest,
+    grouped_heads,
+    grouped_heads_reference,
+    project_tokens,
+    triton_obstacle,
+)
 from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.diffusion.flow import TIMESTEP_SCALE
 from ladd_dist.errors import LaddError
@@ -75,7 +86,7 @@ class DiscriminatorHeads(nn.Module):
         depth: int,
         width: int,
         pooled_width: int,
-        implementation: Chosen = "reference",
+        implementation: str = "reference",
     ) -> None:
         super().__init__()
         self.taps = tapped_blocks(config, depth)
@@ -134,9 +145,9 @@ class DiscriminatorHeads(nn.Module):
         """Parameters of some heads, the logit's with each sample's condition, and their projections."""
         layers = [p for c, n in ((self.conv1, self.norm1), (self.conv2, self.norm2)) for p in _parameters(c, n)]
         heads = len(self.taps)
-        rows = [p.unflatten(0, (heads, -1))[part].flatten(0, 1) for p in layers]
+        rows = (p.unflatten(0, (heads, -1))[part].flatten(0, 1) for p in layers)
         logit_GBO = self.logit[part, None] + self._condition(t, pooled)[:, part].transpose(0, 1).float()
-        weights = HeadWeights(*rows, logit_GBO.contiguous(), self.logit_bias[part])
+        weights = HeadWeights(*(*rows, logit_GBO.contiguous(), self.logit_bias[part]))
         return weights, self.project[part], self.project_bias[part]
 
     def _condition(self, t: Tensor, pooled: Tensor) -> Tensor:
@@ -174,26 +185,23 @@ def choose_heads(
     Raises:
         LaddError: if the kernels are asked for and cannot run.
     """
-    if setting == "torch":
-        return Choice("reference", "as kernels.heads=torch asks")
-    obstacle = _obstacle(config, device)
-    if setting == "triton":
-        if obstacle:
-            raise LaddError(f"kernels.heads=triton: {obstacle}; or set kernels.heads=auto or torch")
-        return Choice("triton", "as kernels.heads=triton asks")
-    return Choice("reference", obstacle) if obstacle else _measured(config, heads, device, dtype)
+    measured = partial(_measured, config, heads, device, dtype)
+    try:
+        return choose("kernels.heads", setting, _obstacle(config, device), measured)
+    except KernelUnavailable as why:
+        raise LaddError(f"kernels.heads=triton: {why}; or set kernels.heads=auto or torch") from None
 
 
 def _obstacle(config: DiscriminatorConfig, device: torch.device) -> str:
     """Why the kernels cannot run, or an empty string."""
     for key in ("width", "out_width"):
-        if getattr(config, key) % WIDTH_STEP:
-            return f"make discriminator.{key} a multiple of {WIDTH_STEP}"
+        if getattr(config, key) % HEAD_WIDTH_STEP:
+            return f"make discriminator.{key} a multiple of {HEAD_WIDTH_STEP}"
     return triton_obstacle(device)
 
 
 def _measured(config: DiscriminatorConfig, heads: int, device: torch.device, dtype: torch.dtype) -> Choice:
-    gpu, name = torch.cuda.get_device_name(device), DTYPES[dtype]
+    gpu, name = torch.cuda.get_device_name(device), DTYPE_NAMES[dtype]
     where = {"op": "grouped_heads", "gpu": gpu, "dtype": name, "k": config.width, "n": config.out_width}
     found = fastest(where, ("heads", heads), ["triton"], "grouped")
     if found is None:

@@ -5,15 +5,23 @@ the processor in.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-from kernels import fastest, joint_attention, triton_obstacle
-from kernels.attention.configs import HEAD_DIMS
-from kernels.dispatch import DTYPES
+from kernels import (
+    ATTENTION_HEAD_DIMS,
+    DTYPE_NAMES,
+    Choice,
+    KernelUnavailable,
+    choose,
+    fastest,
+    joint_attention,
+    triton_obstacle,
+)
 from ladd_dist.errors import LaddError
 
 _OURS = {"triton": "own", "triton + flash backward": "flash", "triton + cuDNN backward": "cudnn"}
@@ -34,16 +42,13 @@ class Attention:
         return f"{name}{library} ({self.reason})"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where and in what a network will run."""
-
-    device: torch.device
-    dtype: torch.dtype
-    compiled: bool
-
-
-def choose_attention(setting: Literal["auto", "triton", "sdpa"], config: dict[str, Any], place: Place) -> Attention:
+def choose_attention(
+    setting: Literal["auto", "triton", "sdpa"],
+    config: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+) -> Attention:
     """Pick the attention of a network.
 
     ``auto`` takes the fused kernel where it was measured to be fastest on this GPU, nearest to the network's native
@@ -52,43 +57,42 @@ def choose_attention(setting: Literal["auto", "triton", "sdpa"], config: dict[st
     Args:
         setting: ``kernels.attention``.
         config: the diffusers transformer's.
+        dtype: compute precision.
+        compiled: whether the network's blocks are, which is what the kernel then has to beat.
 
     Raises:
         LaddError: if ``setting`` is triton and it cannot run.
     """
-    if setting == "sdpa":
-        return Attention(False, "own", "as kernels.attention=sdpa asks")
-    obstacle = _obstacle(config, place)
-    if setting == "triton":
-        if obstacle:
-            raise LaddError(f"kernels.attention=triton: {obstacle}; set kernels.attention=auto or sdpa")
-        return Attention(True, "own", "as kernels.attention=triton asks")
-    if obstacle:
-        return Attention(False, "own", obstacle)
-    return _measured(config, place)
+    measured = partial(_measured, config, device, dtype, compiled)
+    try:
+        choice = choose("kernels.attention", setting, _obstacle(config, device), measured)
+    except KernelUnavailable as why:
+        raise LaddError(f"kernels.attention=triton: {why}; set kernels.attention=auto or sdpa") from None
+    return Attention(choice.implementation in _OURS, _OURS.get(choice.implementation, "own"), choice.reason)
 
 
-def _obstacle(config: dict[str, Any], place: Place) -> str:
+def _obstacle(config: dict[str, Any], device: torch.device) -> str:
     """Why the fused kernel cannot run, or an empty string."""
-    if config["attention_head_dim"] not in HEAD_DIMS:
-        return f"the kernel has no head_dim of {config['attention_head_dim']}, only {', '.join(map(str, HEAD_DIMS))}"
+    if (head_dim := config["attention_head_dim"]) not in ATTENTION_HEAD_DIMS:
+        return f"the kernel has no head_dim of {head_dim}, only {', '.join(map(str, ATTENTION_HEAD_DIMS))}"
     if config.get("qk_norm") not in (None, "rms_norm"):
         return f"the kernel has no qk_norm of {config['qk_norm']}, only rms_norm or none"
-    return triton_obstacle(place.device)
+    return triton_obstacle(device)
 
 
-def _measured(config: dict[str, Any], place: Place) -> Attention:
-    gpu, dtype = torch.cuda.get_device_name(place.device), DTYPES[place.dtype]
-    theirs = "diffusers compiled" if place.compiled else "diffusers eager"
+def _measured(config: dict[str, Any], device: torch.device, dtype: torch.dtype, compiled: bool) -> Choice:
+    """The fastest by the table: a name of `_OURS`, or ``reference``."""
+    gpu, precision = torch.cuda.get_device_name(device), DTYPE_NAMES[dtype]
+    theirs = "diffusers compiled" if compiled else "diffusers eager"
     tokens = (config["sample_size"] // config["patch_size"]) ** 2
-    where = {"op": "joint_attention", "gpu": gpu, "dtype": dtype, "head_dim": config["attention_head_dim"]}
+    where = {"op": "joint_attention", "gpu": gpu, "dtype": precision, "head_dim": config["attention_head_dim"]}
     found = fastest(where, ("image", tokens), _OURS, theirs)
     if found is None:
-        return Attention(False, "own", f"nothing was measured on {gpu} in {dtype}: run make gpu-check there")
+        return Choice("reference", f"nothing was measured on {gpu} in {precision}: run make gpu-check there")
     name, row = found
     times = ", ".join(f"{key} {row['p50_ms'][key]:.3f}" for key in (*_OURS, theirs) if key in row["p50_ms"])
     reason = f"ms at {row['image']} image tokens on {gpu}: {times}"
-    return Attention(name in _OURS, _OURS.get(name, "own"), reason)
+    return Choice(name if name in _OURS else "reference", reason)
 
 
 def set_attention(net: SD3Transformer2DModel, attention: Attention) -> None:
@@ -124,7 +128,7 @@ class JointAttentionProcessor:
         if attention_mask is not None:
             raise LaddError("joint attention takes no attention_mask: set kernels.attention=sdpa")
         image = _heads(attn, hidden_states, attn.to_q, attn.to_k, attn.to_v)
-        norms = {"norm_q": _weight(attn.norm_q), "norm_k": _weight(attn.norm_k)}
+        norms: dict[str, Any] = {"norm_q": _weight(attn.norm_q), "norm_k": _weight(attn.norm_k)}
         text: tuple[Tensor, ...] = ()
         if encoder_hidden_states is not None:
             text = _heads(attn, encoder_hidden_states, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
