@@ -331,7 +331,7 @@ def test_a_sides_own_code_says_which_keys_there_are(tmp_path: Path, dataset: Pat
         "import json\n"
         "from types import SimpleNamespace\n"
         "def load(path, overrides):\n"
-        f"    tree = {{'data': {{'path': {str(dataset)!r}}}, 'given': [path, *overrides]}}\n"
+        f"    tree = {{'engine': 'local', 'data': {{'path': {str(dataset)!r}}}, 'given': [path, *overrides]}}\n"
         "    return SimpleNamespace(model_dump_json=lambda: json.dumps(tree))\n"
     )
     assert fake_side(tmp_path, "").check()["given"] == [TINY, "seed=1"]

@@ -32,7 +32,7 @@ class Shard:
     local: Tensor
 
 
-class Weights(Protocol):
+class TensorSource(Protocol):
     """Where tensors are read from, range by range: a folder of safetensors or a checkpoint."""
 
     def read(self, name: str, offset: int, length: int) -> Tensor:
@@ -41,10 +41,10 @@ class Weights(Protocol):
 
 
 @torch.no_grad()
-def fill(shards: Mapping[str, Shard], weights: Weights) -> None:
+def fill(shards: Mapping[str, Shard], source: TensorSource) -> None:
     """Read each shard's own range into it, one after the other: nothing is ever whole in between."""
     for name, shard in shards.items():
-        shard.local.copy_(weights.read(name, shard.offset, shard.local.numel()))
+        shard.local.copy_(source.read(name, shard.offset, shard.local.numel()))
 
 
 class Engine(ABC):
@@ -54,9 +54,9 @@ class Engine(ABC):
     owner: bool = True
     """Whether this rank's shards are the ones to save; the others hold copies of another rank's."""
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Forward pass; the engine owns the graph."""
-        return self.module(*inputs)
+        return self.module(*inputs, **options)
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Accumulate the gradient of ``loss``, averaged over ranks. ``last`` marks the final micro-batch."""

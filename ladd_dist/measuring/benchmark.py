@@ -19,6 +19,8 @@ from ladd_dist.diffusion.flow import add_noise, x0_from_velocity
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.build import compute_dtype
+from ladd_dist.engines.ranges import whole
+from ladd_dist.engines.registry import engine_entry
 from ladd_dist.errors import LaddError
 from ladd_dist.log import progress
 from ladd_dist.methods.ladd.heads import Gradients
@@ -204,6 +206,7 @@ def measure_traffic(config: Config, world: World) -> tuple[dict[str, Traffic], d
     with TrafficCounter() as counter:
         trainer.ladd.iteration(1, samples)
     ladd = trainer.ladd
-    modules = (ladd.student.module, ladd.teacher, ladd.heads.module)
-    student, teacher, heads = (gathered_elements(module, world.size) for module in modules)
+    sharded = engine_entry(config.engine).layout(config, world.size, world.rank)
+    student, teacher = (gathered_elements(module, sharded) for module in (ladd.student.module, ladd.teacher))
+    heads = gathered_elements(ladd.heads.module, whole)
     return dict(counter.seen), expected(config, student, teacher, heads, micro_batches=len(samples))

@@ -206,7 +206,7 @@ def build_networks(config: Config, world: World, clock: Clock) -> Ladd:
         return Backbone(net, dtype, config.student.activation_checkpointing).train()
 
     teacher = Blueprint(make_teacher, FolderWeights(config.teacher.path), dtype, config.teacher.compile)
-    student = Blueprint(make_student, FolderWeights(start), torch.float32, config.student.compile)
+    student = Blueprint(make_student, FolderWeights(start), dtype, config.student.compile)
     return Ladd(
         config,
         student=build_engine(config, student, world),
