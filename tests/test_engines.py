@@ -21,16 +21,23 @@ from ladd_dist.checkpoints.reader import network_shards, open_newest
 from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config, load
 from ladd_dist.distributed.world import World
+from ladd_dist.engines import registry
 from ladd_dist.engines.base import STATE_KINDS, Engine, fill
 from ladd_dist.engines.blueprint import Blueprint
-from ladd_dist.engines.build import build_engine, compute_dtype
+from ladd_dist.engines.build import build_engine, check_launch, compute_dtype, place_frozen
 from ladd_dist.engines.ema import Ema
+from ladd_dist.engines.entry import EngineEntry
+from ladd_dist.engines.ranges import Range
+from ladd_dist.engines.replicated import ReplicatedEngine
+from ladd_dist.engines.settings import check_settings
+from ladd_dist.errors import LaddError
 from ladd_dist.methods.ladd.losses import poison
 from ladd_dist.planning.memory import measured_trained, trained_state
 
 SHARDED = [name for name in ENGINES if name != "local"]
 RANKS = {"local": 1, "hsdp": 4} | {name: 2 for name in SHARDED if name != "hsdp"}
 """hsdp as two copies of two shards."""
+SHARD = "teacher.placement=shard"
 ADAPTED = ["local", "fsdp2", "zero3"]
 LR, CLIP = 1e-2, 0.05
 
@@ -352,6 +359,49 @@ def test_prefetching_changes_no_bit() -> None:
     for ours, theirs in zip(ahead, plain, strict=True):
         assert ours[-1].norm == theirs[-1].norm
         assert all(same(ours[-1].state[kind], theirs[-1].state[kind]) for kind in STATE_KINDS)
+
+
+# Registration
+
+
+def toy(world: World, blueprint: Blueprint, built: list[str]) -> Engine:
+    built.append("trained")
+    return ReplicatedEngine(blueprint.whole(world.device), load(TINY).student_optimizer, blueprint.dtype, world)
+
+
+def test_whoever_adds_an_engine_registers_it_and_touches_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_ENTRIES", registry.engines())
+    config, built = settings("local", "engine=toy", SHARD), list[str]()
+    blueprint = Blueprint(Toy, Given(weights()), torch.float32)
+    for ask in (check_settings, lambda c: check_launch(c, ALONE), lambda c: build_engine(c, blueprint, ALONE),
+                lambda c: place_frozen(c, blueprint, ALONE), lambda c: trained_state(c, Toy(), 1)):  # fmt: skip
+        with pytest.raises(LaddError, match="engine=toy is not known: set engine to local, fsdp2, zero3$"):
+            ask(config)
+
+    def check(config: Config) -> None:
+        if config.student.compile:
+            raise LaddError("not compiled")
+
+    entry = EngineEntry(
+        build=lambda config, blueprint, world: toy(world, blueprint, built),
+        place_frozen=lambda config, blueprint, world: built.append("frozen") or blueprint.whole(world.device),
+        launcher="python",
+        layout=lambda config, size, rank: lambda shape: Range(0, 1, 2, 3),
+        check=check,
+    )
+    registry.register("toy", entry)
+    with pytest.raises(ValueError, match="an engine toy is registered already"):
+        registry.register("toy", entry)
+    check_launch(config, ALONE)
+    with pytest.raises(LaddError, match="not compiled"):
+        check_launch(settings("local", "engine=toy", "student.compile=true"), ALONE)
+    with pytest.raises(LaddError, match=r"fsdp2\.replicas is only read by engine=fsdp2, but engine=toy"):
+        check_settings(settings("local", "engine=toy", "fsdp2.replicas=2"))
+    assert set(build_engine(config, blueprint, ALONE).shards()) == {name for name, _ in Toy().named_parameters()}
+    place_frozen(config, blueprint, ALONE)
+    assert built == ["trained", "frozen"]
+    tensors = len(list(Toy().parameters()))
+    assert trained_state(config, Toy(), 1)["device", "masters"] == 2 * 4 * tensors
 
 
 # Adapters on a frozen network
