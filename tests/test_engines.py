@@ -413,14 +413,18 @@ def adapted(world: World, config: Config, recompute: bool = False) -> Engine:
     return build_engine(config, Blueprint(partial(AdaptedNet, dtype, recompute), source(), dtype), world)
 
 
+def passes(engine: Engine, rank: int, step: int) -> None:
+    """Forward and backward, between which the network runs as if it had no adapters, like a reference."""
+    x, t, cond = inputs(step, rank)
+    output = engine(x, t, cond, adapter=True)
+    with torch.no_grad():
+        reference = engine(x, t, cond, adapter=False)
+    engine.backward((output - reference - 1).square().mean())
+
+
 def learn(engine: Engine, config: Config, rank: int, steps: range) -> None:
-    """Train; between forward and backward the network runs as if it had no adapters, like a reference."""
     for step in steps:
-        x, t, cond = inputs(step, rank)
-        output = engine(x, t, cond, adapter=True)
-        with torch.no_grad():
-            reference = engine(x, t, cond, adapter=False)
-        engine.backward((output - reference - 1).square().mean())
+        passes(engine, rank, step)
         engine.step(config.student_optimizer.lr)
 
 
@@ -429,7 +433,7 @@ def adapted_state(world: World, config: Config) -> tuple[dict[str, Any], Counter
     engine = adapted(world, config)
     ema = Ema(engine, 0.9, on_host=False)
     learn(engine, config, world.rank, range(1))
-    engine.backward(loss_of(engine(*inputs(1, world.rank))))
+    passes(engine, world.rank, 1)
     held = {kind: {name: s.local.dtype for name, s in engine.shards(kind).items()} for kind in STATE_KINDS}
     held["ema"] = {name: s.local.dtype for name, s in ema.shards().items()}
     held["frozen"] = {

@@ -12,7 +12,10 @@ from ladd_dist.engines.compiled import compile_blocks
 
 
 class Wrappable(Protocol):
-    """A network that names the submodules to shard and compile one by one."""
+    """A network that names the submodules to shard and compile one by one.
+
+    Its forward pass depends on its arguments and weights alone (see `engines.base`).
+    """
 
     def wrap_points(self) -> list[nn.Module]:
         """In the order of the forward pass."""
@@ -24,8 +27,8 @@ class Blueprint:
     """How to build a network, and where its weights are read from.
 
     ``build`` allocates nothing on the meta device, and says by ``requires_grad`` what is trained. Frozen parameters
-    are made in ``dtype``, the compute precision; trained ones in fp32 (master weights), with the network's buffers.
-    ``weights`` has them all, by their names in the network: see `Initialized` for those that no folder holds.
+    are made in ``dtype``, the compute precision; trained ones in fp32 (master weights), and with them the buffers.
+    ``weights`` has all of them by their names in the network: see `Initialized` for those that no folder holds.
     ``compile`` has the wrap points compiled (see `engines.compiled`).
     """
 
@@ -43,7 +46,7 @@ class Blueprint:
         return module
 
     def whole(self, device: torch.device) -> nn.Module:
-        """The whole network on a device; its weights go there one by one, never through a whole copy."""
+        """The whole network on a device; tensors are read one by one, so that no second copy is ever whole."""
         module = self.on_meta().to_empty(device=device)
         fill(whole_shards(dict(module.named_parameters())), self.weights)
         self.fill_buffers(module)
@@ -63,7 +66,7 @@ def wrap_points(module: nn.Module) -> list[nn.Module]:
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name: those that an engine optimises and a checkpoint holds."""
+    """The parameters that require a gradient, by name: those that an engine optimises and a checkpoint holds."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
