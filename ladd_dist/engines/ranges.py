@@ -1,7 +1,7 @@
 """Which range of a flattened tensor a rank holds: the arithmetic that engines, checkpoints and forecasts share.
 
-The ranges of all ranks tile the tensor in rank order. Whatever cuts into equal shares leaves the last ranks with
-less, or with nothing, and pads what they store to the size of the others'.
+The ranges of all ranks tile the tensor in rank order. Where it does not divide evenly, the last ranks hold less, or
+nothing, and pad what they store to the size of the others' shards.
 """
 
 from collections.abc import Callable, Iterable
@@ -53,5 +53,5 @@ def _share(count: int, width: int, size: int, rank: int) -> Range:
 
 
 def gathered_limit(shapes: Iterable["torch.Size"]) -> int:
-    """Elements up to which ZeRO-3 keeps a network's parameter gathered: biases and norm weights stay, matrices go."""
+    """Elements up to which ZeRO-3 keeps a parameter gathered between passes: biases and norm weights only."""
     return max((shape.numel() for shape in shapes if len(shape) == 1), default=0) + 1

@@ -6,7 +6,7 @@ from ladd_dist.errors import LaddError
 
 
 def check_settings(config: Config) -> None:
-    """Hold the engine's name and settings against what is registered, before anything is started.
+    """Check that the engine is registered and can run with these settings, before anything is started.
 
     A setting that the chosen engine does not read is an error, as any other key that nothing reads.
 
