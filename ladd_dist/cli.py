@@ -68,11 +68,13 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds:
     from ladd_dist import log  # late: torch takes seconds to import
     from ladd_dist.distributed import world as distributed
     from ladd_dist.distributed.tasks import idle_tasks
+    from ladd_dist.engines.settings import check_settings
     from ladd_dist.files.run_lock import Lease
     from ladd_dist.supervision.supervisor import supervise, tell
 
     try:
         config = load(args.config, args.overrides)
+        check_settings(config)
         world = distributed.start(config.device)
     except LaddError as error:
         sys.exit(tell(error))

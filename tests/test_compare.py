@@ -326,18 +326,38 @@ def test_a_failure_names_the_side_and_its_reason(
     assert ("right | ZeroDivisionError: division by zero" in capfd.readouterr().err) == (program == "1 / 0")
 
 
-def test_a_sides_own_code_says_which_keys_there_are(tmp_path: Path, dataset: Path):
-    (tmp_path / "ladd_dist").mkdir()
-    (tmp_path / "ladd_dist/__init__.py").touch()
-    (tmp_path / "ladd_dist/errors.py").write_text("class LaddError(Exception): pass\n")
-    (tmp_path / "ladd_dist/config.py").write_text(
+def own_config(tree: Path, dataset: Path, engine: str) -> None:
+    """Give a side's tree a package of its own."""
+    (tree / "ladd_dist").mkdir()
+    (tree / "ladd_dist/__init__.py").touch()
+    (tree / "ladd_dist/errors.py").write_text("class LaddError(Exception): pass\n")
+    (tree / "ladd_dist/config.py").write_text(
         "import json\n"
         "from types import SimpleNamespace\n"
         "def load(path, overrides):\n"
-        f"    tree = {{'data': {{'path': {str(dataset)!r}}}, 'given': [path, *overrides]}}\n"
+        f"    tree = {{'engine': {engine!r}, 'data': {{'path': {str(dataset)!r}}}, 'given': [path, *overrides]}}\n"
         "    return SimpleNamespace(model_dump_json=lambda: json.dumps(tree))\n"
     )
+
+
+def test_a_sides_own_code_says_which_keys_there_are(tmp_path: Path, dataset: Path):
+    own_config(tmp_path, dataset, "local")
     assert fake_side(tmp_path, "").check()["given"] == [TINY, "seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "ranks", "message"),
+    [
+        ("zero9", 1, "right: engine=zero9 is not known: set engine to local, fsdp2, zero3"),
+        ("local", 2, "right: engine=local runs in one process: set --right-ranks 1"),
+    ],
+)
+def test_an_engine_that_cannot_be_started_is_named(
+    tmp_path: Path, dataset: Path, engine: str, ranks: int, message: str
+):
+    own_config(tmp_path, dataset, engine)
+    with pytest.raises(LaddError, match=message):
+        replace(fake_side(tmp_path, ""), ranks=ranks).check()
 
 
 def test_overrides_of_a_side_are_split_without_a_shell():

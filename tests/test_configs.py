@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ladd_dist.config import Config, Section, load
 from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.engines.settings import check_settings
 from ladd_dist.errors import LaddError
 from ladd_dist.methods.ladd.heads import DiscriminatorHeads
 from ladd_dist.models.sd3.transformer import meta_transformer
@@ -27,6 +28,7 @@ def test_shipped_configs_parse_and_survive_a_round_trip(path, tmp_path):
     config = load(path)
     config.save(tmp_path / "resolved.yaml")
     assert load(tmp_path / "resolved.yaml") == config
+    check_settings(config)
 
 
 @pytest.fixture

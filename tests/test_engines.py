@@ -2,27 +2,43 @@
 
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 import torch.distributed as dist
+from adapters import ADAPTERS, AdaptedNet, first_values, inputs, source
+from checkpoints import run_state
 from conftest import ALONE, TINY
 from ranks import ENGINES, ranks
 from torch import Tensor, nn
 
+from ladd_dist.checkpoints.reader import network_shards, open_newest
+from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config, load
 from ladd_dist.distributed.world import World
+from ladd_dist.engines import registry
 from ladd_dist.engines.base import STATE_KINDS, Engine, fill
 from ladd_dist.engines.blueprint import Blueprint
-from ladd_dist.engines.build import build_engine, compute_dtype
+from ladd_dist.engines.build import build_engine, check_launch, compute_dtype, place_frozen
+from ladd_dist.engines.ema import Ema
+from ladd_dist.engines.entry import EngineEntry
+from ladd_dist.engines.ranges import Range
+from ladd_dist.engines.replicated import ReplicatedEngine
+from ladd_dist.engines.settings import check_settings
+from ladd_dist.errors import LaddError
 from ladd_dist.methods.finite import nan_unless_finite
+from ladd_dist.planning.memory import measured_trained, trained_state
 
 SHARDED = [name for name in ENGINES if name != "local"]
 RANKS = {"local": 1, "hsdp": 4} | {name: 2 for name in SHARDED if name != "hsdp"}
 """hsdp as two copies of two shards."""
+SHARD = "teacher.placement=shard"
+ADAPTED = ["local", "fsdp2", "zero3"]
 LR, CLIP = 1e-2, 0.05
 
 
@@ -83,11 +99,16 @@ def settings(engine: str, *overrides: str) -> Config:
 
 
 def build(world: World, config: Config) -> Engine:
+    join(config)
+    make = partial(Toy, compute_dtype(config))
+    return build_engine(config, Blueprint(make, Given(weights()), compute_dtype(config)), world)
+
+
+def join(config: Config) -> None:
+    """Give a rank that is alone its process group."""
     if config.engine != "local" and not dist.is_initialized():  # one rank alone
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    make = partial(Toy, compute_dtype(config))
-    return build_engine(config, Blueprint(make, Given(weights()), torch.float32), world)
 
 
 def run(size: int, engine: str, function: Any, *args: Any) -> list[Any]:
@@ -338,3 +359,164 @@ def test_prefetching_changes_no_bit() -> None:
     for ours, theirs in zip(ahead, plain, strict=True):
         assert ours[-1].norm == theirs[-1].norm
         assert all(same(ours[-1].state[kind], theirs[-1].state[kind]) for kind in STATE_KINDS)
+
+
+# Registration
+
+
+def toy(world: World, blueprint: Blueprint, built: list[str]) -> Engine:
+    built.append("trained")
+    return ReplicatedEngine(blueprint.whole(world.device), load(TINY).student_optimizer, blueprint.dtype, world)
+
+
+def test_whoever_adds_an_engine_registers_it_and_touches_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_ENTRIES", registry.engines())
+    config, built = settings("local", "engine=toy", SHARD), list[str]()
+    blueprint = Blueprint(Toy, Given(weights()), torch.float32)
+    for ask in (check_settings, lambda c: check_launch(c, ALONE), lambda c: build_engine(c, blueprint, ALONE),
+                lambda c: place_frozen(c, blueprint, ALONE), lambda c: trained_state(c, Toy(), 1)):  # fmt: skip
+        with pytest.raises(LaddError, match="engine=toy is not known: set engine to local, fsdp2, zero3$"):
+            ask(config)
+
+    def check(config: Config) -> None:
+        if config.student.compile:
+            raise LaddError("not compiled")
+
+    entry = EngineEntry(
+        build=lambda config, blueprint, world: toy(world, blueprint, built),
+        place_frozen=lambda config, blueprint, world: built.append("frozen") or blueprint.whole(world.device),
+        launcher="python",
+        layout=lambda config, size, rank: lambda shape: Range(0, 1, 2, 3),
+        check=check,
+    )
+    registry.register("toy", entry)
+    with pytest.raises(ValueError, match="an engine toy is registered already"):
+        registry.register("toy", entry)
+    check_launch(config, ALONE)
+    with pytest.raises(LaddError, match="not compiled"):
+        check_launch(settings("local", "engine=toy", "student.compile=true"), ALONE)
+    with pytest.raises(LaddError, match=r"fsdp2\.replicas is only read by engine=fsdp2, but engine=toy"):
+        check_settings(settings("local", "engine=toy", "fsdp2.replicas=2"))
+    assert set(build_engine(config, blueprint, ALONE).shards()) == {name for name, _ in Toy().named_parameters()}
+    place_frozen(config, blueprint, ALONE)
+    assert built == ["trained", "frozen"]
+    tensors = len(list(Toy().parameters()))
+    assert trained_state(config, Toy(), 1)["device", "masters"] == 2 * 4 * tensors
+
+
+# Adapters on a frozen network
+
+
+def adapted(world: World, config: Config, recompute: bool = False) -> Engine:
+    join(config)
+    dtype = compute_dtype(config)
+    return build_engine(config, Blueprint(partial(AdaptedNet, dtype, recompute), source(), dtype), world)
+
+
+def passes(engine: Engine, rank: int, step: int) -> None:
+    """Forward and backward, between which the network runs as if it had no adapters, like a reference."""
+    x, t, cond = inputs(step, rank)
+    output = engine(x, t, cond, adapter=True)
+    with torch.no_grad():
+        reference = engine(x, t, cond, adapter=False)
+    engine.backward((output - reference - 1).square().mean())
+
+
+def learn(engine: Engine, config: Config, rank: int, steps: range) -> None:
+    for step in steps:
+        passes(engine, rank, step)
+        engine.step(config.student_optimizer.lr)
+
+
+def adapted_state(world: World, config: Config) -> tuple[dict[str, Any], Counter[str], Counter[str]]:
+    """Names and dtypes of what is held, and bytes as measured and as the formula has them, behind a backward pass."""
+    engine = adapted(world, config)
+    ema = Ema(engine, 0.9, on_host=False)
+    learn(engine, config, world.rank, range(1))
+    passes(engine, world.rank, 1)
+    held = {kind: {name: s.local.dtype for name, s in engine.shards(kind).items()} for kind in STATE_KINDS}
+    held["ema"] = {name: s.local.dtype for name, s in ema.shards().items()}
+    held["frozen"] = {
+        name: getattr(p, "ds_tensor", p).dtype for name, p in engine.module.named_parameters() if not p.requires_grad
+    }
+    with torch.device("meta"):
+        expected = trained_state(config, AdaptedNet(), world.size, world.rank)
+    wanted = Counter[str]()
+    for (_, kind), size in expected.items():
+        wanted[kind] += size
+    return held, measured_trained(engine, ema), wanted
+
+
+@pytest.mark.parametrize("engine", ADAPTED)
+def test_only_what_is_trained_has_masters_moments_and_an_average(engine: str) -> None:
+    everything = {name for name, _ in AdaptedNet().named_parameters()}
+    for held, measured, wanted in run(RANKS[engine], engine, adapted_state, settings(engine, "train.precision=bf16")):
+        frozen = held.pop("frozen")
+        assert frozen == dict.fromkeys(everything - ADAPTERS, torch.bfloat16)
+        assert held == dict.fromkeys(held, dict.fromkeys(ADAPTERS, torch.float32))
+        del measured["buffers"]
+        assert measured["gathered"] <= wanted["gathered"]
+        del measured["gathered"], wanted["gathered"]
+        assert +measured == +wanted
+
+
+def train_adapters(world: World, config: Config, stop: int, recompute: bool = False) -> tuple[Seen, Tensor]:
+    """Train four steps, with a new start from a checkpoint behind the first ``stop``; state and output."""
+    engine = adapted(world, config, recompute)
+    learn(engine, config, world.rank, range(stop))
+    if stop < 4:
+        writer = CheckpointWriter(config, world)
+        writer.save(network_shards("student", engine), run_state(stop, world))
+        writer.wait()
+        engine = adapted(world, config, recompute)
+        saved = open_newest(config.run_dir, world)
+        assert saved is not None and {key.rpartition("/")[2] for key in saved.shapes} == ADAPTERS
+        saved.load(network_shards("student", engine))
+        engine.publish()
+        engine.updates = saved.state.updates["student"]
+        learn(engine, config, world.rank, range(stop, 4))
+    with torch.no_grad():
+        return look(engine), engine(*inputs(9, 0))
+
+
+def plainly(config: Config, size: int) -> tuple[dict[str, Tensor], Tensor]:
+    """The same by plain PyTorch on one process."""
+    net, optimizer_config = AdaptedNet(), config.student_optimizer
+    net.load_state_dict(first_values())
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    betas: Any = tuple(optimizer_config.betas)
+    optimizer = torch.optim.AdamW(parameters, LR, betas, optimizer_config.eps, optimizer_config.weight_decay)
+    for step in range(4):
+        optimizer.zero_grad()
+        for rank in range(size):
+            given = inputs(step, rank)
+            ((net(*given) - net(*given, adapter=False).detach() - 1).square().mean() / size).backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+    return {name: p.detach() for name, p in net.named_parameters() if p.requires_grad}, net(*inputs(9, 0)).detach()
+
+
+@pytest.mark.parametrize("engine", ADAPTED)
+def test_adapters_train_as_on_one_process_and_go_on_from_a_checkpoint(tmp_path: Path, engine: str) -> None:
+    config = settings(engine, f"run_dir={tmp_path}")
+    straight, resumed = (run(RANKS[engine], engine, train_adapters, config, stop) for stop in (4, 2))
+    for (ours, output), (theirs, expected) in zip(resumed, straight, strict=True):
+        assert all(same(ours.state[kind], theirs.state[kind]) for kind in STATE_KINDS)
+        assert torch.equal(output, expected) and ours.updates == theirs.updates == 4
+    tensors, output = plainly(config, RANKS[engine])
+    result = whole([view for view, _ in straight], "param")
+    assert result.keys() == tensors.keys() == ADAPTERS
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(result[name], tensor, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(result[name], first_values()[name])
+    torch.testing.assert_close(straight[0][1], output, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ADAPTED)
+def test_recomputation_sees_the_adapter_that_the_forward_pass_saw(engine: str) -> None:
+    """Though the last pass before the backward one ran without."""
+    kept, recomputed = (
+        run(RANKS[engine], engine, train_adapters, settings(engine), 4, recompute) for recompute in (False, True)
+    )
+    for (ours, _), (theirs, _) in zip(recomputed, kept, strict=True):
+        assert all(same(ours.state[kind], theirs.state[kind]) for kind in STATE_KINDS)

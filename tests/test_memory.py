@@ -13,8 +13,6 @@ import torch
 import torch.distributed as dist
 from conftest import ROOT, TEACHER, TINY
 from diffusers import SD3Transformer2DModel
-from hypothesis import given
-from hypothesis import strategies as st
 from launch import run_ranks
 from test_configs import SD35_LARGE
 from torch._subclasses.fake_tensor import FakeTensor
@@ -32,14 +30,12 @@ from ladd_dist.methods.ladd.sample import draw_sample
 from ladd_dist.methods.registry import build_method
 from ladd_dist.models.sd3.transformer import Backbone, meta_transformer
 from ladd_dist.planning.memory import (
-    State,
+    StateBytes,
     adamw_moments,
     describe,
     expected_state,
-    flat_part,
     measured_state,
     on,
-    row_part,
 )
 
 SMALL_HEADS = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "groups=4", "cond_width=16")]
@@ -110,7 +106,7 @@ def train_once(config: Config, world: World, ladd: Ladd, ema: Ema) -> None:
     ladd.train_student(sample, fake, share=1.0, last=True)
 
 
-def states(world: World, cases: list[list[str]]) -> list[tuple[State, Counter[str], int]]:
+def states(world: World, cases: list[list[str]]) -> list[tuple[StateBytes, Counter[str], int]]:
     """For each case: what the formula says, what the state holds, and all bytes that building and training added."""
     if not dist.is_initialized():
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -139,7 +135,7 @@ def ranks(request, odd_teacher):
     }
 
 
-def kinds(state: State) -> Counter[str]:
+def kinds(state: StateBytes) -> Counter[str]:
     total = Counter[str]()
     for (_, kind), size in state.items():
         total[kind] += size
@@ -182,17 +178,6 @@ def test_a_kept_copy_is_seen():
     assert sum(size for address, size in alive().items() if address not in before) >= 8000
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 9))
-def test_parts_are_cut_as_the_engines_cut_them(sizes, ranks):
-    shape = torch.Size(sizes)
-    tensor = torch.arange(shape.numel()).view(shape)
-    for part, whole in ((row_part, tensor), (flat_part, tensor.view(-1))):
-        held = [part(shape, ranks, rank).held for rank in range(ranks)]
-        chunks = [chunk.numel() for chunk in whole.chunk(ranks)]
-        assert held == chunks + [0] * (ranks - len(chunks))
-        assert {part(shape, ranks, rank).stored for rank in range(ranks)} == {chunks[0]}
-
-
 def test_quantized_moments_take_a_byte_and_their_scales():
     optimizer = load(TINY, ["student_optimizer.state=8bit"]).student_optimizer
     table = 4 * 256
@@ -218,7 +203,7 @@ def test_offload_moves_state_to_the_host(odd_teacher):
 
 
 def test_state_is_told_by_place_largest_first():
-    state: State = Counter(
+    state: StateBytes = Counter(
         {("device", "teacher"): 1 * 10**9, ("host", "ema"): 4 * 10**9, ("device", "masters"): 2 * 10**9}
     )
     state["device", "weights"] = 0

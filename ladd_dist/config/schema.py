@@ -21,7 +21,8 @@ class Config(Section):
 
     run_dir: PathName
     seed: Seed = 0
-    engine: Literal["local", "fsdp2", "zero3"] = "local"
+    engine: str = "local"
+    """Who holds the networks on the ranks; `engines.registry` knows the names and checks the settings."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` uses a GPU when there is one."""
     teacher: TeacherConfig
@@ -43,18 +44,6 @@ class Config(Section):
     profile: ProfileConfig = ProfileConfig()
 
     @model_validator(mode="after")
-    def _engine_settings(self) -> "Config":
-        """A setting that the chosen engine does not read is an error, as any other key that nothing reads."""
-        for name, section in (("fsdp2", self.fsdp2), ("zero3", self.zero3)):
-            defaults = type(section)()
-            changed = [key for key in type(section).model_fields if getattr(section, key) != getattr(defaults, key)]
-            if changed and self.engine != name:
-                raise ValueError(f"{name}.{changed[0]} is only read by engine={name}, but engine={self.engine}")
-        if self.engine == "zero3":
-            self._check_zero3()
-        return self
-
-    @model_validator(mode="after")
     def _method_settings(self) -> "Config":
         """The discriminator's settings belong to LADD."""
         if self.method.name == "ladd":
@@ -74,13 +63,6 @@ class Config(Section):
     def _sampling_steps(self) -> "Config":
         self.method.times(self.sampling.steps)
         return self
-
-    def _check_zero3(self) -> None:
-        if self.student_optimizer.state == "8bit":
-            reason = "offloads only fp32 state" if self.zero3.offload != "none" else "partitions only fp32 state"
-            raise ValueError(f"student_optimizer.state=8bit: engine=zero3 {reason}; set fp32, or engine=fsdp2")
-        if self.student.compile or (self.teacher.compile and self.teacher.placement == "shard"):
-            raise ValueError("compile=true: the hooks of engine=zero3 cannot be compiled; set engine=fsdp2")
 
     def micro_batch(self, world_size: int) -> int:
         """Samples per rank and forward pass.

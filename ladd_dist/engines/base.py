@@ -1,9 +1,13 @@
-"""The engine contract: what the LADD step, the EMA and the checkpoint may ask of a network under training.
+"""The engine contract: what a training step, the EMA and the checkpoint may ask of a network under training.
 
-An engine holds fp32 master weights and AdamW state, whole or sharded, and computes in the configured
-precision. Its state is offered as `Shard`s, contiguous ranges of flattened tensors, so that start, EMA and
-checkpoint are the same code for every engine, and one engine's checkpoint can be read by any other at any
-world size.
+An engine holds fp32 master weights and AdamW's state of the trainable parameters, whole or sharded, and computes in
+the configured precision; parameters that do not require a gradient are kept in that precision only. Its state is
+offered as `Shard`s, contiguous ranges of flattened tensors, so that start, EMA and checkpoint are the same code for
+every engine, and one engine's checkpoint can be read by any other at any world size.
+
+What differs from one pass to another, such as whether an adapter counts, is an argument of the forward pass and never
+state of the module. Activation checkpointing runs a block again in the backward pass, with the arguments of its
+forward pass but with whatever state the module has by then: after another pass, another network than the loss saw.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +36,7 @@ class Shard:
     local: Tensor
 
 
-class Weights(Protocol):
+class TensorSource(Protocol):
     """Where tensors are read from, range by range: a folder of safetensors or a checkpoint."""
 
     def read(self, name: str, offset: int, length: int) -> Tensor:
@@ -41,22 +45,22 @@ class Weights(Protocol):
 
 
 @torch.no_grad()
-def fill(shards: Mapping[str, Shard], weights: Weights) -> None:
+def fill(shards: Mapping[str, Shard], source: TensorSource) -> None:
     """Read each shard's own range into it, one after the other: nothing is ever whole in between."""
     for name, shard in shards.items():
-        shard.local.copy_(weights.read(name, shard.offset, shard.local.numel()))
+        shard.local.copy_(source.read(name, shard.offset, shard.local.numel()))
 
 
 class Engine(ABC):
-    """One trainable network on this rank."""
+    """One network under training on this rank, some or all of whose parameters are trainable."""
 
     module: nn.Module
     owner: bool = True
     """Whether this rank's shards are the ones to save; the others hold copies of another rank's."""
 
-    def __call__(self, *inputs: Any) -> Any:
-        """Forward pass; the engine owns the graph."""
-        return self.module(*inputs)
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Forward pass; the engine owns the graph. All that tells it from other passes is in its arguments."""
+        return self.module(*inputs, **options)
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Accumulate the gradient of ``loss``, averaged over ranks. ``last`` marks the final micro-batch."""
@@ -73,7 +77,7 @@ class Engine(ABC):
 
     @abstractmethod
     def shards(self, kind: StateKind = "param") -> dict[str, Shard]:
-        """This rank's part of the fp32 master weights or of AdamW's moments, by parameter name."""
+        """This rank's part of the fp32 master weights or of AdamW's moments, by name of trainable parameter."""
 
     @property
     @abstractmethod

@@ -4,6 +4,7 @@ With ``fsdp2.replicas`` above 1 the ranks form a 2-D mesh (HSDP): the network is
 gradients are averaged between replicas.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ladd_dist.config import Fsdp2Config, OptimizerConfig
 from ladd_dist.distributed.world import World
+from ladd_dist.engines import ranges
 from ladd_dist.engines.base import Engine, Shard, StateKind, fill
-from ladd_dist.engines.blueprint import Blueprint, wrap_points
+from ladd_dist.engines.blueprint import Blueprint, trainable, wrap_points
 from ladd_dist.engines.optimizer import ShardedAdamW
 
 
@@ -26,15 +28,17 @@ def make_mesh(config: Fsdp2Config, world: World) -> DeviceMesh:
     return init_device_mesh(device, (replicas, world.size // replicas), mesh_dim_names=("replicate", "shard"))
 
 
-def shard_module(
-    blueprint: Blueprint, mesh: DeviceMesh, dtype: torch.dtype, config: Fsdp2Config, world: World
-) -> nn.Module:
+def shard_module(blueprint: Blueprint, mesh: DeviceMesh, config: Fsdp2Config, world: World) -> nn.Module:
     """Build a network in shards and read this rank's ranges of its weights.
 
-    Gathers and computes in ``dtype``; gradients are reduced in fp32.
+    Gathers and computes in the blueprint's dtype; gradients are reduced in fp32.
+
+    A block's frozen and trained parameters are one unit, though held in different dtypes. FSDP2 needs one dtype of
+    those that it reduces gradients of, and gathers all in the compute dtype in one collective; units of their own
+    would double the collectives for adapters of a few MB.
     """
     # Inputs are cast by the network itself: FSDP would also cast the times, and 1000 t in bf16 is wrong.
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=blueprint.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     module = blueprint.on_meta()
     blocks: list[Any] = wrap_points(module)
     for block in blocks:
@@ -44,7 +48,7 @@ def shard_module(
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     _prefetch(blocks, config)
     module.to_empty(device=world.device)
-    fill(local_shards(module, mesh), blueprint.weights)
+    fill(local_shards(dict(module.named_parameters()), mesh), blueprint.weights)
     blueprint.fill_buffers(module)
     return module
 
@@ -58,18 +62,13 @@ def _prefetch(blocks: list[FSDPModule], config: Fsdp2Config) -> None:
             block.set_modules_to_backward_prefetch(before[::-1])
 
 
-def local_shards(module: nn.Module, mesh: DeviceMesh) -> dict[str, Shard]:
-    """This rank's range of every parameter.
-
-    Shard(0) gives rank r of n the rows ``[r, r + 1) * ceil(rows / n)``: a contiguous flat range.
-    """
+def local_shards(parameters: Mapping[str, nn.Parameter], mesh: DeviceMesh) -> dict[str, Shard]:
+    """This rank's range of every parameter."""
     rank, size = mesh.get_local_rank("shard"), mesh["shard"].size()
-    result = {}
-    for name, p in module.named_parameters():
-        rows = -(-p.shape[0] // size)
-        offset = min(rank * rows, p.shape[0]) * (p.numel() // p.shape[0])
-        result[name] = Shard(p.shape, offset, _local(p.data))
-    return result
+    return {
+        name: Shard(p.shape, ranges.rows(p.shape, size, rank).offset, _local(p.data))
+        for name, p in parameters.items()
+    }
 
 
 def _local(tensor: Any) -> Tensor:
@@ -82,16 +81,17 @@ class Fsdp2Engine(Engine):
     def __init__(
         self,
         blueprint: Blueprint,
-        mesh: DeviceMesh,
         optimizer: OptimizerConfig,
-        dtype: torch.dtype,
         config: Fsdp2Config,
         world: World,
     ) -> None:
-        self.module = shard_module(blueprint, mesh, dtype, config, world)
+        mesh = make_mesh(config, world)
+        self.module = shard_module(blueprint, mesh, config, world)
         self.owner = config.replicas == 1 or mesh.get_local_rank("replicate") == 0
         # On plain local tensors: DTensor's dispatch costs more than the update of a small shard.
-        self._optimizer = ShardedAdamW(local_shards(self.module, mesh), optimizer, mesh["shard"].get_group())
+        self._optimizer = ShardedAdamW(
+            local_shards(trainable(self.module), mesh), optimizer, mesh["shard"].get_group()
+        )
 
     def step(self, lr: float) -> Tensor:
         gradients = {n: _local(p.grad) for n, p in self.module.named_parameters() if p.grad is not None}

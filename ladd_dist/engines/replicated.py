@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ladd_dist.config import OptimizerConfig
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine, Shard, StateKind
-from ladd_dist.engines.blueprint import whole_shards
+from ladd_dist.engines.blueprint import trainable, whole_shards
 from ladd_dist.engines.optimizer import ShardedAdamW
 
 
@@ -23,13 +23,13 @@ class ReplicatedEngine(Engine):
     def __init__(self, module: nn.Module, optimizer: OptimizerConfig, dtype: torch.dtype, world: World) -> None:
         self.module, self.world = module, world
         self.owner = world.is_main
-        self._optimizer = ShardedAdamW(whole_shards(module), optimizer)
+        self._optimizer = ShardedAdamW(whole_shards(trainable(module)), optimizer)
         self._autocast = torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32)
         world.broadcast_(list(module.state_dict().values()))
 
-    def __call__(self, *inputs: object) -> object:
+    def __call__(self, *inputs: object, **options: object) -> object:
         with self._autocast:
-            return self.module(*inputs)
+            return self.module(*inputs, **options)
 
     def step(self, lr: float) -> Tensor:
         gradients = {n: p.grad.view(-1) for n, p in self.module.named_parameters() if p.grad is not None}

@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO-3: the same contract as FSDP2, for clusters that run DeepSpeed."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from ladd_dist.config import OptimizerConfig, Zero3Config
 from ladd_dist.distributed.world import World
+from ladd_dist.engines import ranges
 from ladd_dist.engines.base import Engine, Shard, StateKind, fill
-from ladd_dist.engines.blueprint import Blueprint, wrap_points
+from ladd_dist.engines.blueprint import Blueprint, trainable, wrap_points
 from ladd_dist.engines.optimizer import adamw, allocate_state, set_lr, set_state_updates, state_updates
 
 
@@ -26,7 +28,7 @@ def _deepspeed(world: World) -> Any:
     return deepspeed
 
 
-def _settings(blueprint: Blueprint, dtype: torch.dtype, world: World, config: Zero3Config) -> dict[str, Any]:
+def _settings(blueprint: Blueprint, world: World, config: Zero3Config) -> dict[str, Any]:
     cuda = world.device.type == "cuda"
     place = {"device": "cpu", "pin_memory": cuda}
     zero: dict[str, Any] = {"stage": 3, "overlap_comm": cuda, **_sizes(blueprint.on_meta())}
@@ -37,7 +39,7 @@ def _settings(blueprint: Blueprint, dtype: torch.dtype, world: World, config: Ze
     return {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": zero,
-        "bf16": {"enabled": dtype == torch.bfloat16},
+        "bf16": {"enabled": blueprint.dtype == torch.bfloat16},
         # Weights are gathered in the compute precision; gradients are reduced and kept in fp32.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -51,7 +53,7 @@ def _build(blueprint: Blueprint, settings: dict[str, Any], world: World) -> nn.M
     """The network with every parameter partitioned as it is made, filled with this rank's ranges."""
     with _deepspeed(world).zero.Init(config_dict_or_path=settings):
         module = blueprint.build()
-    fill(_partitions(module, world), blueprint.weights)
+    fill(_partitions(dict(module.named_parameters()), world), blueprint.weights)
     blueprint.fill_buffers(module)
     return module
 
@@ -63,39 +65,32 @@ def _sizes(module: nn.Module) -> dict[str, int]:
     biases and norm weights stay gathered, a reduction holds one block, and at most three blocks are whole at once.
     """
     block = max(sum(p.numel() for p in b.parameters()) for b in wrap_points(module))
-    vectors = max(p.numel() for p in module.parameters() if p.dim() == 1)
     return {
         "reduce_bucket_size": block,
         "stage3_prefetch_bucket_size": block,
         "stage3_max_live_parameters": 3 * block,
         "stage3_max_reuse_distance": block,
-        "stage3_param_persistence_threshold": vectors + 1,
+        "stage3_param_persistence_threshold": ranges.gathered_limit(p.shape for p in module.parameters()),
     }
 
 
-def _partitions(module: nn.Module, world: World) -> dict[str, Shard]:
-    """This rank's partition of every parameter, in the compute precision."""
-    return {name: _shard(p, p.ds_tensor.data, world.rank) for name, p in _parameters(module)}
+def _partitions(parameters: Mapping[str, Any], world: World) -> dict[str, Shard]:
+    """This rank's partition of each parameter, in the compute precision."""
+    return {name: _shard(p, p.ds_tensor.data, world) for name, p in parameters.items()}
 
 
-def _shard(parameter: Any, partition: Tensor, rank: int) -> Shard:
-    # Partitions are ceil(numel / size) long; what lies past the end of the tensor is padding.
-    shape = parameter.ds_shape
-    offset = min(rank * partition.numel(), shape.numel())
-    return Shard(shape, offset, partition.detach()[: max(0, shape.numel() - offset)])
+def _shard(parameter: Any, partition: Tensor, world: World) -> Shard:
+    held = ranges.elements(parameter.ds_shape, world.size, world.rank)
+    return Shard(parameter.ds_shape, held.offset, partition.detach()[: held.held])
 
 
-def _parameters(module: nn.Module) -> list[tuple[str, Any]]:
-    return list(module.named_parameters())
-
-
-def shard_frozen(blueprint: Blueprint, dtype: torch.dtype, world: World, config: Zero3Config) -> nn.Module:
+def shard_frozen(blueprint: Blueprint, world: World, config: Zero3Config) -> nn.Module:
     """A frozen network in partitions, gathered block by block in forward and backward.
 
     The module is returned, not DeepSpeed's engine: calling the engine of a network that has no optimizer makes
     DeepSpeed 0.19 refuse the backward pass through it.
     """
-    settings = _settings(blueprint, dtype, world, Zero3Config(offload="all" if config.offload == "all" else "none"))
+    settings = _settings(blueprint, world, Zero3Config(offload="all" if config.offload == "all" else "none"))
     module = _build(blueprint, settings, world)
     engine, *_ = _deepspeed(world).initialize(model=module, config=settings, dist_init_required=False)
     object.__setattr__(engine.module, "deepspeed_engine", engine)  # keeps the hooks' owner alive, not a submodule
@@ -132,14 +127,13 @@ class Zero3Engine(Engine):
         self,
         blueprint: Blueprint,
         optimizer: OptimizerConfig,
-        dtype: torch.dtype,
         accumulation: int,
         config: Zero3Config,
         world: World,
     ) -> None:
-        settings = _settings(blueprint, dtype, world, config)
+        settings = _settings(blueprint, world, config)
         module = _build(blueprint, settings, world)
-        self._inner = adamw(module.parameters(), optimizer)
+        self._inner = adamw(trainable(module).values(), optimizer)
         settings |= {"gradient_clipping": optimizer.clip_norm, "gradient_accumulation_steps": accumulation}
         self._engine, *_ = _deepspeed(world).initialize(
             model=module, optimizer=self._inner, config=settings, dist_init_required=False
@@ -149,8 +143,8 @@ class Zero3Engine(Engine):
         # In bf16 DeepSpeed made its fp32 masters of rounded weights: read them again.
         fill(self.shards(), blueprint.weights)
 
-    def __call__(self, *inputs: object) -> object:
-        return self._engine(*inputs)
+    def __call__(self, *inputs: object, **options: object) -> object:
+        return self._engine(*inputs, **options)
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -168,8 +162,8 @@ class Zero3Engine(Engine):
         # DeepSpeed's public accessors copy what is offloaded to the CPU; the contract wants live views.
         state = self._engine.optimizer._get_fp32_opt_state_partition
         return {
-            name: _shard(p, state(p, release_swap_buffers=False, optim_state_key=key)[0], self._world.rank)
-            for name, p in _parameters(self.module)
+            name: _shard(p, state(p, release_swap_buffers=False, optim_state_key=key)[0], self._world)
+            for name, p in trainable(self.module).items()
         }
 
     def publish(self) -> None:
@@ -178,7 +172,7 @@ class Zero3Engine(Engine):
         if gathered:
             gathered[0].partition(gathered)
         masters = self.shards()
-        for name, partition in _partitions(self.module, self._world).items():
+        for name, partition in _partitions(trainable(self.module), self._world).items():
             partition.local.copy_(masters[name].local)
         if gathered:
             gathered[0].all_gather(gathered)

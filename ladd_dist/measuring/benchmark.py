@@ -18,9 +18,11 @@ from ladd_dist.diffusion.flow import add_noise, x0_from_velocity
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.build import compute_dtype
+from ladd_dist.engines.ranges import whole
+from ladd_dist.engines.registry import engine_entry
 from ladd_dist.errors import LaddError
 from ladd_dist.log import progress
-from ladd_dist.methods.base import Method, Metrics
+from ladd_dist.methods.base import STUDENT, Method, Metrics
 from ladd_dist.methods.ladd.heads import Gradients
 from ladd_dist.methods.ladd.losses import adversarial_loss, r1_penalty
 from ladd_dist.methods.ladd.method import make_heads
@@ -207,5 +209,7 @@ def measure_traffic(config: Config, world: World) -> tuple[dict[str, Traffic], d
     with TrafficCounter() as counter:
         method.iteration(1, samples)
     modules = {name: engine.module for name, engine in method.trained.items()} | dict(method.frozen)
-    elements = {name: gathered_elements(module, world.size) for name, module in modules.items()}
+    layout = engine_entry(config.engine).layout(config, world.size, world.rank)
+    sharded = {STUDENT, *method.frozen}
+    elements = {name: gathered_elements(net, layout if name in sharded else whole) for name, net in modules.items()}
     return dict(counter.seen), expected(config, elements, micro_batches=len(samples))

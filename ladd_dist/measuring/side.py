@@ -11,6 +11,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 
 from ladd_dist.data.mds import Manifest
+from ladd_dist.engines.entry import Launcher
+from ladd_dist.engines.registry import engine_entry
 from ladd_dist.errors import LaddError
 
 # Each side's own code reads its configuration: what keys there are may differ between commits.
@@ -27,7 +30,13 @@ import sys
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
 try:
-    sys.stdout.buffer.write(load(sys.argv[1], sys.argv[2:]).model_dump_json().encode())
+    from ladd_dist.engines.settings import check_settings
+except ImportError:  # an older commit, whose load() does that too
+    def check_settings(config): pass
+try:
+    config = load(sys.argv[1], sys.argv[2:])
+    check_settings(config)
+    sys.stdout.buffer.write(config.model_dump_json().encode())
 except LaddError as error:
     sys.exit(str(error))
 """
@@ -57,7 +66,7 @@ class Side:
     ranks: int
 
     def check(self) -> Resolved:
-        """Have the side's code validate its configuration, and look for the dataset.
+        """Have the side's code validate its configuration, and look for the dataset and the engine's launcher.
 
         Raises:
             LaddError: naming the side and what is wrong with it.
@@ -71,6 +80,8 @@ class Side:
             raise LaddError(f"{self.name}: {done.stderr.strip().splitlines()[-1]}")
         config = json.loads(done.stdout)
         try:
+            if engine_entry(config["engine"]).launcher == "python" and self.ranks > 1:
+                raise LaddError(f"engine={config['engine']} runs in one process: set --{self.name}-ranks 1")
             Manifest.read(config["data"]["path"])
         except LaddError as error:
             raise LaddError(f"{self.name}: {error}") from None
@@ -137,13 +148,18 @@ def split_overrides(name: str, text: str, taken: set[str]) -> list[str]:
 
 
 def _starter(engine: str, ranks: int) -> list[str]:
-    if engine == "zero3":
-        port = ["--master_port", str(free_port())]
-        module = ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks), *port]
-        return [sys.executable, *module]
-    if engine == "local" and ranks == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    """The command that starts ``ranks`` processes of a program under an engine."""
+    return [sys.executable, *_LAUNCHERS[engine_entry(engine).launcher](ranks)]
+
+
+_LAUNCHERS: dict[Launcher, Callable[[int], list[str]]] = {
+    "python": lambda ranks: [],
+    "torchrun": lambda ranks: ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"],
+    "deepspeed": lambda ranks: [
+        *("-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)),
+        *("--master_port", str(free_port())),
+    ],
+}
 
 
 def free_port() -> int:

@@ -1,7 +1,5 @@
 """Networks that several methods build from a teacher's folder."""
 
-import torch
-
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.blueprint import Blueprint
@@ -23,7 +21,7 @@ def student_blueprint(config: Config, world: World) -> Blueprint:
         set_attention(net, attention)
         return Backbone(net, dtype, config.student.activation_checkpointing).train()
 
-    return Blueprint(make, FolderWeights(start), torch.float32, config.student.compile)
+    return Blueprint(make, FolderWeights(start), dtype, config.student.compile)
 
 
 def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprint:

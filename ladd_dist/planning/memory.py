@@ -6,9 +6,7 @@ copy of masters, moments and average.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,78 +14,50 @@ from torch import Tensor, nn
 
 from ladd_dist.config import Config, OptimizerConfig
 from ladd_dist.engines.base import STATE_KINDS, Engine
+from ladd_dist.engines.blueprint import trainable
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.ema import Ema
+from ladd_dist.engines.ranges import Layout, elements, gathered_limit, whole
+from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT, Method, optimizer
 from ladd_dist.methods.registry import method_of
 
-Place = Literal["device", "host"]
-State = Counter[tuple[Place, str]]
-"""Bytes by place and kind. Kinds: student's ``masters``, ``weights`` (a copy in compute precision), ``gradients``,
-``moments`` and ``ema``; the method's other networks by name; ``buffers`` of student and frozen networks;
-``gathered``, parameters that ZeRO-3 never lets go."""
+MemoryKind = Literal["device", "host"]
+StateBytes = Counter[tuple[MemoryKind, str]]
+"""Bytes by memory and by what is in them: the student's ``masters``, ``weights`` (in compute precision: what is
+frozen, and ZeRO-3's copy of the masters), ``gradients``, ``moments`` and ``ema``; the method's other networks by
+name; ``buffers`` of student and frozen networks; ``gathered``, the parameters that ZeRO-3 keeps gathered."""
 
 _QUANTIZED, _BLOCK = 4096, 256
 """torchao quantizes moments of at least so many elements, in blocks of this size."""
 _FP32 = 4
 
 
-@dataclass(frozen=True)
-class Part:
-    """A rank's part of a tensor, in elements: ``held`` are the tensor's own, ``stored`` counts padding too."""
-
-    held: int
-    stored: int
-
-
-Layout = Callable[[torch.Size], Part]
-
-
-def whole(shape: torch.Size) -> Part:
-    """Everything on every rank."""
-    return Part(shape.numel(), shape.numel())
-
-
-def row_part(shape: torch.Size, size: int, rank: int) -> Part:
-    """FSDP2's: as many rows on each rank, the last ranks' padded."""
-    rows, width = -(-shape[0] // size), shape[1:].numel()
-    return Part(_own(shape[0], rows, rank) * width, rows * width)
-
-
-def flat_part(shape: torch.Size, size: int, rank: int) -> Part:
-    """ZeRO-3's: as many elements on each rank, the last ranks' padded."""
-    stored = -(-shape.numel() // size)
-    return Part(_own(shape.numel(), stored, rank), stored)
-
-
-def _own(total: int, each: int, rank: int) -> int:
-    return min(max(total - rank * each, 0), each)
-
-
-def expected_state(config: Config, size: int, rank: int = 0) -> State:
+def expected_state(config: Config, size: int, rank: int = 0) -> StateBytes:
     """State of one rank out of ``size``, from the networks' shapes. Rank 0 holds most."""
-    networks, layout = method_of(config).networks(config), _layout(config, size, rank)
+    method, layout = method_of(config), engine_entry(config.engine).layout(config, size, rank)
+    networks = method.networks(config)
     student, frozen = networks.trained[STUDENT], list(networks.frozen.values())
-    state = _student(config, _shapes(student), layout, size) + _buffers(config, student, frozen)
+    state = trained_state(config, student, size, rank) + _buffers(config, student, frozen)
     for name, module in networks.trained.items():
         if name != STUDENT:
-            state += _replicated(name, optimizer(config, method_of(config).OPTIMIZERS[name]), _shapes(module))
+            state += _replicated(name, optimizer(config, method.OPTIMIZERS[name]), _shapes(module))
     for name, module in networks.frozen.items():
         state += _frozen(config, name, _shapes(module), layout, size)
     return state
 
 
-def on(state: State, place: Place) -> int:
+def on(state: StateBytes, place: MemoryKind) -> int:
     """Bytes in one place."""
     return sum(size for (where, _), size in state.items() if where == place)
 
 
-def describe(state: State) -> str:
+def describe(state: StateBytes) -> str:
     """One line: GB in each place, and of what, largest first."""
-    return "; ".join(_describe(state, place) for place in get_args(Place) if on(state, place))
+    return "; ".join(_describe(state, place) for place in get_args(MemoryKind) if on(state, place))
 
 
-def _describe(state: State, place: Place) -> str:
+def _describe(state: StateBytes, place: MemoryKind) -> str:
     kinds = [f"{kind} {size / 1e9:.3g}" for (where, kind), size in state.most_common() if where == place and size]
     return f"{on(state, place) / 1e9:.3g} GB of {place} memory ({', '.join(kinds)})"
 
@@ -96,31 +66,29 @@ def _shapes(module: nn.Module) -> list[torch.Size]:
     return [p.shape for p in module.parameters()]
 
 
-def _layout(config: Config, size: int, rank: int) -> Layout:
-    if config.engine == "local":
-        return whole
-    if config.engine == "zero3":
-        return partial(flat_part, size=size, rank=rank)
-    within = size // config.fsdp2.replicas
-    return partial(row_part, size=within, rank=rank % within)
+def trained_state(config: Config, module: nn.Module, size: int, rank: int = 0) -> StateBytes:
+    """State of a trained network without its buffers on one rank out of ``size``, from shapes alone.
 
-
-def _student(config: Config, shapes: list[torch.Size], layout: Layout, size: int) -> State:
-    parts = [layout(shape) for shape in shapes]
+    Parameters that do not require a gradient are kept in compute precision and have no masters, gradients, moments
+    or average.
+    """
+    layout, dtype = engine_entry(config.engine).layout(config, size, rank), compute_dtype(config)
+    parts = [layout(p.shape) for p in module.parameters() if p.requires_grad]
     stored, held = sum(p.stored for p in parts), sum(p.held for p in parts)
     zero3, offload = config.engine == "zero3", config.zero3.offload
-    place: Place = "device" if offload == "none" else "host"
+    place: MemoryKind = "device" if offload == "none" else "host"
     # An offloaded gradient is accumulated in one buffer and handed to AdamW in another.
-    state: State = Counter({(place, "masters"): _FP32 * stored, (place, "gradients"): _FP32 * stored})
+    state: StateBytes = Counter({(place, "masters"): _FP32 * stored, (place, "gradients"): _FP32 * stored})
     state[place, "gradients"] *= 1 if offload == "none" else 2
     # DeepSpeed's moments follow its padded masters.
     state[place, "moments"] = sum(
         adamw_moments(p.stored if zero3 else p.held, config.student_optimizer) for p in parts
     )
     state["host" if config.train.ema_device == "cpu" else place, "ema"] = _FP32 * held
+    computing = [layout(p.shape).stored for p in module.parameters() if zero3 or not p.requires_grad]
+    state["host" if offload == "all" else "device", "weights"] = sum(computing) * dtype.itemsize
     if zero3:
-        state["host" if offload == "all" else "device", "weights"] = stored * compute_dtype(config).itemsize
-        state["device", "gathered"] = _gathered(shapes, size, compute_dtype(config))
+        state["device", "gathered"] = _gathered(_shapes(module), size, dtype)
     return state
 
 
@@ -133,34 +101,33 @@ def adamw_moments(numel: int, config: OptimizerConfig) -> int:
 
 
 def _gathered(shapes: list[torch.Size], size: int, dtype: torch.dtype) -> int:
-    """Biases and norm weights, which ZeRO-3 never lets go (see `engines.zero3`)."""
+    """Whole copies of the biases and norm weights that ZeRO-3 keeps gathered, padding included."""
     if size == 1:  # one rank's partition is the parameter itself
         return 0
-    vectors = max(s.numel() for s in shapes if len(s) == 1)
-    kept = [s for s in shapes if s.numel() <= vectors + 1]
-    return sum(size * flat_part(s, size, 0).stored for s in kept) * dtype.itemsize
+    limit = gathered_limit(shapes)
+    return sum(elements(s, size, 0).gathered for s in shapes if s.numel() <= limit) * dtype.itemsize
 
 
-def _frozen(config: Config, name: str, shapes: list[torch.Size], layout: Layout, size: int) -> State:
+def _frozen(config: Config, name: str, shapes: list[torch.Size], layout: Layout, size: int) -> StateBytes:
     dtype = compute_dtype(config)
-    place: Place = "host" if _sharded(config) and config.zero3.offload == "all" else "device"
+    place: MemoryKind = "host" if _sharded(config) and config.zero3.offload == "all" else "device"
     parts = map(layout if _sharded(config) else whole, shapes)
-    state: State = Counter({(place, name): sum(p.stored for p in parts) * dtype.itemsize})
+    state: StateBytes = Counter({(place, name): sum(p.stored for p in parts) * dtype.itemsize})
     if _sharded(config) and config.engine == "zero3":
         state["device", "gathered"] = _gathered(shapes, size, dtype)
     return state
 
 
 def _sharded(config: Config) -> bool:
-    return config.teacher.placement == "shard" and config.engine != "local"
+    return config.teacher.placement == "shard"
 
 
-def _replicated(name: str, config: OptimizerConfig, shapes: list[torch.Size]) -> State:
+def _replicated(name: str, config: OptimizerConfig, shapes: list[torch.Size]) -> StateBytes:
     weights_and_gradients = 2 * _FP32 * sum(s.numel() for s in shapes)
     return Counter({("device", name): weights_and_gradients + sum(adamw_moments(s.numel(), config) for s in shapes)})
 
 
-def _buffers(config: Config, student: nn.Module, frozen: list[nn.Module]) -> State:
+def _buffers(config: Config, student: nn.Module, frozen: list[nn.Module]) -> StateBytes:
     # DeepSpeed leaves buffers in fp32.
     itemsize = _FP32 if config.engine == "zero3" and _sharded(config) else compute_dtype(config).itemsize
     theirs = sum(b.numel() for module in frozen for b in module.buffers())
@@ -169,8 +136,17 @@ def _buffers(config: Config, student: nn.Module, frozen: list[nn.Module]) -> Sta
 
 def measured_state(method: Method, ema: Ema) -> Counter[str]:
     """Bytes of the storages that this rank's networks and average hold, by kind; a shared one counts once."""
+    return _storage_bytes(_tensors(method, ema))
+
+
+def measured_trained(engine: Engine, ema: Ema) -> Counter[str]:
+    """The same of one trained network and its average."""
+    return _storage_bytes(_trained_tensors(engine, ema))
+
+
+def _storage_bytes(tensors: Iterable[tuple[str, Tensor]]) -> Counter[str]:
     state, seen = Counter[str](), set[int]()
-    for kind, tensor in _tensors(method, ema):
+    for kind, tensor in tensors:
         for storage in storages(tensor):
             if storage.data_ptr() not in seen:
                 state[kind] += storage.nbytes()
@@ -179,20 +155,28 @@ def measured_state(method: Method, ema: Ema) -> Counter[str]:
 
 
 def _tensors(method: Method, ema: Ema) -> Iterator[tuple[str, Tensor]]:
-    kinds = dict(zip(STATE_KINDS, ("masters", "moments", "moments"), strict=True))
-    student = method.student
-    yield from ((kind, t) for key, kind in kinds.items() for t in _locals(student, key))
-    yield from (("gradients", t) for t in _gradients(student.module))
-    yield from (("ema", shard.local) for shard in ema.shards().values())
+    yield from _trained_tensors(method.student, ema)
     for name, engine in method.trained.items():
         if name != STUDENT:
-            yield from ((name, t) for key in kinds for t in _locals(engine, key))
+            yield from ((name, t) for kind in STATE_KINDS for t in _locals(engine, kind))
             yield from ((name, t) for t in _gradients(engine.module))
-    for kind, module in {"weights": student.module, **method.frozen}.items():
-        for p in module.parameters():
-            partition = getattr(p, "ds_tensor", None)
-            yield from [(kind, p)] if partition is None else [(kind, partition), ("gathered", p)]
-        yield from (("buffers", b) for b in module.buffers())
+    for name, module in method.frozen.items():
+        yield from _module_tensors(module, name)
+
+
+def _trained_tensors(engine: Engine, ema: Ema) -> Iterator[tuple[str, Tensor]]:
+    kinds = dict(zip(STATE_KINDS, ("masters", "moments", "moments"), strict=True))
+    yield from ((kind, t) for key, kind in kinds.items() for t in _locals(engine, key))
+    yield from (("gradients", t) for t in _gradients(engine.module))
+    yield from (("ema", shard.local) for shard in ema.shards().values())
+    yield from _module_tensors(engine.module, "weights")
+
+
+def _module_tensors(module: nn.Module, kind: str) -> Iterator[tuple[str, Tensor]]:
+    for p in module.parameters():
+        partition = getattr(p, "ds_tensor", None)
+        yield from [(kind, p)] if partition is None else [(kind, partition), ("gathered", p)]
+    yield from (("buffers", b) for b in module.buffers())
 
 
 def _locals(engine: Engine, kind: Any) -> Iterator[Tensor]:
@@ -201,7 +185,7 @@ def _locals(engine: Engine, kind: Any) -> Iterator[Tensor]:
 
 def _gradients(module: nn.Module) -> Iterator[Tensor]:
     yield from (p.grad for p in module.parameters() if p.grad is not None)
-    deepspeed = getattr(next(module.parameters()), "_z3_optimizer", None)
+    deepspeed = getattr(next(iter(trainable(module).values()), None), "_z3_optimizer", None)
     if deepspeed is not None:
         yield deepspeed.grad_partitions_flat_buffer
         yield from (group.grad for group in deepspeed.fp32_partitioned_groups_flat if group.grad is not None)

@@ -1,4 +1,4 @@
-"""What a configuration says about networks, held together before one is loaded: the same for every program."""
+"""Whether the networks that a configuration names fit one another: checked in every program, before any is loaded."""
 
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
@@ -11,7 +11,7 @@ from ladd_dist.models.weights import FolderWeights
 
 
 def check_networks(config: Config) -> LatentSpace:
-    """Hold teacher, student, heads and buckets against each other, from configs and headers of weights.
+    """Check that teacher, student, heads and buckets fit one another, by configs and headers of weights.
 
     Returns:
         The space in which all of them work.
@@ -31,7 +31,7 @@ def check_networks(config: Config) -> LatentSpace:
 
 
 def check_student(config: Config) -> None:
-    """Hold a student of its own against the teacher.
+    """Check that a student of its own takes the teacher's latents and text.
 
     Raises:
         LaddError: naming the first shape in which their inputs or outputs differ.
@@ -48,7 +48,7 @@ def check_student(config: Config) -> None:
 
 
 def check_weights(config: Config) -> None:
-    """Hold the weights of teacher and student against their config.json.
+    """Check that the weights of teacher and student are those that their config.json describes.
 
     Raises:
         LaddError: naming the folder and the first tensor that is missing or of another shape.

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ladd_dist.config import Config
+from ladd_dist.engines.ranges import Layout
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.registry import method_of
 
@@ -81,16 +81,7 @@ def expected(config: Config, elements: Mapping[str, int], micro_batches: int) ->
     }
 
 
-def gathered_elements(module: nn.Module, ranks: int) -> int:
-    """Elements of a sharded network as they are gathered, padded to equal shards; of any other, its parameters."""
+def gathered_elements(module: nn.Module, layout: Layout) -> int:
+    """Elements of a network as it is gathered, padded to equal shards, if a rank holds ``layout`` of it."""
     parameters: list[Any] = list(module.parameters())
-    return sum(_padded(p, ranks) for p in parameters)
-
-
-def _padded(parameter: Any, ranks: int) -> int:
-    if hasattr(parameter, "ds_numel"):  # ZeRO-3 cuts the flattened tensor
-        return -(-parameter.ds_numel // ranks) * ranks
-    if isinstance(parameter, DTensor):  # FSDP2 cuts rows
-        rows = parameter.shape[0]
-        return -(-rows // ranks) * ranks * (parameter.numel() // rows)
-    return parameter.numel()
+    return sum(layout(getattr(p, "ds_shape", p.shape)).gathered for p in parameters)

@@ -1,0 +1,44 @@
+"""What the program asks of an engine by its name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ladd_dist.config import Config
+from ladd_dist.engines.ranges import Layout
+
+if TYPE_CHECKING:  # settings are checked before torch is imported, which takes seconds
+    from torch import nn
+
+    from ladd_dist.distributed.world import World
+    from ladd_dist.engines.base import Engine
+    from ladd_dist.engines.blueprint import Blueprint
+
+Launcher = Literal["python", "torchrun", "deepspeed"]
+
+
+def _anything(*_: object) -> None:
+    """Fits every configuration."""
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """One engine.
+
+    Attributes:
+        build: the trained network under the engine, see `Engine`.
+        place_frozen: a frozen network with ``teacher.placement=shard``.
+        launcher: what starts its ranks; ``python`` is one process without a process group.
+        layout: what rank ``rank`` of ``size`` holds of a tensor: ``layout(config, size, rank)(shape)``.
+        section: the section of the configuration that this engine alone reads.
+        check: refuses settings with which it cannot run, in one line, before anything is started.
+        check_ranks: refuses a number of ranks.
+    """
+
+    build: Callable[[Config, "Blueprint", "World"], "Engine"]
+    place_frozen: Callable[[Config, "Blueprint", "World"], "nn.Module"]
+    launcher: Launcher
+    layout: Callable[[Config, int, int], Layout]
+    section: str | None = None
+    check: Callable[[Config], None] = _anything
+    check_ranks: Callable[[Config, int], None] = _anything

@@ -1,0 +1,29 @@
+"""The engine's name and settings, checked from the configuration alone."""
+
+from ladd_dist.config import Config
+from ladd_dist.engines.registry import engine_entry, engines
+from ladd_dist.errors import LaddError
+
+
+def check_settings(config: Config) -> None:
+    """Check that the engine is registered and can run with these settings, before anything is started.
+
+    A setting that the chosen engine does not read is an error, as any other key that nothing reads.
+
+    Raises:
+        LaddError: naming the setting, or listing the known engines.
+    """
+    chosen = engine_entry(config.engine)
+    for name, entry in engines().items():
+        if entry.section and name != config.engine and (changed := _changed(config, entry.section)):
+            key = f"{entry.section}.{changed}"
+            raise LaddError(f"{key} is only read by engine={name}, but engine={config.engine}: leave it out")
+    chosen.check(config)
+
+
+def _changed(config: Config, section: str) -> str | None:
+    """The first key of a section that has not its default value."""
+    settings = getattr(config, section)
+    defaults = type(settings)()
+    keys = type(settings).model_fields
+    return next((key for key in keys if getattr(settings, key) != getattr(defaults, key)), None)
