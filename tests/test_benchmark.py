@@ -112,7 +112,7 @@ def test_an_iteration_sends_what_theory_says(tmp_path, dataset, engine, ranks, o
 
 def test_turns_alternate_and_the_ratio_is_the_seconds_over_the_first(monkeypatch):
     now = iter([0, 3, 3, 5] * 100)
-    monkeypatch.setattr("ladd_dist.benchmark.time.process_time", lambda: next(now))
+    monkeypatch.setattr("ladd_dist.measuring.benchmark.time.process_time", lambda: next(now))
     called = []
     ratio = take_turns(lambda: called.append("first"), lambda: called.append("second"), 2, 3, ALONE)
     assert called == ["second", "first"] * 8
