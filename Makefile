@@ -38,7 +38,7 @@ demo: $(INSTALLED)
 # Everything, the whole demo held against its targets included: two files at a time.
 test: $(INSTALLED) $(TORCHAO)
 	tests/tools.sh
-	$(BIN)/pytest -m "slow or not slow" --numprocesses 2 --dist loadfile --durations=15
+	$(BIN)/pytest -m "slow or not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 # The tests of seconds.
 fast: $(INSTALLED)

@@ -90,7 +90,7 @@ class ThreadWorld(World):
         return self
 
     def barrier(self) -> None:
-        self.meeting.wait(timeout=30)
+        self.meeting.wait(timeout=300)
 
     def gather(self, value: object) -> list[Any]:
         self.box[self.rank] = value

@@ -30,7 +30,7 @@ def environment(env: dict[str, str] | None = None) -> dict[str, str]:
 
 
 def launch(
-    args: list[str], env: dict[str, str] | None = None, timeout: float = 180, ranks: int = 0
+    args: list[str], env: dict[str, str] | None = None, timeout: float = 900, ranks: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """Run ``launchers/NAME.py ARGS...`` from the repository root and wait for it.
 
@@ -89,7 +89,7 @@ def start_ranks(
     return processes
 
 
-def join(processes: list[BaseProcess], timeout: float = 120) -> list[int]:
+def join(processes: list[BaseProcess], timeout: float = 600) -> list[int]:
     """Wait for ranks and return their exit codes; kill them all and fail if they hang."""
     deadline = time.monotonic() + timeout
     for process in processes:
@@ -101,7 +101,7 @@ def join(processes: list[BaseProcess], timeout: float = 120) -> list[int]:
     return [process.exitcode or 0 for process in processes]
 
 
-def run_ranks(function: Callable[..., Any], *args: Any, size: int = 1, timeout: float = 120) -> list[Any]:
+def run_ranks(function: Callable[..., Any], *args: Any, size: int = 1, timeout: float = 600) -> list[Any]:
     """Run ``function(world, *args)`` on every rank and return the ranks' picklable results, in rank order."""
     with tempfile.TemporaryDirectory() as folder:
         processes = start_ranks(_to_file, function, folder, *args, size=size)

@@ -32,7 +32,7 @@ class Ranks:
         self._ends = [ours for ours, _ in pairs]
         self._processes = start_ranks(_serve, [theirs for _, theirs in pairs], size=self._size)
 
-    def __call__(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+    def __call__(self, function: Callable[..., Any], *args: Any, timeout: float = 600) -> list[Any]:
         """Run ``function(world, *args)`` on every rank and return the picklable results, in rank order.
 
         Args:

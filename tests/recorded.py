@@ -243,7 +243,7 @@ def own_data(dataset: Path, folder: Path) -> Iterator[Path]:
             segment.unlink()
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 600) -> None:
     """Poll.
 
     Raises:

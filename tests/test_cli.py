@@ -421,7 +421,7 @@ def test_the_shared_pass_needs_the_batch_in_one(refused: Refused) -> None:
 
 def test_ranks_that_do_not_divide_the_batch_all_leave(tmp_path: Path, dataset: Path) -> None:
     args = [*tiny_overrides(tmp_path, dataset), "engine=fsdp2", "train.micro_batch=2"]
-    result = launch(["train.py", "--config", TINY, *args], ranks=3, timeout=200)
+    result = launch(["train.py", "--config", TINY, *args], ranks=3)
     assert result.returncode != 0
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert 1 <= len(errors) <= 3, result.stderr

@@ -17,12 +17,12 @@ from test_watchdog import DEAD_AFTER, Job, _train
 from ladd_dist.errors import EXIT_PEER_LOST
 from ladd_dist.training.tracking import read_metrics
 
-HANG = 120
+HANG = 600
 INTERFACE, ADDRESSES = "ladd0", ("10.77.0.1", "10.77.0.2")
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
 
 
 @pytest.fixture

@@ -524,7 +524,7 @@ def test_a_terminated_comparison_leaves_no_process_and_no_tree(tmp_path: Path, d
         assert process.stderr is not None
         started = next(line for line in process.stderr if line.startswith(" left | pid"))
         process.terminate()
-        assert process.wait(timeout=30) == 128 + signal.SIGTERM, process.stderr.read()
+        assert process.wait(timeout=300) == 128 + signal.SIGTERM, process.stderr.read()
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.split()[-1]), 0)
     assert len(trees(root)) == 1 and not list(tmp_path.glob("ladd-*"))

@@ -103,7 +103,7 @@ def weights(ladd: Ladd) -> dict[str, Tensor]:
 
 
 def run(engine: str, *args: Any) -> list[tuple[dict[str, Tensor], int]]:
-    return [train(ALONE, *args)] if engine == "local" else ranks(2)(train, *args, timeout=280)
+    return [train(ALONE, *args)] if engine == "local" else ranks(2)(train, *args, timeout=1200)
 
 
 def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -52,7 +52,6 @@ def drive(leg: Leg, config: Config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("route", list(_ROUTES))
 def test_other_ranks_and_engines_go_on_with_the_same_run(
     tmp_path: Path, dataset: Path, uninterrupted: Path, route: str

@@ -55,7 +55,7 @@ def test_every_family_ships_to_every_architecture_without_torch():
         "    assert len({(c.name, c.arch) for c in configs}) == len(configs), family\n"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=600)
 
 
 def test_joint_attention_ships_what_it_launches():
@@ -78,4 +78,4 @@ def test_one_kernel_through_the_whole_gate():
         "assert broken(config, compiled) == []\n"
         "assert broken(replace(config, tensor_cores=True, blocks=99), compiled)[1:] == ['no HGMMA']\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=240)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=1200)

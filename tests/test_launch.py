@@ -37,7 +37,7 @@ def train(engine: str, run_dir: Path, dataset: Path, *overrides: str) -> Checkpo
     command = [*STARTERS[engine], *port, "launchers/train.py", "--config", TINY, *settings]
     # deepspeed's launcher takes its environment from the caller's PATH and needs no compiler's leftovers.
     env = environment({"DS_ACCELERATOR": "cpu", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"})
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     saved = open_newest(run_dir, ALONE)
     assert saved is not None
@@ -56,7 +56,6 @@ def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return float((difference / sum(b[k].double().square().sum() for k in b)).sqrt())
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_sharded_engines_make_the_local_engines_parameters(tmp_path, dataset, oracle, engine):
     """By the real launchers; `test_parity` has every placement, order and precision."""
@@ -80,7 +79,6 @@ def resume(engine: str, run_dir: Path, dataset: Path, oracle: Checkpoint) -> Che
     return train(engine, run_dir, dataset, "train.iterations=7", "train.preview_every=7")
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_a_local_checkpoint_goes_on_under_a_sharded_engine(tmp_path, dataset, oracle, continued, engine):
     run = resume(engine, tmp_path / "run", dataset, oracle)
@@ -103,7 +101,7 @@ def test_wandb_offline_mirrors_the_record(tmp_path, dataset):
     env = {"WANDB_MODE": "offline"}
     settings = [*tiny_overrides(tmp_path, dataset), "train.iterations=2", "tracking.wandb=offline"]
     command = [sys.executable, "launchers/train.py", "--config", TINY, *settings]
-    done = subprocess.run(command, env=environment(env), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment(env), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     content = log.read_bytes()

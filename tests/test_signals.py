@@ -102,7 +102,7 @@ def test_no_request_is_lost_at_whatever_instruction_its_signal_comes() -> None:
         control, left = Control(ALONE, Signals().listen()), [moment]
 
         def trace(frame: FrameType, event: str, _: Any, left: list[int] = left) -> Any:
-            frame.f_trace_opcodes = frame.f_code.co_filename.endswith(("control.py", "signals.py"))
+            frame.f_trace_opcodes = frame.f_code.co_filename.endswith(("requests.py", "signals.py"))
             if event == "opcode" and frame.f_code.co_name != "_note":
                 left[0] -= 1
                 if left[0] == -1:
@@ -220,7 +220,7 @@ def start(command: list[str], run_dir: Path, dataset: Path, *overrides: str) -> 
 def finish(process: "subprocess.Popen[str]") -> str:
     """Wait for it; what it said."""
     try:
-        return process.communicate(timeout=120)[1]
+        return process.communicate(timeout=600)[1]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

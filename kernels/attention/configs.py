@@ -38,7 +38,7 @@ def precision(dtype: str) -> str:
 
 
 _SM80 = {
-    "forward": {32: Launch(128, 64, 4, 3, 2), 64: Launch(128, 64, 4, 3, 2), 128: Launch(128, 32, 8, 2)},
+    "forward": {32: Launch(128, 64, 4, 3, 2), 64: Launch(64, 64, 4, 3, 3), 128: Launch(128, 32, 8, 2)},
     "backward_q": {32: Launch(64, 64, 4, 2, 3), 64: Launch(64, 64, 4, 2, 2), 128: Launch(64, 64, 8, 2)},
     "backward_kv": {32: Launch(64, 64, 4, 2, 2), 64: Launch(32, 64, 4, 2, 2), 128: Launch(32, 64, 8, 2)},
 }
