@@ -1,4 +1,4 @@
-"""Prompt lists, and the dealing of every picture to a bucket."""
+"""Prompt lists, and which bucket each of their pictures gets."""
 
 import json
 import re

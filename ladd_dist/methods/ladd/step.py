@@ -25,7 +25,7 @@ from kernels import HingePerHead, hinge_per_head
 from ladd_dist.config import Config, MethodConfig
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.flow import add_noise, choose_time, logit_normal, shifted_location, x0_from_velocity
-from ladd_dist.diffusion.noise import StepDraws, step_draws
+from ladd_dist.diffusion.noise import StepDraws, attempt_seed, step_draws
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.engines.base import Engine
 from ladd_dist.engines.learning_rate import learning_rate
@@ -64,10 +64,12 @@ class Fake:
     features: list[Tensor]
 
 
-def draw_sample(config: Config, index: int, batch: Batch, grid: tuple[int, int], device: torch.device) -> Sample:
-    """Attach iteration ``index``'s noise and noise levels to a batch, a pure function of seed and sample ids."""
+def draw_sample(
+    config: Config, index: int, batch: Batch, grid: tuple[int, int], device: torch.device, attempt: int = 0
+) -> Sample:
+    """Attach iteration ``index``'s noise and noise levels to a batch, a function of seed, attempt and sample ids."""
     method: MethodConfig = config.method
-    draws = step_draws(config.seed, index, batch.ids, batch.latents.shape[1:], device)
+    draws = step_draws(attempt_seed(config.seed, attempt), index, batch.ids, batch.latents.shape[1:], device)
     warm = index < method.warmup_iterations
     probabilities = method.warmup_probabilities if warm else method.probabilities
     t = choose_time(draws.student_time, method.student_times, probabilities)
