@@ -35,7 +35,7 @@ image = pipe(
 
 
 def model_card(config: Config, name: str, iterations: int, weights: str, example: PromptEntry) -> str:
-    """Markdown whose code is Python for every name and prompt, and asks the T5 tokens that the student learned with.
+    """Markdown with code that draws ``example``, valid for any name and prompt, at the student's number of T5 tokens.
 
     Args:
         name: of the export's folder.

@@ -151,8 +151,8 @@ def bare_and_whole(config: Config, world: World) -> tuple[Iteration, Iteration]:
 
 def order(config: Config, world: World, rounds: int) -> Ratio:
     """The step with the shared fake pass, and in the two-pass order."""
-    batches = Trainer(config, world).batches()
-    samples = [next(batches) for _ in range(2)]
+    trainer = Trainer(config, world)
+    samples = [trainer.samples(0) for _ in range(2)]
 
     def turn(ladd: Ladd) -> Iteration:
         numbers = count()
@@ -198,9 +198,8 @@ def _seconds(run: Iteration, world: World) -> float:
 def measure_traffic(config: Config, world: World) -> tuple[dict[str, Traffic], dict[str, int]]:
     """Collectives of one iteration as counted on this rank, and the bytes that theory expects of them."""
     trainer = Trainer(config, world)
-    batches = trainer.batches()
-    trainer.ladd.iteration(0, next(batches))  # the first iteration sets up what later ones reuse
-    samples = next(batches)
+    trainer.ladd.iteration(0, trainer.samples(0))  # the first iteration sets up what later ones reuse
+    samples = trainer.samples(1)
     with TrafficCounter() as counter:
         trainer.ladd.iteration(1, samples)
     ladd = trainer.ladd

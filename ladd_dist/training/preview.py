@@ -1,6 +1,9 @@
 """Picture sheets of the student while it trains: the same held-out prompts and noise every time."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import first_of_each_bucket, read_prompts
@@ -8,14 +11,18 @@ from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pictures import save_png, sheet
 from ladd_dist.drawing.pipeline import Pipeline
 from ladd_dist.drawing.sampling import VelocityNetwork
+from ladd_dist.training.hooks import Hook, RunView
 
 _PER_BUCKET = 8
 
 
-class Preview:
-    """Encodes its prompts once, so that no text encoder stays in memory."""
+class Preview(Hook):
+    """Draws with the averaged weights; encodes its prompts once, so that no text encoder stays in memory."""
+
+    name = "preview"
 
     def __init__(self, config: Config, world: World) -> None:
+        self.every = config.train.preview_every
         self._world, self._steps = world, config.sampling.steps
         self._folder = Path(config.run_dir) / "previews"
         self._pipeline = Pipeline(config, world.device)
@@ -23,6 +30,12 @@ class Preview:
         groups = first_of_each_bucket(entries, _PER_BUCKET)
         self._encoded = [self._pipeline.encode_entries(group, "preview") for group in groups]
         self._pipeline.release_text()
+
+    def after_step(self, run: RunView, metrics: Mapping[str, Tensor]) -> None:
+        """Write ``run_dir/previews/ITERATION.png``."""
+        with run.ema.applied():
+            path = self.draw(run.student, run.iteration)
+        run.tracker.picture(run.iteration, path)
 
     def draw(self, student: VelocityNetwork, iteration: int) -> Path:
         """Draw the sheet on every rank (a sharded student needs all of them) and write it on rank 0."""
