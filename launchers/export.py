@@ -6,7 +6,7 @@ from ladd_dist.checkpoints.export import export, export_place
 from ladd_dist.checkpoints.student import open_checkpoint
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.config.arguments import as_path
-from ladd_dist.data.prompts import read_requests
+from ladd_dist.data.prompts import read_prompts
 from ladd_dist.log import log
 
 _DESCRIPTION = """\
@@ -23,7 +23,7 @@ def main(launch: Launch) -> None:
     args, config = launch.args, launch.config
     out = export_place(config, args.out, args.overwrite)
     checkpoint = open_checkpoint(config, launch.world, args.checkpoint)
-    example = read_requests(config.evaluation.prompts, config.synthesis.buckets)[0]
+    example = read_prompts(config.evaluation.prompts, config.synthesis.buckets)[0]
     if launch.world.is_main:
         export(config, checkpoint, out, args.weights, _DTYPES[args.dtype], example, overwrite=args.overwrite)
         log(f"exported {checkpoint.path.name} to {out}")

@@ -10,10 +10,10 @@ from ladd_dist.cli import Launch, parser, run
 from ladd_dist.config.arguments import as_path, as_seed, as_text
 from ladd_dist.config.values import MAX_SEED
 from ladd_dist.data.buckets import Bucket
-from ladd_dist.data.prompts import first_of_each_bucket, read_requests
+from ladd_dist.data.prompts import first_of_each_bucket, read_prompts
 from ladd_dist.diffusion.noise import image_seed
 from ladd_dist.drawing.pictures import save_png, sheet
-from ladd_dist.drawing.pipeline import Painter
+from ladd_dist.drawing.pipeline import Pipeline
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
 from ladd_dist.files.folders import check_replaceable, replacing
@@ -43,17 +43,16 @@ def main(launch: Launch) -> None:
     check_replaceable(out, "samples")
     checkpoint = open_checkpoint(config, launch.world, args.checkpoint)
     student = load_student(config, checkpoint, args.weights, compute_dtype(config)).to(device)
-    painter = Painter(config, device, student)
+    pipeline = Pipeline(config, device)
     bar = progress("sample", sum(len(rows) for _, rows in groups), unit="img", world=launch.world)
     sheets = []
     for bucket, rows in groups:
-        shape = painter.space.shape(bucket)
         pictures: list[Tensor] = []
         for start in range(0, len(rows), config.sampling.batch):
             part = rows[start : start + config.sampling.batch]
-            cond = painter.encode([prompt for prompt, _ in part])
-            latents = painter.student(cond, [seed for _, seed in part], shape, config.sampling.steps)
-            pictures.extend(painter.decode(latents).cpu())
+            encoded = pipeline.encode([prompt for prompt, _ in part], [seed for _, seed in part], bucket)
+            latents = pipeline.student(student, encoded, config.sampling.steps)
+            pictures.extend(pipeline.decode(latents).cpu())
             bar.update(len(part))
         sheets.append(pictures)
     bar.close()
@@ -85,8 +84,8 @@ def _wanted(launch: Launch) -> list[Group]:
     if not args.prompt:
         if args.bucket:
             raise LaddError("--bucket is the size of a --prompt, and none is given: add one, or leave --bucket out")
-        requests = read_requests(config.evaluation.prompts, config.synthesis.buckets)
-        groups = first_of_each_bucket(requests, _PER_BUCKET)
+        entries = read_prompts(config.evaluation.prompts, config.synthesis.buckets)
+        groups = first_of_each_bucket(entries, _PER_BUCKET)
         return [(g[0].bucket, [(r.prompt, image_seed(args.seed, "sample", r.id)) for r in g]) for g in groups]
     wanted: dict[str, list[tuple[str, int]]] = {}
     for i, (prompt, bucket) in enumerate(zip(args.prompt, _buckets(launch), strict=True)):

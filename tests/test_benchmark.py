@@ -33,9 +33,8 @@ def test_the_bare_step_is_the_trainers_mathematics(tmp_path, dataset):
         tmp_path, dataset, *rates, "student_optimizer.decay=constant", "head_optimizer.decay=constant"
     )
     trainer, bare = Trainer(config, ALONE), BareStep(config, ALONE.device)
-    batches = trainer.batches()
     for index in range(2):
-        samples = next(batches)
+        samples = trainer.samples(index)
         trainer.method.iteration(index, samples)
         bare(samples[0])
     for ours, theirs in ((trainer.method.student.module, bare.student), (trainer.method.heads.module, bare.heads)):
@@ -59,7 +58,7 @@ def test_the_trainer_adds_no_arithmetic_and_few_operators_to_the_mathematics(tmp
 def test_the_shared_fake_pass_saves_a_forward_pass_of_each_network(tmp_path, dataset):
     """Operators and arithmetic: 4 + 4f units of a student forward instead of 5 + 5f."""
     config = tiny_config(tmp_path, dataset)
-    samples = next(Trainer(config, ALONE).batches())
+    samples = Trainer(config, ALONE).samples(0)
     passes, flops = [], []
     for ladd in both_orders(config, ALONE):
         calls = Counter()
@@ -83,7 +82,7 @@ def test_the_demos_training_is_work_for_minutes(tmp_path, dataset):
     demo = load(TINY)
     config = tiny_config(tmp_path, dataset).model_copy(update={"discriminator": demo.discriminator})
     ladd, _ = both_orders(config, ALONE)
-    samples = next(Trainer(config, ALONE).batches())
+    samples = Trainer(config, ALONE).samples(0)
     with Operators() as counted:
         ladd.iteration(0, samples)
     per_sample = counted.flops / config.train.global_batch

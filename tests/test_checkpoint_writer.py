@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ladd_dist import cli
 from ladd_dist.checkpoints import writer as checkpoint_writer
-from ladd_dist.checkpoints.reader import Checkpoint, RunState, Shards, network_shards
+from ladd_dist.checkpoints.folders import pin, unpin
+from ladd_dist.checkpoints.reader import Checkpoint, RunState, Shards, network_shards, open_iteration
 from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
@@ -111,6 +112,21 @@ def test_only_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     for iteration in range(1, 6):
         save_at(config, iteration, net)
     assert folders_in(tmp_path) == ["latest", *(f"step-{i:08d}" for i in range(6 - keep, 6))]
+
+
+def test_a_pinned_one_is_kept_beside_the_newest_until_it_is_unpinned(tmp_path: Path) -> None:
+    config, net = config_in(tmp_path, "train.keep_checkpoints=1"), engine(0)
+    pinned = save_at(config, 2, net)
+    pin(pinned)
+    for iteration in (4, 6):
+        save_at(config, iteration, net)
+    assert folders_in(tmp_path) == ["latest", "step-00000002", "step-00000002.pinned", "step-00000006"]
+    assert open_iteration(tmp_path, 2, ALONE).state.iteration == 2
+    with pytest.raises(LaddError, match=r"no checkpoint of iteration 4 in .* \(there: .*02, .*06\)"):
+        open_iteration(tmp_path, 4, ALONE)
+    unpin(pinned)
+    save_at(config, 8, net)
+    assert folders_in(tmp_path) == ["latest", "step-00000008"]
 
 
 def test_what_lies_beyond_the_one_gone_back_to_counts_no_more(tmp_path: Path) -> None:
@@ -311,10 +327,10 @@ def _train(world: World, arguments: list[str], log_dir: str, full: bool) -> None
         trainer = Trainer(launch.config, launch.world)
         save, write = trainer.writer.save, trainer.writer._write
 
-        def save_to_a_full_disk(shards: Shards, state: RunState) -> None:
+        def save_to_a_full_disk(shards: Shards, state: RunState) -> Path:
             if full and world.rank == 1 and state.iteration > 6:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-            save(shards, state)
+            return save(shards, state)
 
         def note_failure(*args: Any) -> None:
             try:
@@ -455,11 +471,11 @@ def test_iterations_go_on_while_a_checkpoint_is_written(
     trainer = Trainer(tiny_config(tmp_path, dataset, "train.iterations=4", "train.checkpoint_every=2"), ALONE)
     sample = trainer._sample
 
-    def opens_in_the_fourth(batch: Any) -> Sample:
-        if trainer.done == 3:
+    def opens_in_the_fourth(batch: Any, iteration: int) -> Sample:
+        if iteration == 3:
             assert gate.reached.wait(_PATIENCE) and newest(tmp_path) is None
             gate.open()
-        return sample(batch)
+        return sample(batch, iteration)
 
     monkeypatch.setattr(trainer, "_sample", opens_in_the_fourth)
     trainer.run()
@@ -488,10 +504,10 @@ def poisoned(config: Config, monkeypatch: pytest.MonkeyPatch, iteration: int) ->
     trainer = Trainer(config, ALONE)
     sample = trainer._sample
 
-    def poison(batch: Any) -> Sample:
-        if trainer.done == iteration:
+    def poison(batch: Any, now: int) -> Sample:
+        if now == iteration:
             batch.latents.fill_(torch.nan)
-        return sample(batch)
+        return sample(batch, now)
 
     monkeypatch.setattr(trainer, "_sample", poison)
     return trainer

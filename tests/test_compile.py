@@ -91,7 +91,7 @@ def sample(config: Config, world: World, index: int) -> Any:
     )
     own = slice(world.rank * 8 // world.size, (world.rank + 1) * 8 // world.size)
     batch = Batch(latents[own], Conditioning(context[own], pooled[own]), list(range(8))[own], f"{height}x{width}")
-    return draw_sample(config, index, batch, (height, width))
+    return draw_sample(config.method, config.seed, index, batch, (height, width))
 
 
 def weights(ladd: Ladd) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from launch import join, run_ranks, start_ranks
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.mds import Manifest, Provenance, from_bits, to_bits
-from ladd_dist.data.prompts import first_of_each_bucket, read_requests
+from ladd_dist.data.prompts import first_of_each_bucket, read_prompts
 from ladd_dist.diffusion.noise import image_seed
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing import synthesis
@@ -34,7 +34,7 @@ from ladd_dist.models.fingerprint import fingerprint
 def requests_of(tmp_path: Path, name: str, text: str, buckets: list[str] = BUCKETS, images: int = 1) -> list:
     path = tmp_path / name
     path.write_text(text)
-    return read_requests(path, buckets, images)
+    return read_prompts(path, buckets, images)
 
 
 def test_text_prompts_are_dealt_to_the_buckets_in_turn(tmp_path: Path) -> None:
@@ -81,12 +81,12 @@ def test_bad_prompt_lines_are_errors_that_name_file_and_line(tmp_path: Path, lin
 
 def test_missing_and_empty_prompt_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(LaddError, match=r"none\.txt cannot be read"):
-        read_requests(tmp_path / "none.txt", BUCKETS)
+        read_prompts(tmp_path / "none.txt", BUCKETS)
     with pytest.raises(LaddError, match=r"p\.txt holds no prompts"):
         requests_of(tmp_path, "p.txt", " \n\n")
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x81")
     with pytest.raises(LaddError, match=r"p\.txt:1: not UTF-8 text"):
-        read_requests(tmp_path / "p.txt", BUCKETS)
+        read_prompts(tmp_path / "p.txt", BUCKETS)
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 4))
@@ -96,7 +96,7 @@ def test_ids_count_on_and_no_bucket_is_favoured(
     names = [f"{32 * (i + 1)}x32" for i in range(buckets)]
     path = tmp_path_factory.getbasetemp() / "prompts.txt"
     path.write_text("\n".join(f"prompt {i}" for i in range(prompts)))
-    requests = read_requests(path, names, images)
+    requests = read_prompts(path, names, images)
     assert [r.id for r in requests] == list(range(prompts * images))
     counts = [sum(r.bucket.name == name for r in requests) for name in names]
     assert max(counts) - min(counts) <= 1
@@ -207,7 +207,7 @@ def test_synthesis_writes_the_documented_schema(dataset: Path) -> None:
 
 
 def test_synthesis_draws_every_request_once(dataset: Path) -> None:
-    requests = read_requests(dataset.parent / "prompts.jsonl", BUCKETS, 3)
+    requests = read_prompts(dataset.parent / "prompts.jsonl", BUCKETS, 3)
     rows = rows_of(dataset)
     assert [(row["id"], row["prompt"], row["bucket"]) for row in rows] == [
         (r.id, r.prompt, r.bucket.name) for r in requests

@@ -54,7 +54,7 @@ def batch(size=4, first=0):
 
 
 def sample(cfg, index=5, **kwargs):
-    return draw_sample(cfg, index, batch(**kwargs), (4, 6))
+    return draw_sample(cfg.method, cfg.seed, index, batch(**kwargs), (4, 6))
 
 
 def gradients_of(engine, run):
@@ -171,7 +171,7 @@ def test_warm_up_draws_only_its_own_times():
     cfg = config("method.warmup_probabilities=[0,0,.5,.5]", "method.probabilities=[1,0,0,0]")
     ids = list(range(8))
     wide = Batch(torch.zeros(8, 4, 8, 12), batch(8).cond, ids, "x")
-    draw = lambda index: draw_sample(cfg, index, wide, (4, 6)).t  # noqa: E731
+    draw = lambda index: draw_sample(cfg.method, cfg.seed, index, wide, (4, 6)).t  # noqa: E731
     assert set(torch.cat([draw(0), draw(1)]).tolist()) == {0.5, 0.25}
     assert set(draw(2).tolist()) == {1.0}
 
@@ -184,11 +184,11 @@ def test_renoise_levels_are_shifted_to_the_grid_and_independent_unless_asked():
         list(range(400)),
         "x",
     )
-    s = draw_sample(cfg, 0, many, (4, 6))
+    s = draw_sample(cfg.method, cfg.seed, 0, many, (4, 6))
     logits = torch.logit(s.s)
     assert logits.mean().item() == pytest.approx(1 + 0.5 * math.log(24 / 4096), abs=0.2)
     assert logits.std().item() == pytest.approx(1.0, abs=0.15)
     assert abs(torch.corrcoef(torch.stack([logits, torch.logit(s.r)]))[0, 1].item()) < 0.2
-    same = draw_sample(config("method.renoise=same"), 0, many, (4, 6))
+    same = draw_sample(config("method.renoise=same").method, 0, 0, many, (4, 6))
     assert torch.equal(same.s, same.r)
     assert not torch.equal(same.draws.fake_noise, same.draws.real_noise)

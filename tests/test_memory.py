@@ -26,7 +26,6 @@ from ladd_dist.distributed.world import World
 from ladd_dist.engines.blueprint import wrap_points
 from ladd_dist.engines.ema import Ema
 from ladd_dist.methods.ladd.method import Ladd
-from ladd_dist.methods.ladd.sample import draw_sample
 from ladd_dist.methods.registry import build_method
 from ladd_dist.models.sd3.transformer import Backbone, meta_transformer
 from ladd_dist.planning.memory import (
@@ -98,7 +97,8 @@ def train_once(config: Config, world: World, ladd: Ladd, ema: Ema) -> None:
     """One whole iteration, and another up to the end of its backward pass."""
     draw = torch.Generator().manual_seed(world.rank)
     cond = Conditioning(torch.randn(2, 4, 63, generator=draw), torch.randn(2, 63, generator=draw))
-    sample = draw_sample(config, 0, Batch(torch.randn(2, 5, 4, 4, generator=draw), cond, [0, 1], "4x4"), (4, 4))
+    batch = Batch(torch.randn(2, 5, 4, 4, generator=draw), cond, [0, 1], "4x4")
+    sample = ladd.sample(0, 0, batch, (4, 4))
     ladd.iteration(0, [sample])
     ema.update(0)
     fake = ladd.predict(sample)

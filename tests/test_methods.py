@@ -10,7 +10,7 @@ from ladd_dist.checkpoints.export import export
 from ladd_dist.checkpoints.reader import open_newest
 from ladd_dist.config import Config, load
 from ladd_dist.data.buckets import Bucket
-from ladd_dist.data.prompts import Request
+from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
@@ -63,7 +63,7 @@ def test_its_checkpoint_is_exported(run: Path, dataset: Path, tmp_path: Path) ->
     checkpoint = open_newest(run, ALONE)
     assert checkpoint is not None
     assert {key.split("/")[0] for key in checkpoint.shapes} == {"student", "ema"}
-    config, example = fine_tuning(run, dataset), Request(0, "a seven", Bucket(32, 32))
+    config, example = fine_tuning(run, dataset), PromptEntry(0, "a seven", Bucket(32, 32))
     folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, example)
     assert (folder / "transformer/diffusion_pytorch_model.safetensors").is_file()
 
@@ -72,7 +72,7 @@ def test_the_gradient_is_that_of_the_velocitys_error(dataset: Path, tmp_path: Pa
     method = build_method(config := fine_tuning(tmp_path, dataset), ALONE, Clock(ALONE))
     g = torch.Generator().manual_seed(0)
     cond = Conditioning(torch.randn(3, 5, 64, generator=g), torch.randn(3, 64, generator=g))
-    sample = method.sample(0, Batch(torch.randn(3, 4, 8, 8, generator=g), cond, [5, 6, 7], "32x32"), (8, 8))
+    sample = method.sample(0, 0, Batch(torch.randn(3, 4, 8, 8, generator=g), cond, [5, 6, 7], "32x32"), (8, 8))
     assert config.method.student_times[0] == 1 and sample.t.min() > 0 and sample.t.max() < 1
     network = method.student.module
     t = sample.t.view(-1, 1, 1, 1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ladd_dist.checkpoints.model_card import model_card, teacher_name
 from ladd_dist.data.buckets import Bucket
-from ladd_dist.data.prompts import Request
+from ladd_dist.data.prompts import PromptEntry
 
 CONFIG = tiny_config(Path("run"), Path("data"), "teacher.max_t5_tokens=77")
 _FENCE = re.compile(r"^```python\n(.*?)```", re.DOTALL | re.MULTILINE)
@@ -21,7 +21,7 @@ _NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\
 @example(prompt="{braces} {0} \\", name="{x}")
 @example(prompt="cut here\u2028\x85\r and \ud800", name='"""')
 def test_the_code_is_python_for_every_prompt(prompt: str, name: str) -> None:
-    card = model_card(CONFIG, name, 5, "ema", Request(0, prompt, Bucket(32, 64)))
+    card = model_card(CONFIG, name, 5, "ema", PromptEntry(0, prompt, Bucket(32, 64)))
     code, seeded = _FENCE.findall(card)
     ast.parse(seeded)
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]

@@ -47,7 +47,7 @@ def system(kept, *overrides):
     heads = ReplicatedEngine(DiscriminatorHeads(small, BLOCKS, 256, 12), LR, torch.float32, CPU)
     ladd = Ladd(cfg, student=None, teacher=Teacher().requires_grad_(False), heads=heads, clock=Clock(CPU))
     ladd.denoise = lambda sample: 0.5 * sample.batch.latents
-    return ladd, draw_sample(cfg, 5, batch(), (8, 12))
+    return ladd, draw_sample(cfg.method, cfg.seed, 5, batch(), (8, 12))
 
 
 class Peak(TorchDispatchMode):

@@ -9,7 +9,7 @@ from conftest import BUCKETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladd_dist.data.prompts import read_requests
+from ladd_dist.data.prompts import read_prompts
 from ladd_dist.errors import LaddError
 
 LINE_LIKE = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
@@ -18,7 +18,7 @@ LINE_LIKE = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
 def prompts_of(path: Path, data: bytes) -> list[str]:
     path.write_bytes(data)
-    return [request.prompt for request in read_requests(path, BUCKETS)]
+    return [request.prompt for request in read_prompts(path, BUCKETS)]
 
 
 def refusal(path: Path, data: bytes) -> str:
@@ -128,4 +128,4 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path, name: str, data: byte
 
 def test_a_folder_is_no_prompt_file(tmp_path: Path) -> None:
     with pytest.raises(LaddError, match="cannot be read"):
-        read_requests(tmp_path, BUCKETS)
+        read_prompts(tmp_path, BUCKETS)

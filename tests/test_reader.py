@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,11 +18,13 @@ from launch import run_ranks
 from safetensors.torch import load_file, save_file
 
 from ladd_dist.config import Config
+from ladd_dist.data import reader as reader_module
 from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.data.check import check_dataset
 from ladd_dist.data.mds import Manifest, from_bits
 from ladd_dist.data.reader import LatentReader
-from ladd_dist.diffusion.noise import step_draws
+from ladd_dist.diffusion.batch import Batch
+from ladd_dist.diffusion.noise import attempt_seed, step_draws
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
 from ladd_dist.models.fingerprint import fingerprint
@@ -35,7 +38,7 @@ def reader_of(config: Config, world: World = ALONE) -> LatentReader:
     return LatentReader(config, Manifest.read(config.data.path), world)
 
 
-def ids_of(reader: LatentReader, count: int) -> Ids:
+def ids_of(reader: Iterable[list[Batch]], count: int) -> Ids:
     """The ids of the next global batches."""
     return [[i for batch in micro for i in batch.ids] for micro in islice(reader, count)]
 
@@ -124,6 +127,60 @@ def test_resuming_at_the_end_of_an_epoch_goes_on_with_the_next(reader_config: Co
     assert ids_of(resumed, 3) == order[done : done + 3]
 
 
+@settings(max_examples=8)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 10)), min_size=1, max_size=3))
+def test_a_reader_goes_to_another_position_while_it_is_iterated(
+    reader_config: Config, order: Ids, moves: list[tuple[int, int]]
+) -> None:
+    reader = reader_of(reader_config)
+    assert _ids_over_moves(reader, moves) == [i for start, count in moves for i in order[start : start + count]]
+
+
+def _ids_over_moves(reader: LatentReader, moves: list[tuple[int, int]]) -> Ids:
+    batches, seen = iter(reader), []
+    for start, count in moves:
+        reader.load_state_dict(position(start))
+        seen += ids_of(batches, count)
+        assert reader.state_dict() in (position(start + count), {"epoch": (start + count) // 9 - 1, "samples": 72})
+    return seen
+
+
+def position(iteration: int) -> dict[str, int]:
+    """Nine global batches of eight samples are an epoch."""
+    return {"epoch": iteration // 9, "samples": iteration % 9 * 8}
+
+
+def _moving_ranks(world: World, config: Config, moves: list[tuple[int, int]]) -> Ids:
+    return _ids_over_moves(reader_of(config, world), moves)
+
+
+def test_ranks_with_loader_processes_go_back_together_while_they_read_ahead(dataset: Path, order: Ids) -> None:
+    config = tiny_config(dataset, dataset, "train.micro_batch=4", "data.workers=2")
+    moves = [(0, 4), (2, 3), (12, 8), (1, 3)]
+    shares = run_ranks(_moving_ranks, config, moves, size=2)
+    expected = [sorted(i) for start, count in moves for i in order[start : start + count]]
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == expected
+
+
+def test_another_attempt_is_another_order_of_the_same_samples(reader_config: Config, order: Ids) -> None:
+    reader = reader_of(reader_config)
+    batches, seen = iter(reader), []
+    for attempt in (0, 1, 2, 1):
+        reader.load_state_dict(position(9), attempt)
+        seen.append(ids_of(batches, 18))
+    assert seen[0] == order[9:27] and seen[1] == seen[3]
+    assert all(sorted(sum(ids[:9], [])) == sorted(sum(ids[9:], [])) == list(range(72)) for ids in seen)
+    assert seen[1][:9] != seen[0][:9] != seen[2][:9] != seen[1][:9] != seen[1][9:]
+
+
+def test_memory_is_pinned_for_a_gpu_alone(reader_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(reader_module, "DataLoader", lambda *_, pin_memory, **__: asked.append(pin_memory) or [[]])
+    for device in ("cpu", "cuda"):
+        next(iter(reader_of(reader_config, replace(ALONE, device=torch.device(device)))))
+    assert asked == [False, True]
+
+
 def _ids_from(world: World, config: Config, state: dict[str, int] | None, count: int) -> Ids:
     reader = reader_of(config, world)
     if state is not None:
@@ -156,6 +213,16 @@ def test_a_samples_noise_is_its_own_whatever_batch_holds_it(ids: list[int], rand
     share = step_draws(7, 3, [ids[i] for i in part], shape, device)
     for name, value in vars(whole).items():
         assert torch.equal(getattr(share, name), value[part])
+
+
+def test_an_attempts_noise_is_its_own_and_the_first_ones_is_the_seeds(reader_config: Config) -> None:
+    (batch,) = next(iter(reader_of(reader_config)))
+    shape, device = batch.latents.shape[1:], torch.device("cpu")
+    draws = [step_draws(attempt_seed(reader_config.seed, n), 3, batch.ids, shape, device) for n in (0, 1, 2)]
+    plain = step_draws(reader_config.seed, 3, batch.ids, shape, device)
+    assert all(torch.equal(value, getattr(draws[0], name)) for name, value in vars(plain).items())
+    noises = [noise for d in draws for noise in (d.student_noise, d.fake_noise, d.real_noise, d.student_time)]
+    assert len({noise.numpy().tobytes() for noise in noises}) == len(noises)
 
 
 def test_noise_differs_between_samples_iterations_seeds_and_kinds() -> None:

@@ -18,7 +18,7 @@ from launch import ROOT, environment, join, launch, start_ranks
 from torch import Tensor
 
 from ladd_dist.checkpoints import writer as checkpoint_writer
-from ladd_dist.checkpoints.reader import Checkpoint
+from ladd_dist.checkpoints.reader import Checkpoint, RunState, open_iteration
 from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
@@ -73,6 +73,37 @@ def test_the_reference_trains(uninterrupted: Path) -> None:
 def test_the_same_run_twice_is_the_same(tmp_path: Path, dataset: Path, uninterrupted: Path) -> None:
     Trainer(tiny_config(tmp_path, dataset), ALONE).run()
     assert_same_run(tmp_path, uninterrupted)
+
+
+def go_back(run_dir: Path, data: Path, attempt: int) -> Path:
+    """Six iterations in one process that goes back from the fourth to the second once, as an attempt."""
+    trainer = Trainer(tiny_config(run_dir, data), ALONE)
+    iterations = trainer.iterations()
+    assert [next(iterations) for _ in range(4)] == [1, 2, 3, 4]
+    trainer.writer.wait()
+    trainer.restore(open_iteration(run_dir, 2, ALONE), attempt)
+    assert list(iterations) == [3, 4, 5, 6]
+    return run_dir
+
+
+def test_a_live_run_that_goes_back_replays_its_path_or_takes_another_as_another_attempt(
+    tmp_path: Path, dataset: Path, uninterrupted: Path
+) -> None:
+    same, other = (go_back(tmp_path / str(attempt), dataset, attempt) for attempt in (0, 1))
+    expected = tensors_of(uninterrupted)
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors_of(same).items())
+    first, second = rows_of(other)[2], rows_of(other)[4]
+    assert first["iteration"] == second["iteration"] == 3 and first["d_loss"] != second["d_loss"]
+
+    resumed = Trainer(tiny_config(other, dataset, "train.iterations=7"), ALONE)
+    assert (resumed.done, resumed.attempt) == (6, 1)
+
+
+def test_a_checkpoint_of_before_there_were_attempts_is_of_the_first(tmp_path: Path, uninterrupted: Path) -> None:
+    state = json.loads((uninterrupted / "checkpoints/step-00000006/state.json").read_text())
+    assert state.pop("attempt") == 0
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert RunState.read(tmp_path / "state.json").attempt == 0
 
 
 def test_another_seed_is_another_run(tmp_path: Path, dataset: Path, uninterrupted: Path) -> None:

@@ -9,11 +9,11 @@ from ladd_dist.checkpoints.reader import Checkpoint, network_shards
 from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import LaddConfig, load
 from ladd_dist.data.buckets import Bucket
-from ladd_dist.data.prompts import Request
+from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.pipeline import Painter
+from ladd_dist.drawing.pipeline import Pipeline, load_backbone
 from ladd_dist.drawing.sampling import sample_ode, sample_student
 from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
@@ -65,16 +65,15 @@ def test_the_ode_sampler_integrates_guidance():
 @pytest.mark.parametrize("bucket", PROMPTS)
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_the_teacher_draws_as_diffusers_pipeline_does(tmp_path, teacher_folder, bucket, guidance):
-    painter = Painter(configured(tmp_path), CPU.device)
-    size = Bucket.parse(bucket)
-    shape = painter.space.shape(size)
-    latents = painter.teacher(painter.encode([PROMPTS[bucket]]), [11], shape, 5, guidance)
+    ours, size = Pipeline(configured(tmp_path), CPU.device), Bucket.parse(bucket)
+    teacher = load_backbone(teacher_folder, torch.float32, CPU.device)
+    latents = ours.teacher(teacher, ours.encode([PROMPTS[bucket]], [11], size), 5, guidance)
     pipe = StableDiffusion3Pipeline.from_pretrained(teacher_folder)
     expected = pipe(
         PROMPTS[bucket], height=size.height, width=size.width, num_inference_steps=5, guidance_scale=guidance,
         generator=torch.Generator().manual_seed(11), max_sequence_length=10, output_type="pt",
     ).images  # fmt: skip
-    torch.testing.assert_close(painter.decode(latents), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.decode(latents), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture
@@ -95,9 +94,9 @@ def test_the_export_draws_what_the_sampler_draws(tmp_path, trained, steps, bucke
     config, checkpoint = trained
     size = Bucket.parse(bucket)
     prompt = PROMPTS[bucket]
-    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, Request(0, prompt, size))
-    painter = Painter(config, CPU.device, load_student(config, checkpoint, "ema", torch.float32))
-    ours = painter.decode(painter.student(painter.encode([prompt]), [5], painter.space.shape(size), steps))
+    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, PromptEntry(0, prompt, size))
+    pipeline, student = Pipeline(config, CPU.device), load_student(config, checkpoint, "ema", torch.float32)
+    ours = pipeline.decode(pipeline.student(student, pipeline.encode([prompt], [5], size), steps))
 
     pipe = StableDiffusion3Pipeline.from_pretrained(folder)
     torch.manual_seed(5)
@@ -114,10 +113,10 @@ def test_the_cards_call_draws_what_the_sampler_draws(tmp_path, monkeypatch, trai
     """The run's 10 T5 tokens are not the pipeline's 256."""
     config, checkpoint = trained
     size = Bucket(32, 64)
-    request = Request(0, 'a "seven" next to a `two`', size)
-    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, request)
-    painter = Painter(config, CPU.device, load_student(config, checkpoint, "ema", torch.float32))
-    (ours,) = painter.decode(painter.student(painter.encode([request.prompt]), [0], painter.space.shape(size), 4))
+    entry = PromptEntry(0, 'a "seven" next to a `two`', size)
+    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, entry)
+    pipeline, student = Pipeline(config, CPU.device), load_student(config, checkpoint, "ema", torch.float32)
+    (ours,) = pipeline.decode(pipeline.student(student, pipeline.encode([entry.prompt], [0], size), 4))
 
     monkeypatch.chdir(tmp_path)
     code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
@@ -131,4 +130,6 @@ def test_only_an_earlier_export_is_replaced(tmp_path, trained):
     (tmp_path / "out").mkdir()
     for folder, problem in {"out": "holds no export of an earlier call", "run": "is run_dir="}.items():
         with pytest.raises(LaddError, match=problem):
-            export(config, checkpoint, tmp_path / folder, "ema", torch.float32, Request(0, "a", Bucket(32, 32)), True)
+            export(
+                config, checkpoint, tmp_path / folder, "ema", torch.float32, PromptEntry(0, "a", Bucket(32, 32)), True
+            )

@@ -2,9 +2,9 @@
 
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,20 +19,18 @@ from hypothesis import strategies as st
 from ladd_dist.checkpoints.export import export
 from ladd_dist.checkpoints.reader import Checkpoint, network_shards
 from ladd_dist.checkpoints.student import load_student
+from ladd_dist.cli import Launch
 from ladd_dist.config import Config, LaddConfig
 from ladd_dist.data.buckets import Bucket
-from ladd_dist.data.prompts import Request
+from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.distributed.clock import Clock
-from ladd_dist.drawing import pipeline as painter
-from ladd_dist.drawing import synthesis
-from ladd_dist.drawing.pipeline import Painter
+from ladd_dist.drawing import pipeline, synthesis
+from ladd_dist.drawing.pipeline import Pipeline, load_backbone
 from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation import evaluate as evaluation
 from ladd_dist.evaluation.evaluate import entrants, evaluate
 from ladd_dist.methods.registry import build_method
-from ladd_dist.training import preview
 from ladd_dist.training.preview import Preview
 
 EULER = "FlowMatchEulerDiscreteScheduler"
@@ -124,31 +122,41 @@ def test_everything_that_draws_follows_the_configured_times(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, checkpoint = trained_at(tmp_path, dataset, *THREE_OVERRIDES, "evaluation.samples=4")
-    seen: dict[str, list[list[float]]] = {"student": [], "undistilled": [], "preview": []}
+    student: list[tuple[float, ...]] = []
+    undistilled: list[tuple[float, ...]] = []
 
-    def student(name: str, network: object, noises: torch.Tensor, times: list[float], cond: object) -> torch.Tensor:
+    def few(network: object, noises: torch.Tensor, times: list[float], cond: object) -> torch.Tensor:
         assert len(noises) == len(times)
-        seen[name].append(times)
+        student.append(tuple(times))
         return noises[0]
 
-    def undistilled(network: object, noise: torch.Tensor, times: list[float], cond: object) -> torch.Tensor:
-        seen["undistilled"].append(times)
+    def euler(
+        network: object, noise: torch.Tensor, times: list[float], cond: object, *guided: object
+    ) -> torch.Tensor:
+        if not guided:
+            undistilled.append(tuple(times))
         return noise
 
-    monkeypatch.setattr(painter, "sample_student", partial(student, "student"))
-    monkeypatch.setattr(painter, "sample_ode", lambda network, noise, *rest: noise)
-    monkeypatch.setattr(evaluation, "sample_ode", undistilled)
-    monkeypatch.setattr(preview, "sample_student", partial(student, "preview"))
+    monkeypatch.setattr(pipeline, "sample_student", few)
+    monkeypatch.setattr(pipeline, "sample_ode", euler)
 
     results = evaluate(config, ALONE, str(checkpoint.path), "ema")
     names = ["teacher_guided", "teacher_3", "teacher_1", "student_3", "student_1"]
     assert [s.name for s in results.sets] == names
     assert results.undistilled is not None and results.undistilled.label == "teacher, 3 steps"
-    assert next(t for t in seen["student"] if len(t) == 3) == THREE
-    assert {tuple(t) for t in seen["student"]} == {tuple(THREE), (1.0,)}
-    assert {tuple(t) for t in seen["undistilled"]} == {(*THREE, 0.0), (1.0, 0.0)}
-    Preview(config, ALONE).draw(lambda x, t, cond: x, 1)
-    assert seen["preview"] == [THREE] * len(BUCKETS)
+    assert set(student) == {tuple(THREE), (1.0,)} and set(undistilled) == {(*THREE, 0.0), (1.0, 0.0)}
+
+    for draw in (lambda: Preview(config, ALONE).draw(lambda x, t, cond: x, 1), lambda: sample(config)):
+        student.clear()
+        draw()
+        assert student == [tuple(THREE)] * len(BUCKETS)
+
+
+def sample(config: Config) -> None:
+    """`launchers/sample.py` in this process."""
+    launcher = runpy.run_path("launchers/sample.py")
+    args = launcher["command_line"]().parse_args(["--config", "given"])
+    launcher["main"](Launch(args, config, ALONE))
 
 
 def test_the_defaults_entrants_have_the_names_of_before(tmp_path: Path) -> None:
@@ -183,8 +191,8 @@ def test_the_teacher_is_drawn_at_the_times_of_diffusers_pipeline(
 ) -> None:
     folder = teacher_with(settings)
     config = tiny_config(tmp_path, tmp_path, f"teacher.path={folder}")
-    ours = Painter(config, ALONE.device)
-    latents = ours.teacher(ours.encode(["a seven next to a two"]), [11], ours.space.shape(Bucket(32, 64)), 5, 2.5)
+    ours, teacher = Pipeline(config, ALONE.device), load_backbone(str(folder), torch.float32, ALONE.device)
+    latents = ours.teacher(teacher, ours.encode(["a seven next to a two"], [11], Bucket(32, 64)), 5, 2.5)
     pipe = StableDiffusion3Pipeline.from_pretrained(folder)
     theirs = pipe(
         "a seven next to a two", height=32, width=64, num_inference_steps=5, guidance_scale=2.5,
@@ -203,7 +211,7 @@ def test_schedules_that_cannot_be_followed_are_refused_before_anything_is_loaded
     message: str,
 ) -> None:
     folder = teacher_with(settings)
-    monkeypatch.setattr(synthesis, "Painter", lambda *_: pytest.fail("networks were loaded"))
+    monkeypatch.setattr(synthesis, "Pipeline", lambda *_: pytest.fail("networks were loaded"))
     with pytest.raises(LaddError, match=message) as refused:
         synthesize(moved(tmp_path, dataset, f"teacher.path={folder}"), ALONE)
     assert str(folder / "scheduler/scheduler_config.json") in str(refused.value)
@@ -257,7 +265,7 @@ def exported(student: tuple[Config, Checkpoint], tmp_path_factory: pytest.TempPa
     """A student's export, the card drawing a landscape of two digits."""
     config, checkpoint = student
     out = tmp_path_factory.mktemp("exported") / "student"
-    return export(config, checkpoint, out, "ema", torch.float32, Request(0, "a one", Bucket(32, 64)))
+    return export(config, checkpoint, out, "ema", torch.float32, PromptEntry(0, "a one", Bucket(32, 64)))
 
 
 EXPORTED = FOLLOWED | {name: settings for name, (settings, _) in REFUSED.items()}
@@ -270,7 +278,7 @@ def test_nothing_of_the_teachers_scheduler_reaches_the_export(
     folder = teacher_with(settings, settings.get("_class_name"))
     config, checkpoint = student
     config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"path": str(folder)})})
-    out = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, Request(0, "a one", Bucket(32, 64)))
+    out = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, PromptEntry(0, "a one", Bucket(32, 64)))
     assert json.loads((out / "model_index.json").read_text())["scheduler"] == ["diffusers", EULER]
     for times in PAPERS.values():
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(out / "scheduler")
@@ -304,7 +312,7 @@ def test_the_card_names_the_times_of_every_number_of_steps(tmp_path: Path, datas
     card = (exported / "README.md").read_text()
     assert "`sigmas=[1.0, 0.5]` for 2 steps, `sigmas=[1.0]` for 1 step." in card
     config, checkpoint = trained_at(tmp_path, dataset, *THREE_OVERRIDES)
-    out = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, Request(0, "a one", Bucket(32, 64)))
+    out = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, PromptEntry(0, "a one", Bucket(32, 64)))
     card = (out / "README.md").read_text()
     assert f"sigmas={THREE}, guidance_scale=1.0" in card
     assert "`sigmas=[1.0]` for 1 step." in card and "0.75" not in card and "2 steps" not in card
@@ -314,9 +322,10 @@ def test_a_scheduler_that_is_handed_the_generators_draws_all_noise_from_them(
     student: tuple[Config, Checkpoint], exported: Path
 ) -> None:
     config, checkpoint = student
-    ours = Painter(config, ALONE.device, load_student(config, checkpoint, "ema", torch.float32))
+    ours = Pipeline(config, ALONE.device)
     prompts, seeds = ["a seven next to a two", "a one"], [5, 6]
-    expected = ours.student(ours.encode(prompts), seeds, ours.space.shape(Bucket(32, 64)))
+    network = load_student(config, checkpoint, "ema", torch.float32)
+    expected = ours.student(network, ours.encode(prompts, seeds, Bucket(32, 64)))
     pipe = StableDiffusion3Pipeline.from_pretrained(exported)
     for unrelated in range(2):
         torch.manual_seed(unrelated)

@@ -20,8 +20,8 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.check import check_dataset
 from ladd_dist.data.mds import Manifest
-from ladd_dist.data.prompts import Request
-from ladd_dist.drawing.pipeline import Painter
+from ladd_dist.data.prompts import PromptEntry
+from ladd_dist.drawing.pipeline import Pipeline, load_backbone
 from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError
 from ladd_dist.models.configs import load_config, text_config, vae_config
@@ -152,7 +152,7 @@ def clutter(folder: Path) -> None:
 def exported(distilled: Config) -> Path:
     checkpoint = open_newest(distilled.run_dir, ALONE)
     assert checkpoint is not None
-    example = Request(0, "a three", Bucket(32, 32))
+    example = PromptEntry(0, "a three", Bucket(32, 32))
     return export(distilled, checkpoint, Path(distilled.run_dir) / "export", "ema", torch.float32, example)
 
 
@@ -165,8 +165,8 @@ def test_a_student_of_a_teacher_without_t5_is_trained_and_exported(distilled: Co
     ).images  # fmt: skip
     checkpoint = open_newest(distilled.run_dir, ALONE)
     assert checkpoint is not None
-    painter = Painter(distilled, ALONE.device, load_student(distilled, checkpoint, "ema", torch.float32))
-    ours = painter.decode(painter.student(painter.encode(["a three"]), [5], (4, 8, 16), 2))
+    pipeline, student = Pipeline(distilled, ALONE.device), load_student(distilled, checkpoint, "ema", torch.float32)
+    ours = pipeline.decode(pipeline.student(student, pipeline.encode(["a three"], [5], Bucket(32, 64)), 2))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -247,11 +247,13 @@ def sharded(folder: Path) -> None:
 def test_linked_and_sharded_folders_are_the_same_teacher(teacher: Path, layout: Change) -> None:
     layout(teacher)
     check_networks(configured(teacher))
-    ours, theirs = (Painter(configured(Path(folder)), ALONE.device) for folder in (teacher, TEACHER))
-    cond = ours.encode(["a three"])
-    assert torch.equal(cond.context, theirs.encode(["a three"]).context)
-    pictures = [p.decode(p.teacher(cond, [1], (4, 8, 8), 2, 1.5)) for p in (ours, theirs)]
-    assert torch.equal(*pictures)
+    pictures = []
+    for folder in (teacher, Path(TEACHER)):
+        pipeline = Pipeline(configured(folder), ALONE.device)
+        network = load_backbone(str(folder), torch.float32, ALONE.device)
+        encoded = pipeline.encode(["a three"], [1], Bucket(32, 32))
+        pictures.append((encoded.cond.context, pipeline.decode(pipeline.teacher(network, encoded, 2, 1.5))))
+    assert all(map(torch.equal, *pictures))
     for name, tensor in load_transformer(TEACHER, torch.float32).named_parameters():
         assert torch.equal(FolderWeights(teacher).read(f"net.{name}", 3, 9), tensor.flatten()[3:12])
 
@@ -324,7 +326,7 @@ def test_every_damage_is_said_alike_by_whoever_opens_the_component(teacher: Path
         lambda: FolderWeights(teacher),
         lambda: load_transformer(teacher, torch.float32),
         lambda: TextEncoders(teacher, torch.float32, torch.device("cpu"), 7),
-        lambda: Painter(configured(teacher), ALONE.device),
+        lambda: Pipeline(configured(teacher), ALONE.device),
     ]
     for open_it in opened:
         with pytest.raises(LaddError, match=r"not a whole safetensors file .*: download the teacher again"):
@@ -406,8 +408,7 @@ def test_weights_that_a_library_would_make_up_are_named(teacher: Path, name: str
     key = "layers_per_block" if kind else "num_hidden_layers"
     edit(teacher / name / "config.json", **{key: 3})
     with pytest.raises(LaddError, match=rf"teacher/{name} has no tensor .*: its weights do not belong to its config"):
-        painter = Painter(configured(teacher), ALONE.device)
-        painter.decode(torch.zeros(1, 4, 8, 8))
+        Pipeline(configured(teacher), ALONE.device).decode(torch.zeros(1, 4, 8, 8))
 
 
 # Configs that leave out keys
@@ -468,9 +469,10 @@ def test_a_teacher_whose_config_leaves_out_what_it_can_is_drawn_from(tmp_path: P
     edit(folder / "vae" / "config.json", **dict.fromkeys(("down_block_types", "in_channels", "scaling_factor"), ...))
     config = configured(folder, "synthesis.buckets=[16x32]")
     assert check_networks(config).shape(Bucket(16, 32)) == (16, 16, 32)
-    painter = Painter(config, ALONE.device)
-    latents = painter.teacher(painter.encode(["a one"]), [0], (16, 16, 32), 1, 1.0)
-    assert painter.decode(latents).shape == (1, 3, 16, 32)
+    pipeline, network = Pipeline(config, ALONE.device), load_backbone(str(folder), torch.float32, ALONE.device)
+    latents = pipeline.teacher(network, pipeline.encode(["a one"], [0], Bucket(16, 32)), 1, 1.0)
+    assert latents.shape == (1, 16, 16, 32)
+    assert pipeline.decode(latents).shape == (1, 3, 16, 32)
 
 
 # What does not fit

@@ -63,7 +63,7 @@ import locale, sys
 from pathlib import Path
 from ladd_dist.config.arguments import as_text
 from ladd_dist.config import load
-from ladd_dist.data.prompts import read_requests
+from ladd_dist.data.prompts import read_prompts
 from ladd_dist.errors import LaddError
 assert locale.getpreferredencoding(False) in ("ANSI_X3.4-1968", "US-ASCII"), locale.getpreferredencoding(False)
 folder, name = Path(sys.argv[1]), "sch\\u00f6n"
@@ -71,7 +71,7 @@ assert as_text(sys.argv[2]) == f"tracking.project={name}"
 config = load(folder / "c.yaml", [as_text(sys.argv[2])])
 config.save(folder / "saved.yaml")
 assert load(folder / "saved.yaml") == config and config.tracking.project == name
-assert read_requests(folder / "p.txt", ["32x32"])[0].prompt == name
+assert read_prompts(folder / "p.txt", ["32x32"])[0].prompt == name
 try:
     load(folder / "c.yaml", [f"run_dir=runs/{name}"])
 except LaddError as error:

@@ -9,7 +9,7 @@ from ladd_dist.checkpoints.reader import Checkpoint
 from ladd_dist.checkpoints.sampler import write_scheduler
 from ladd_dist.checkpoints.student import Weights, load_student
 from ladd_dist.config import Config
-from ladd_dist.data.prompts import Request
+from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.files.folders import check_replaceable, replacing
 from ladd_dist.files.places import own_place
 from ladd_dist.models.folder import copy_pipeline
@@ -33,7 +33,7 @@ def export(
     folder: Path,
     weights: Weights,
     dtype: torch.dtype,
-    example: Request,
+    example: PromptEntry,
     overwrite: bool = False,
 ) -> Path:
     """Write the teacher's folder with the student's weights in the place of the transformer's.

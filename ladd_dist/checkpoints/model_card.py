@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ladd_dist.checkpoints.sampler import sampler_notes
 from ladd_dist.config import Config
-from ladd_dist.data.prompts import Request
+from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.files.disk import real_path
 from ladd_dist.models.folder import T5_PARTS, components
 
@@ -34,8 +34,8 @@ image = pipe(
 {sampler}"""
 
 
-def model_card(config: Config, name: str, iterations: int, weights: str, example: Request) -> str:
-    """Markdown whose code is Python for every name and prompt, and asks the T5 tokens that the student learned with.
+def model_card(config: Config, name: str, iterations: int, weights: str, example: PromptEntry) -> str:
+    """Markdown with code that draws ``example``, valid for any name and prompt, at the student's number of T5 tokens.
 
     Args:
         name: of the export's folder.

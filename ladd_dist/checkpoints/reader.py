@@ -8,8 +8,9 @@
 
 A key is ``NETWORK/KIND/PARAMETER``, such as ``student/exp_avg/net.proj_out.weight``. Each file's header says
 which range ``[offset, offset + length)`` of which shape every entry is, so a rank of another engine or world
-size reads just the ranges it needs. There is no RNG to save: noise is a function of seed, iteration and sample.
-This file reads; `checkpoint_writer` writes.
+size reads just the ranges it needs. There is no RNG to save: noise is a function of seed, attempt, iteration and
+sample.
+This file reads; `writer` writes, and `folders` says what the folders are called.
 """
 
 import json
@@ -26,6 +27,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ladd_dist.checkpoints.folders import candidates, checkpoints_of, step_folder
 from ladd_dist.config import Config, load
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import STATE_KINDS, Engine, Shard, fill
@@ -36,13 +38,11 @@ from ladd_dist.methods.base import Method
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.fingerprint import is_of
 
-STATE, LATEST, RANGES, CONFIG = "state.json", "latest", "ranges", "config.yaml"
-STEP_FOLDERS = "step-" + "[0-9]" * 8
-"""A glob for folders that a run has named itself: what else lies beside them is the user's."""
+STATE, RANGES, CONFIG = "state.json", "ranges", "config.yaml"
 _TENSORS = ".safetensors"
 _BINDING = ("seed", "method", "student.path", "data.shuffle_seed", "train.global_batch")
-"""Settings that a run cannot change on its way: they make the numbers, the networks or the order of the data. A
-method adds its own and exempts some."""
+"""Settings that must not differ on resume: numbers, networks and the order of the data depend on them. A method adds
+its own and exempts some."""
 
 Shards = Mapping[str, Shard]
 
@@ -59,6 +59,8 @@ class RunState(BaseModel):
     """Fingerprint of the teacher that is also the discriminator's backbone."""
     engine: str
     world_size: int
+    attempt: int = 0
+    """How often the run has gone back to an earlier checkpoint; from 1 on it makes other noise and another order."""
 
     @classmethod
     def read(cls, file: Path) -> "RunState":
@@ -76,22 +78,13 @@ def network_shards(name: str, engine: Engine) -> dict[str, Shard]:
     return {f"{name}/{kind}/{p}": shard for kind in STATE_KINDS for p, shard in engine.shards(kind).items()}
 
 
-def candidates(run_dir: str | Path) -> list[Path]:
-    """A run's checkpoints: the one that ``latest`` points to, there or not, then the others from new to old."""
-    root = Path(run_dir) / "checkpoints"
-    pointer = root / LATEST
-    pointed = [root / pointer.read_text(encoding="utf-8", errors="replace").strip()] if pointer.is_file() else []
-    return pointed + [path for path in sorted(root.glob(STEP_FOLDERS), reverse=True) if path not in pointed]
-
-
 def open_newest(run_dir: str | Path, world: World) -> "Checkpoint | None":
     """The newest whole checkpoint of a run, or None if it has none; says loudly which damaged ones it passed over.
 
     Raises:
         LaddError: if there are checkpoints, and all are damaged.
     """
-    # Rank 0's list is every rank's: on a shared file system, two may see different ones.
-    paths = world.gather(candidates(run_dir) if world.is_main else None)[0]
+    paths = _agreed(run_dir, world)
     for path in paths:
         try:
             return Checkpoint(path, world)
@@ -99,9 +92,28 @@ def open_newest(run_dir: str | Path, world: World) -> "Checkpoint | None":
             if world.is_main:
                 warn(f"{error}: PASSED OVER, looking for the newest whole one")
     if paths:
-        root = Path(run_dir) / "checkpoints"
-        raise LaddError(f"all checkpoints in {root} are damaged: restore one, or set a new run_dir")
+        where = checkpoints_of(run_dir)
+        raise LaddError(f"all checkpoints in {where} are damaged: restore one, or set a new run_dir")
     return None
+
+
+def open_iteration(run_dir: str | Path, iteration: int, world: World) -> "Checkpoint":
+    """A run's checkpoint of an iteration, on every rank alike.
+
+    Raises:
+        LaddError: if there is none.
+        DamagedError: if it is not whole.
+    """
+    path, paths = step_folder(run_dir, iteration), _agreed(run_dir, world)
+    if path not in paths:
+        there = ", ".join(sorted(path.name for path in paths)) or "none"
+        raise LaddError(f"no checkpoint of iteration {iteration} in {path.parent} (there: {there}): choose another")
+    return Checkpoint(path, world)
+
+
+def _agreed(run_dir: str | Path, world: World) -> list[Path]:
+    """Rank 0's list of checkpoints on every rank: on a shared file system, two may see different ones."""
+    return world.gather(candidates(run_dir) if world.is_main else None)[0]
 
 
 class Checkpoint:

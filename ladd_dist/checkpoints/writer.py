@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ladd_dist.checkpoints.reader import CONFIG, LATEST, RANGES, STATE, STEP_FOLDERS, RunState, Shards
+from ladd_dist.checkpoints.folders import LATEST, STEP_FOLDERS, checkpoints_of, is_pinned, step_folder
+from ladd_dist.checkpoints.reader import CONFIG, RANGES, STATE, RunState, Shards
 from ladd_dist.config import Config, load
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
@@ -47,7 +48,7 @@ class CheckpointWriter:
     def __init__(self, config: Config, world: World, lease: Lease | None = None) -> None:
         self._config, self._world, self._lease = config, world.aside(), lease or Lease()
         self._pinned = world.device.type == "cuda"
-        self._root = Path(config.run_dir) / "checkpoints"
+        self._root = checkpoints_of(config.run_dir)
         self._copies: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -68,8 +69,11 @@ class CheckpointWriter:
         writing = self._writing
         return writing is not None and writing.done() and writing.exception() is not None
 
-    def save(self, shards: Shards, state: RunState) -> None:
+    def save(self, shards: Shards, state: RunState) -> Path:
         """Copy this rank's shards to host memory and start writing.
+
+        Returns:
+            The folder that the checkpoint will be in once it is whole.
 
         Raises:
             LaddError: if the checkpoint before could not be written.
@@ -77,7 +81,9 @@ class CheckpointWriter:
         self.wait()
         ranges = {key: (shard.offset, shard.local.numel(), tuple(shard.shape)) for key, shard in shards.items()}
         copies = self._copy(shards)
-        self._writing = self._thread.submit(self._write, copies, ranges, state)
+        final = step_folder(self._config.run_dir, state.iteration)
+        self._writing = self._thread.submit(self._write, final, copies, ranges, state)
+        return final
 
     def wait(self) -> None:
         """Wait until the last checkpoint is safe on disk.
@@ -99,8 +105,7 @@ class CheckpointWriter:
             torch.cuda.synchronize()
         return self._copies
 
-    def _write(self, copies: dict[str, Tensor], ranges: Mapping[str, tuple], state: RunState) -> None:
-        final = self._root / f"step-{state.iteration:08d}"
+    def _write(self, final: Path, copies: dict[str, Tensor], ranges: Mapping[str, tuple], state: RunState) -> None:
         temporary = self._root / f".{final.name}"
         file = temporary / f"rank-{self._world.rank:05d}.safetensors"
         try:
@@ -196,7 +201,7 @@ def _point(root: Path, name: str) -> None:
 
 def _prune(root: Path, newest: str, keep: int) -> None:
     """Keep some of the newest; folders beyond it are of a future that the run has gone back from."""
-    folders = sorted(root.glob(STEP_FOLDERS))
+    folders = [folder for folder in sorted(root.glob(STEP_FOLDERS)) if not is_pinned(folder)]
     kept = [folder for folder in folders if folder.name <= newest][-keep:]
     for old in folders:
         if old not in kept:

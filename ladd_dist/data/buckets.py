@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: picture sizes of about one area, each a stream of its own."""
+"""Aspect-ratio buckets: picture sizes of about one area, one stream of samples each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +42,11 @@ class LatentSpace:
     factor: int
     transformer: dict
     student: dict | None = None
-    """The config of a student of its own, whose patches and positions must hold every bucket too."""
+    """The student's transformer config if it has one of its own: every bucket must fit it, too."""
 
     @staticmethod
     def of(folder: str | Path, student: str | Path | None = None) -> "LatentSpace":
-        """Read the configs of a teacher's diffusers folder and of a student's, where it has one of its own."""
+        """Read the configs of a teacher's diffusers folder and, if given, of a student's."""
         config = load_config(folder)
         return LatentSpace(
             config["in_channels"], latent_factor(folder), config, load_config(student) if student else None

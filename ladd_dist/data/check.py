@@ -1,4 +1,4 @@
-"""A dataset held against the run that will read it, and every shard against its record, before anything is loaded."""
+"""Checks of a dataset before anything is loaded: does it fit the run, and is every shard what was written."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ Shard = tuple[Path, ShardRecord]
 
 
 def check_dataset(config: Config, space: LatentSpace, teacher: str, world: World) -> Manifest:
-    """Hold a dataset against the run, and its files against their records.
+    """Check that a dataset fits the run, and that its files have their recorded sizes and hashes.
 
     Args:
         teacher: fingerprint of the run's teacher.
@@ -43,7 +43,7 @@ def check_dataset(config: Config, space: LatentSpace, teacher: str, world: World
 
 
 def verify(shards: Iterable[Shard]) -> None:
-    """Hold the files of shards against the sizes and hashes in their index.
+    """Check the files of shards against the sizes and hashes in their index.
 
     Raises:
         LaddError: naming the first file that is missing or damaged, and the remedy.
@@ -88,7 +88,7 @@ def _check_manifest(config: Config, manifest: Manifest, space: LatentSpace, teac
 
 
 def _share(shards: Sequence[Shard], file: Path, world: World) -> Iterator[Shard]:
-    """This rank's of the shards: all ranks that see the same copy of the dataset divide it between them.
+    """The shards that this rank checks: all ranks that see the same copy of the dataset divide it between them.
 
     A shared file system shows every node one inode and one time of its last change, which nobody can set; copies on
     nodes' own disks differ in them, and each is read whole.

@@ -1,4 +1,4 @@
-"""A stream's ``index.json``, and the shards that it lists held against the sizes and hashes that it has of them.
+"""A stream's ``index.json``, and checks of the shards that it lists against the sizes and hashes in it.
 
 MosaicML Streaming checks hashes only of what it downloads, and reads a local shard unseen.
 """
@@ -30,7 +30,7 @@ class FileRecord(_Record):
     """From names of algorithms to digests; empty in a dataset that was written without."""
 
     def verify(self, folder: Path) -> None:
-        """Read the file and hold it against its record.
+        """Read the file and check its size and hashes.
 
         Raises:
             LaddError: if it is missing, has another size or another hash.
@@ -60,7 +60,7 @@ class ShardRecord(_Record):
     size_limit: NonNegativeInt | str | None
 
     def check(self, latent: tuple[int, ...]) -> None:
-        """Hold the columns against the schema, for latents of a shape.
+        """Check the columns against the schema, for latents of a shape.
 
         Raises:
             ValueError: naming what differs.

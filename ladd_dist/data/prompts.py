@@ -1,4 +1,4 @@
-"""Prompt lists, and the dealing of every picture to a bucket."""
+"""Prompt lists, and which bucket each of their pictures gets."""
 
 import json
 import re
@@ -14,15 +14,15 @@ _NEWLINE = re.compile(r"\r\n|\n|\r")
 
 
 @dataclass(frozen=True)
-class Request:
-    """One picture to draw. ``id`` is its number in the whole list and seeds its noise."""
+class PromptEntry:
+    """One picture of a prompt list. ``id`` is its number in the whole list and seeds its noise."""
 
     id: int
     prompt: str
     bucket: Bucket
 
 
-def read_requests(path: str | Path, buckets: list[str], images_per_prompt: int = 1) -> list[Request]:
+def read_prompts(path: str | Path, buckets: list[str], images_per_prompt: int = 1) -> list[PromptEntry]:
     """Read a prompt file and number its pictures.
 
     ``.jsonl`` lines are objects with ``prompt`` and optionally ``bucket``; ``.txt`` lines are prompts, less the white
@@ -39,7 +39,7 @@ def read_requests(path: str | Path, buckets: list[str], images_per_prompt: int =
             f"prompt file {path} ends in '{path.suffix}': name it .txt if it holds one prompt per line, or .jsonl if "
             'each line is {"prompt": "...", "bucket": "HxW"}'
         )
-    requests: list[Request] = []
+    entries: list[PromptEntry] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -50,11 +50,11 @@ def read_requests(path: str | Path, buckets: list[str], images_per_prompt: int =
         if name is not None and name not in buckets:
             raise LaddError(f"{path}:{number}: bucket '{name}' is not one of the configured {', '.join(buckets)}")
         for _ in range(images_per_prompt):
-            chosen = name or buckets[len(requests) % len(buckets)]
-            requests.append(Request(len(requests), prompt, Bucket.parse(chosen)))
-    if not requests:
+            chosen = name or buckets[len(entries) % len(buckets)]
+            entries.append(PromptEntry(len(entries), prompt, Bucket.parse(chosen)))
+    if not entries:
         raise LaddError(f"prompt file {path} holds no prompts")
-    return requests
+    return entries
 
 
 def _lines(path: Path) -> list[str]:
@@ -109,11 +109,11 @@ def _checked(prompt: str) -> str:
 _PARSERS: dict[str, Callable[[str], tuple[str, str | None]]] = {".txt": _parse_text, ".jsonl": _parse_json}
 
 
-def first_of_each_bucket(requests: list[Request], count: int) -> list[list[Request]]:
-    """Up to ``count`` requests of every bucket, buckets in order of first appearance."""
-    chosen: dict[str, list[Request]] = {}
-    for request in requests:
-        rows = chosen.setdefault(request.bucket.name, [])
+def first_of_each_bucket(entries: list[PromptEntry], count: int) -> list[list[PromptEntry]]:
+    """Up to ``count`` entries of every bucket, buckets in order of first appearance."""
+    chosen: dict[str, list[PromptEntry]] = {}
+    for entry in entries:
+        rows = chosen.setdefault(entry.bucket.name, [])
         if len(rows) < count:
-            rows.append(request)
+            rows.append(entry)
     return list(chosen.values())

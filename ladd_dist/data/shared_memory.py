@@ -1,4 +1,4 @@
-"""Which names in shared memory a job's dataset has, taken so that jobs on one machine cannot meet.
+"""Names in shared memory for a job's dataset, taken so that two jobs on one machine never get the same.
 
 MosaicML Streaming 0.13 looks for a free number first and takes it later, on every rank by itself (its issues 689,
 717, 884 and 901). Of two jobs that start at once on a node one ends with ``FileExistsError: '/000000_locals'``, and
@@ -9,11 +9,31 @@ import os
 from itertools import count
 from tempfile import gettempdir
 
+import streaming
 import torch.distributed as dist
+from streaming.base import dataset
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SHM_TO_CLEAN
 from streaming.base.shared import SharedMemory
 from streaming.base.shared.prefix import _get_path, _pack_locals
 from streaming.base.world import World
+
+from ladd_dist.errors import LaddError
+
+_REPLACED_IN = "0.13."
+
+
+def patch_streaming() -> None:
+    """Let Streaming's datasets take their names with `take_number`.
+
+    Raises:
+        LaddError: if another version of Streaming is installed, whose function this may not stand in for.
+    """
+    if not streaming.__version__.startswith(_REPLACED_IN):
+        raise LaddError(
+            f"mosaicml-streaming {streaming.__version__} is installed, but data/shared_memory.py replaces a function "
+            f"of {_REPLACED_IN}*: install that one"
+        )
+    dataset.get_shm_prefix = take_number
 
 
 def take_number(streams_local: list[str], streams_remote: list[str | None], world: World) -> tuple[int, SharedMemory]:
@@ -50,7 +70,7 @@ def _take(streams_local: list[str]) -> tuple[int, SharedMemory]:
 
 
 def _is_free(number: int) -> bool:
-    """Whether nothing has this number, of a job that runs or of one that was killed."""
+    """Whether no job, running or killed, has taken this number."""
     locks = (os.path.join(gettempdir(), _get_path(number, name)) for name in (BARRIER_FILELOCK, CACHE_FILELOCK))
     return not any(map(os.path.exists, locks)) and not any(_exists(_get_path(number, name)) for name in SHM_TO_CLEAN)
 

@@ -1,6 +1,6 @@
 """One micro-batch of synthetic latents, as the data reader yields it and the step takes it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ class Batch:
     bucket: str
 
     def to(self, device: torch.device) -> "Batch":
-        """Move the tensors."""
-        latents = self.latents.to(device, non_blocking=True)
-        return Batch(latents, self.cond.to(device), self.ids, self.bucket)
+        """Move the tensors; from page-locked memory without waiting for it."""
+        latents, *cond = (tensor.to(device, non_blocking=True) for tensor in (self.latents, *self.cond))
+        return replace(self, latents=latents, cond=Conditioning(*cond))
+
+    def pin_memory(self) -> "Batch":
+        """Copy the tensors to page-locked memory; PyTorch's loader calls this by its name."""
+        latents, *cond = (tensor.pin_memory() for tensor in (self.latents, *self.cond))
+        return replace(self, latents=latents, cond=Conditioning(*cond))

@@ -69,3 +69,8 @@ def image_seed(seed: int, purpose: str, number: int) -> int:
     """The seed of picture ``number`` for a purpose such as ``"synthesis"``: 63 bits, never shared by two."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def attempt_seed(seed: int, attempt: int) -> int:
+    """The seed of a run that has gone back ``attempt`` times, so that it does not replay its path: its own for 0."""
+    return image_seed(seed, "attempt", attempt) if attempt else seed

@@ -20,7 +20,7 @@ def save_png(picture: Tensor, path: Path) -> Path:
 
 
 def sheet(rows: list[list[Tensor]]) -> Tensor:
-    """One picture of several rows of pictures ``(3, H, W)``, each row of a size of its own, on grey."""
+    """One picture of several rows of pictures ``(3, H, W)`` on grey; sizes may differ from row to row."""
     grids = [make_grid(torch.stack(row).cpu(), nrow=len(row), padding=_GAP, pad_value=0.5) for row in rows]
     width = max(grid.shape[2] for grid in grids)
     padded = [torch.nn.functional.pad(grid, (0, width - grid.shape[2]), value=0.5) for grid in grids]

@@ -1,6 +1,7 @@
-"""Prompts and seeds to latents and pictures: one way to draw for synthesis, sampling and evaluation."""
+"""One way to draw: prompts and seeds to conditioning, to latents, to pictures, whatever network draws them."""
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.conditioning import Conditioning
-from ladd_dist.diffusion.noise import image_noise
+from ladd_dist.diffusion.noise import image_noise, image_seed
 from ladd_dist.drawing.sampling import VelocityNetwork, sample_ode, sample_student
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.models.sd3.schedule import TeacherSchedule
@@ -18,52 +20,73 @@ from ladd_dist.models.sd3.transformer import Backbone, load_transformer
 from ladd_dist.models.sd3.vae import Vae
 
 
-class Painter:
-    """The teacher folder's text encoders, schedule and VAE around a network that predicts velocity.
+@dataclass(frozen=True)
+class Encoded:
+    """``B`` prompts of one picture size, ready to be drawn: ``seeds`` make the noise, ``shape`` is a latent's."""
 
-    Args:
-        network: draws the pictures; the teacher itself if None.
+    cond: Conditioning
+    seeds: list[int]
+    shape: tuple[int, int, int]
+
+
+class Pipeline:
+    """Text encoders, schedule and VAE of the teacher's folder; the network that draws is an argument of each call.
+
+    Raises:
+        LaddError: if the text encoders cannot be loaded; the VAE is loaded by the first `decode`.
     """
 
-    def __init__(self, config: Config, device: torch.device, network: VelocityNetwork | None = None) -> None:
-        folder, dtype = config.teacher.path, compute_dtype(config)
-        self.space = LatentSpace.of(folder)
-        self.text = TextEncoders(folder, dtype, device, config.teacher.max_t5_tokens)
-        self.network = network or load_backbone(folder, dtype, device)
-        self.device, self._folder, self._method = device, folder, config.method
-        self._negative: Conditioning | None = None
-        self._vae: Vae | None = None
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self._config, self._device, self._folder = config, device, config.teacher.path
+        self._space = LatentSpace.of(self._folder)
+        self._text = TextEncoders(self._folder, compute_dtype(config), device, config.teacher.max_t5_tokens)
 
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """Text conditioning of prompts."""
-        return self.text.encode(prompts)
+    def encode(self, prompts: list[str], seeds: list[int], bucket: Bucket) -> Encoded:
+        """Encode prompts that are to be drawn in one size, each with the noise of its seed."""
+        return Encoded(self._text.encode(prompts), seeds, self._space.shape(bucket))
 
-    def teacher(
-        self, cond: Conditioning, seeds: list[int], shape: tuple[int, int, int], steps: int, guidance: float
-    ) -> Tensor:
-        """Latents ``(B, C, H, W)`` along the teacher's own schedule."""
-        if self._negative is None:
-            self._negative = self.encode([""])
-        noise = image_noise(seeds, shape, 1, self.device)[0]
-        times = self._schedule.times(steps, math.prod(self.space.grid(*shape[1:])))
-        return sample_ode(self.network, noise, times, cond, self._negative, guidance)
+    def encode_entries(self, entries: list[PromptEntry], purpose: str) -> Encoded:
+        """Encode entries of one bucket, with noise that is a function of the run's seed, a purpose and their ids."""
+        seeds = [image_seed(self._config.seed, purpose, entry.id) for entry in entries]
+        return self.encode([entry.prompt for entry in entries], seeds, entries[0].bucket)
 
-    def student(
-        self, cond: Conditioning, seeds: list[int], shape: tuple[int, int, int], steps: int | None = None
-    ) -> Tensor:
+    def release_text(self) -> None:
+        """Free the text encoders' memory once all prompts are encoded."""
+        del self._text
+
+    def teacher(self, network: VelocityNetwork, encoded: Encoded, steps: int, guidance: float) -> Tensor:
+        """Latents ``(B, C, H, W)`` along the teacher's own schedule, with classifier-free guidance above 1."""
+        times = self._schedule.times(steps, math.prod(self._space.grid(*encoded.shape[1:])))
+        return sample_ode(network, self._noise(encoded, 1)[0], times, encoded.cond, self._negative, guidance)
+
+    def undistilled(self, network: VelocityNetwork, encoded: Encoded, steps: int) -> Tensor:
+        """Latents ``(B, C, H, W)`` of an undistilled network at the student's times, by Euler's method, unguided."""
+        times = [*self._config.method.times(steps), 0.0]
+        return sample_ode(network, self._noise(encoded, 1)[0], times, encoded.cond)
+
+    def student(self, network: VelocityNetwork, encoded: Encoded, steps: int | None = None) -> Tensor:
         """Latents ``(B, C, H, W)`` in so many steps, all of the student's by default, without guidance."""
-        times = self._method.times(steps)
-        return sample_student(self.network, image_noise(seeds, shape, len(times), self.device), times, cond)
+        times = self._config.method.times(steps)
+        return sample_student(network, self._noise(encoded, len(times)), times, encoded.cond)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures ``(B, 3, H, W)`` in [0, 1]."""
+        return self._vae.decode(latents)
+
+    def _noise(self, encoded: Encoded, draws: int) -> Tensor:
+        return image_noise(encoded.seeds, encoded.shape, draws, self._device)
+
+    @cached_property
+    def _negative(self) -> Conditioning:
+        return self._text.encode([""])
 
     @cached_property
     def _schedule(self) -> TeacherSchedule:
         return TeacherSchedule(self._folder)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures ``(B, 3, H, W)`` in [0, 1]."""
-        if self._vae is None:
-            self._vae = Vae(self._folder, self.device)
-        return self._vae.decode(latents)
+    @cached_property
+    def _vae(self) -> Vae:
+        return Vae(self._folder, self._device)
 
 
 def teacher_schedule(config: Config) -> TeacherSchedule:

@@ -25,14 +25,15 @@ from ladd_dist.data.check import verify
 from ladd_dist.data.damage import redraw
 from ladd_dist.data.index import Index
 from ladd_dist.data.mds import MANIFEST, Manifest, Provenance, columns, to_bits
-from ladd_dist.data.prompts import Request, read_requests
-from ladd_dist.diffusion.noise import image_seed
+from ladd_dist.data.prompts import PromptEntry, read_prompts
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.pipeline import Painter, teacher_schedule
+from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
+from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
 from ladd_dist.files.run_lock import Lease
 from ladd_dist.log import log, progress
 from ladd_dist.models.fingerprint import fingerprint, is_of
+from ladd_dist.models.sd3.transformer import Backbone
 from ladd_dist.planning.networks import check_networks
 
 _PLAN = "plan.json"
@@ -44,7 +45,7 @@ class Part:
     """A run of pictures of one bucket that is written whole."""
 
     folder: Path
-    requests: list[Request]
+    entries: list[PromptEntry]
 
 
 def synthesize(config: Config, world: World, lease: Lease | None = None) -> Manifest:
@@ -59,46 +60,47 @@ def synthesize(config: Config, world: World, lease: Lease | None = None) -> Mani
     """
     settings, root, lease = config.synthesis, Path(config.data.path), lease or Lease()
     space = check_networks(config)
-    requests = read_requests(settings.prompts, settings.buckets, settings.images_per_prompt)
-    parts = plan_parts(root, requests, settings.part_samples)
-    if empty := set(settings.buckets) - {request.bucket.name for request in requests}:
+    entries = read_prompts(settings.prompts, settings.buckets, settings.images_per_prompt)
+    parts = plan_parts(root, entries, settings.part_samples)
+    if empty := set(settings.buckets) - {entry.bucket.name for entry in entries}:
         raise LaddError(
             f"bucket {min(empty)} gets no prompt from {settings.prompts}: "
             "add some, or take it out of synthesis.buckets"
         )
     provenance = _provenance(config, space, teacher_schedule(config).settings)
-    painter = Painter(config, world.device)
+    pipeline = Pipeline(config, world.device)
+    teacher = load_backbone(config.teacher.path, compute_dtype(config), world.device)
     provenance = _check_plan(root, provenance, config.teacher.path, world)
 
     mine = [part for i, part in enumerate(parts) if i % world.size == world.rank]
     finished = [part for part in mine if part.folder.exists()]
     missing = [part for part in mine if not part.folder.exists()]
     world.together(lambda: _verify(finished, space))
-    done = sum(len(part.requests) for part in finished)
-    bar = progress("synthesize", sum(len(part.requests) for part in mine), done=done, unit="img", world=world)
+    done = sum(len(part.entries) for part in finished)
+    bar = progress("synthesize", sum(len(part.entries) for part in mine), done=done, unit="img", world=world)
 
     def advance(count: int) -> None:
         lease.check()
         bar.update(count)
 
     for part in missing:
-        _write_part(part, painter, config, provenance, advance)
+        _write_part(part, pipeline, teacher, config, provenance, advance)
     bar.close()
 
     world.barrier()
     if world.is_main:
         lease.check()
         _finish(root, parts, provenance)
-        log(f"dataset: {len(requests)} latents in {root}")
+        log(f"dataset: {len(entries)} latents in {root}")
     world.barrier()
     return Manifest.read(root)
 
 
-def plan_parts(root: Path, requests: list[Request], part_samples: int) -> list[Part]:
+def plan_parts(root: Path, entries: list[PromptEntry], part_samples: int) -> list[Part]:
     """Cut the pictures of every bucket into parts, a function of the prompt list alone."""
-    by_bucket: dict[str, list[Request]] = defaultdict(list)
-    for request in requests:
-        by_bucket[request.bucket.name].append(request)
+    by_bucket: dict[str, list[PromptEntry]] = defaultdict(list)
+    for entry in entries:
+        by_bucket[entry.bucket.name].append(entry)
     return [
         Part(root / bucket / f"part-{start // part_samples:05d}", rows[start : start + part_samples])
         for bucket, rows in sorted(by_bucket.items())
@@ -163,28 +165,31 @@ def _verify(parts: list[Part], space: LatentSpace) -> None:
     """A part that is there counts as finished only if it is what was written."""
     begin = time.monotonic()
     for part in parts:
-        latent = space.shape(part.requests[0].bucket)
-        index = Index.read(part.folder, len(part.requests), latent, redraw(part.folder))
+        latent = space.shape(part.entries[0].bucket)
+        index = Index.read(part.folder, len(part.entries), latent, redraw(part.folder))
         verify((part.folder, shard) for shard in index.shards)
     if parts:
         log(f"verified {len(parts)} finished parts in {time.monotonic() - begin:.1f} s")
 
 
 def _write_part(
-    part: Part, painter: Painter, config: Config, made: Provenance, advance: Callable[[int], object]
+    part: Part,
+    pipeline: Pipeline,
+    teacher: Backbone,
+    config: Config,
+    made: Provenance,
+    advance: Callable[[int], object],
 ) -> None:
     settings = config.synthesis
     temporary = part.folder.with_name(f".{part.folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    shape = painter.space.shape(part.requests[0].bucket)
-    probe = painter.encode([part.requests[0].prompt])
-    schema = columns(shape, tuple(probe.context.shape[1:]), tuple(probe.pooled.shape[1:]))
+    first = pipeline.encode_entries(part.entries[:1], "synthesis")
+    schema = columns(first.shape, tuple(first.cond.context.shape[1:]), tuple(first.cond.pooled.shape[1:]))
     with MDSWriter(out=str(temporary), columns=schema, hashes=["xxh64"], size_limit=_SHARD_BYTES) as writer:
-        for start in range(0, len(part.requests), settings.batch):
-            rows = part.requests[start : start + settings.batch]
-            seeds = [image_seed(config.seed, "synthesis", row.id) for row in rows]
-            cond = painter.encode([row.prompt for row in rows])
-            latents = painter.teacher(cond, seeds, shape, settings.steps, settings.guidance)
+        for start in range(0, len(part.entries), settings.batch):
+            rows = part.entries[start : start + settings.batch]
+            encoded = pipeline.encode_entries(rows, "synthesis")
+            latents = pipeline.teacher(teacher, encoded, settings.steps, settings.guidance)
             if not torch.isfinite(latents).all():
                 raise LaddError(f"teacher {config.teacher.path} drew non-finite latents: try train.precision=fp32")
             for i, row in enumerate(rows):
@@ -192,11 +197,11 @@ def _write_part(
                     {
                         "id": row.id,
                         "latent": to_bits(latents[i]),
-                        "context": to_bits(cond.context[i]),
-                        "pooled": to_bits(cond.pooled[i]),
+                        "context": to_bits(encoded.cond.context[i]),
+                        "pooled": to_bits(encoded.cond.pooled[i]),
                         "prompt": row.prompt,
                         "bucket": row.bucket.name,
-                        "seed": seeds[i],
+                        "seed": encoded.seeds[i],
                         "guidance": settings.guidance,
                         "steps": settings.steps,
                         "teacher": made.teacher,
@@ -209,7 +214,7 @@ def _write_part(
 def _finish(root: Path, parts: list[Part], provenance: Provenance) -> None:
     counts: dict[str, int] = defaultdict(int)
     for part in parts:
-        counts[part.folder.parent.name] += len(part.requests)
+        counts[part.folder.parent.name] += len(part.entries)
     for bucket in counts:
         (root / bucket / "index.json").unlink(missing_ok=True)  # merge_index refuses to replace it
         merge_index(

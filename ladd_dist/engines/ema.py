@@ -37,17 +37,18 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """Let the student run with the averaged weights inside the block."""
         self._swap()
+        self._student.publish()
         try:
             yield
         finally:
             self._swap()
+        self._student.publish()  # not after an exception: it waits for all ranks, and others may have met none
 
     def _swap(self) -> None:
         for weights, average in zip(self._weights, self._average, strict=True):
             kept = weights.clone()
             weights.copy_(average)
             average.copy_(kept)
-        self._student.publish()
 
     def shards(self) -> dict[str, Shard]:
         """The average, in the same ranges as the student's weights."""

@@ -15,11 +15,9 @@ from torch import Tensor
 
 from ladd_dist.checkpoints.student import Weights, load_student, open_checkpoint
 from ladd_dist.config import Config
-from ladd_dist.data.prompts import Request, read_requests
-from ladd_dist.diffusion.noise import image_noise, image_seed
+from ladd_dist.data.prompts import PromptEntry, read_prompts
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.pipeline import Painter, load_backbone, teacher_schedule
-from ladd_dist.drawing.sampling import sample_ode
+from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.evaluation.distances import frechet_distance
 from ladd_dist.evaluation.gallery import Gallery
@@ -75,27 +73,27 @@ def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weig
     """
     check_networks(config)
     dtype = compute_dtype(config)
-    requests = _requests(config)
+    entries = _entries(config)
     teacher_schedule(config)
     judge = load_judge(config.evaluation.judge, world.device)
     opened = open_checkpoint(config, world, checkpoint)
     student = load_student(config, opened, weights, dtype).to(world.device)
     teacher = load_backbone(config.teacher.path, dtype, world.device)
-    painter = Painter(config, world.device, teacher)
-    gallery = Gallery(config, requests)
+    pipeline = Pipeline(config, world.device)
+    gallery = Gallery(config, entries)
 
     competition = entrants(config)
-    bar = progress("evaluate", (len(competition) + 1) * len(requests), unit="img", world=world)
-    draw = _Draw(config, world, painter, {"teacher": teacher, "student": student}, judge, gallery, bar.update)
-    other_half = draw(competition[0], requests, "evaluation, other half", keep=False)
-    drawn = {entrant.name: draw(entrant, requests, "evaluation", keep=True) for entrant in competition}
+    bar = progress("evaluate", (len(competition) + 1) * len(entries), unit="img", world=world)
+    draw = _Draw(config, world, pipeline, {"teacher": teacher, "student": student}, judge, gallery, bar.update)
+    other_half = draw(competition[0], entries, "evaluation, other half", keep=False)
+    drawn = {entrant.name: draw(entrant, entries, "evaluation", keep=True) for entrant in competition}
     bar.close()
 
     reference = drawn["teacher_guided"].features
     floor = frechet_distance(other_half.features, reference)
     results = Results(
         seed=config.seed,
-        samples=len(requests),
+        samples=len(entries),
         judge=judge.name,
         checkpoint=opened.path.name,
         weights=weights,
@@ -127,11 +125,12 @@ def _steps(count: int) -> str:
     return f"{count} step" + "s" * (count > 1)
 
 
-def _requests(config: Config) -> list[Request]:
+def _entries(config: Config) -> list[PromptEntry]:
     """As many pictures as asked for: the prompts in turn, each repetition with noise of its own."""
-    once = read_requests(config.evaluation.prompts, config.synthesis.buckets)
+    once = read_prompts(config.evaluation.prompts, config.synthesis.buckets)
     return [
-        Request(i, once[i % len(once)].prompt, once[i % len(once)].bucket) for i in range(config.evaluation.samples)
+        PromptEntry(i, once[i % len(once)].prompt, once[i % len(once)].bucket)
+        for i in range(config.evaluation.samples)
     ]
 
 
@@ -162,22 +161,22 @@ class _Draw:
         self,
         config: Config,
         world: World,
-        painter: Painter,
+        pipeline: Pipeline,
         networks: dict[str, Backbone],
         judge: Judge,
         gallery: Gallery,
         advance: Callable[[int], object],
     ) -> None:
-        self.config, self.world, self.painter = config, world, painter
+        self.config, self.world, self.pipeline = config, world, pipeline
         self.networks, self.judge, self.gallery, self.advance = networks, judge, gallery, advance
 
-    def __call__(self, entrant: Entrant, requests: list[Request], purpose: str, keep: bool) -> _Drawn:
+    def __call__(self, entrant: Entrant, entries: list[PromptEntry], purpose: str, keep: bool) -> _Drawn:
         features: list[Tensor] = []
         right: dict[str, list[bool]] = {}
         seconds = 0.0
-        for rows in _batches(requests, self.config.evaluation.batch)[self.world.rank :: self.world.size]:
+        for rows in _batches(entries, self.config.evaluation.batch)[self.world.rank :: self.world.size]:
             start = time.monotonic()
-            images = self.painter.decode(self._latents(entrant, rows, purpose))
+            images = self.pipeline.decode(self._latents(entrant, rows, purpose))
             seconds += time.monotonic() - start
             features.append(self.judge.features(images))
             read = self.judge.reads_prompt(images, [row.prompt for row in rows])
@@ -186,21 +185,15 @@ class _Draw:
             if keep:
                 self.gallery.keep(entrant.name, rows, images)
             self.advance(len(rows) * self.world.size)
-        return self._gathered(features, right, seconds / len(requests))
+        return self._gathered(features, right, seconds / len(entries))
 
-    def _latents(self, entrant: Entrant, rows: list[Request], purpose: str) -> Tensor:
-        painter, network = self.painter, self.networks[entrant.role]
-        shape = painter.space.shape(rows[0].bucket)
-        cond = painter.encode([row.prompt for row in rows])
-        seeds = [image_seed(self.config.seed, purpose, row.id) for row in rows]
+    def _latents(self, entrant: Entrant, rows: list[PromptEntry], purpose: str) -> Tensor:
+        network, encoded = self.networks[entrant.role], self.pipeline.encode_entries(rows, purpose)
         if entrant.role == "student":
-            painter.network = network
-            return painter.student(cond, seeds, shape, entrant.steps)
-        painter.network = network
+            return self.pipeline.student(network, encoded, entrant.steps)
         if entrant.guidance > 1:
-            return painter.teacher(cond, seeds, shape, entrant.steps, entrant.guidance)
-        noise = image_noise(seeds, shape, 1, self.world.device)[0]
-        return sample_ode(network, noise, [*self.config.method.times(entrant.steps), 0.0], cond)
+            return self.pipeline.teacher(network, encoded, entrant.steps, entrant.guidance)
+        return self.pipeline.undistilled(network, encoded, entrant.steps)
 
     def _gathered(self, features: list[Tensor], right: dict[str, list[bool]], seconds: float) -> _Drawn:
         parts = self.world.gather((torch.cat(features) if features else None, right, seconds))
@@ -211,9 +204,9 @@ class _Draw:
         return _Drawn(torch.cat([p[0] for p in parts if p[0] is not None]), merged, sum(p[2] for p in parts))
 
 
-def _batches(requests: list[Request], size: int) -> list[list[Request]]:
+def _batches(entries: list[PromptEntry], size: int) -> list[list[PromptEntry]]:
     """Batches of one bucket each."""
-    by_bucket: dict[str, list[Request]] = {}
-    for request in requests:
-        by_bucket.setdefault(request.bucket.name, []).append(request)
+    by_bucket: dict[str, list[PromptEntry]] = {}
+    for entry in entries:
+        by_bucket.setdefault(entry.bucket.name, []).append(entry)
     return [rows[i : i + size] for rows in by_bucket.values() for i in range(0, len(rows), size)]

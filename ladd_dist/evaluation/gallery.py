@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ladd_dist.config import Config
-from ladd_dist.data.prompts import Request
+from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.drawing.pictures import save_png
 from ladd_dist.evaluation.results import PICTURES, PictureIndex
 
@@ -13,18 +13,18 @@ from ladd_dist.evaluation.results import PICTURES, PictureIndex
 class Gallery:
     """Keeps the first pictures of every bucket, the same prompts and noise for all entrants."""
 
-    def __init__(self, config: Config, requests: list[Request]) -> None:
+    def __init__(self, config: Config, entries: list[PromptEntry]) -> None:
         self._root = Path(config.run_dir) / PICTURES
         self._root.mkdir(parents=True, exist_ok=True)
         self._places: dict[int, tuple[str, int]] = {}
         self._prompts: dict[str, list[str]] = {}
-        for request in requests:
-            prompts = self._prompts.setdefault(request.bucket.name, [])
-            if len(prompts) < config.evaluation.pictures and request.prompt not in prompts:
-                self._places[request.id] = (request.bucket.name, len(prompts))
-                prompts.append(request.prompt)
+        for entry in entries:
+            prompts = self._prompts.setdefault(entry.bucket.name, [])
+            if len(prompts) < config.evaluation.pictures and entry.prompt not in prompts:
+                self._places[entry.id] = (entry.bucket.name, len(prompts))
+                prompts.append(entry.prompt)
 
-    def keep(self, name: str, rows: list[Request], images: Tensor) -> None:
+    def keep(self, name: str, rows: list[PromptEntry], images: Tensor) -> None:
         """Save those of an entrant's pictures ``(B, 3, H, W)`` that are shown."""
         for row, image in zip(rows, images, strict=True):
             if row.id in self._places:

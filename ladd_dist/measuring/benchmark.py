@@ -155,8 +155,8 @@ def bare_and_whole(config: Config, world: World) -> tuple[Iteration, Iteration]:
 
 def order(config: Config, world: World, rounds: int) -> Ratio:
     """The step with the shared fake pass, and in the two-pass order."""
-    batches = Trainer(config, world).batches()
-    samples = [next(batches) for _ in range(2)]
+    trainer = Trainer(config, world)
+    samples = [trainer.samples(0) for _ in range(2)]
 
     def turn(method: Method) -> Iteration:
         numbers = count()
@@ -202,10 +202,9 @@ def _seconds(run: Iteration, world: World) -> float:
 def measure_traffic(config: Config, world: World) -> tuple[dict[str, Traffic], dict[str, int]]:
     """Collectives of one iteration as counted on this rank, and the bytes that theory expects of them."""
     trainer = Trainer(config, world)
-    batches = trainer.batches()
     method = trainer.method
-    method.iteration(0, next(batches))  # the first iteration sets up what later ones reuse
-    samples = next(batches)
+    method.iteration(0, trainer.samples(0))  # the first iteration sets up what later ones reuse
+    samples = trainer.samples(1)
     with TrafficCounter() as counter:
         method.iteration(1, samples)
     modules = {name: engine.module for name, engine in method.trained.items()} | dict(method.frozen)

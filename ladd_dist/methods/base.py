@@ -88,10 +88,11 @@ class Method(ABC):
         """How often each network that may be sharded runs forward or backward for one micro-batch, by name."""
 
     @abstractmethod
-    def sample(self, index: int, batch: Batch, grid: tuple[int, int]) -> Any:
-        """Attach iteration ``index``'s randomness to a micro-batch: a pure function of seed and sample ids.
+    def sample(self, seed: int, index: int, batch: Batch, grid: tuple[int, int]) -> Any:
+        """Attach iteration ``index``'s randomness to a micro-batch: a pure function of seed, index and sample ids.
 
         Args:
+            seed: the run's, another one after it has gone back to an earlier checkpoint.
             grid: rows and columns of its image tokens.
         """
 

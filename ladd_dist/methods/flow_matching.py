@@ -72,11 +72,11 @@ class FlowMatching(Method):
         """Once each."""
         return {"student": 2}
 
-    def sample(self, index: int, batch: Batch, grid: tuple[int, int]) -> NoisedBatch:
+    def sample(self, seed: int, index: int, batch: Batch, grid: tuple[int, int]) -> NoisedBatch:
         """Draw noise and noise levels."""
         method = self.config.method
         assert isinstance(method, FlowMatchingConfig)
-        draws = step_draws(self.config.seed, index, batch.ids, batch.latents.shape[1:], batch.latents.device)
+        draws = step_draws(seed, index, batch.ids, batch.latents.shape[1:], batch.latents.device)
         location = shifted_location(method.time_location, grid[0] * grid[1])
         return NoisedBatch(batch, draws.student_noise, logit_normal(draws.real_level, location, method.time_scale))
 

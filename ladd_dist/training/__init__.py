@@ -1,1 +1,1 @@
-"""The loop and what looks at it: logging, tracking, previews, profiles."""
+"""The loop and what looks at it: logging, tracking, hooks, previews, profiles."""

@@ -1,7 +1,8 @@
-"""The loop: batch, step, average, log, save, preview. The same for a laptop and for 512 GPUs."""
+"""The loop: batch, step, average, log, hooks, save. The same for a laptop and for 512 GPUs."""
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from ladd_dist.checkpoints import reader as checkpoint
@@ -10,6 +11,7 @@ from ladd_dist.config import Config
 from ladd_dist.data.check import check_dataset
 from ladd_dist.data.reader import LatentReader
 from ladd_dist.diffusion.batch import Batch
+from ladd_dist.diffusion.noise import attempt_seed
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Shard
@@ -26,6 +28,7 @@ from ladd_dist.planning.memory import describe, expected_state
 from ladd_dist.planning.networks import check_networks
 from ladd_dist.supervision.requests import Control
 from ladd_dist.supervision.signals import Signals
+from ladd_dist.training.hooks import Hook, Hooks
 from ladd_dist.training.preview import Preview
 from ladd_dist.training.profiler import Profiler
 from ladd_dist.training.tracking import Tracker
@@ -61,9 +64,11 @@ class Trainer:
         self.method = build_method(config, world, self.clock)
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         self.reader = LatentReader(config, manifest, world)
-        self.done = self._resume()
+        self._micro_batches = iter(self.reader)
+        self.done, self.attempt = 0, 0
+        self._resume()
         self.writer = CheckpointWriter(config, world, self.lease)
-        self.preview = Preview(config, world) if config.train.preview_every else None
+        self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
 
     def run(self) -> None:
         """Train to ``train.iterations``; a run that is there already says so.
@@ -91,13 +96,14 @@ class Trainer:
         tracker = Tracker(self.config, self.world, self.done)
         window, profiler = Window(self.config, self.world, self.clock, self.done), Profiler(self.config, self.world)
         bar = progress("train", train.iterations, unit="it", world=self.world, done=self.done)
-        batches, request = self.batches(), control.begin()
+        request = control.begin()
         with closing(tracker), closing(profiler), closing(bar):
+            hooks = Hooks(self.hooks, self.config, self.world, self.method.student, self.ema, tracker, self.clock)
             while self.done < train.iterations and not request.stop:
                 profiler.step(self.done, request.profile)
                 self.clock.iteration = self.done + 1
                 self.clock.mark("data")
-                metrics = self.method.iteration(self.done, next(batches))
+                metrics = self.method.iteration(self.done, self.samples(self.done))
                 self.ema.update(self.done)
                 self.done += 1
                 self.clock.mark("other")
@@ -108,30 +114,27 @@ class Trainer:
                 last = self.done == train.iterations
                 leaving = last or request.stop
                 if leaving or self.done % train.log_every == 0:
-                    tracker.write(window.close(self.done))
-                if self.preview and (last or self.done % train.preview_every == 0):
-                    self._draw(self.preview, tracker)
+                    row = window.close(self.done)
+                    tracker.write(row)
+                    hooks.after_row(self.done, row)
+                hooks.after_step(self.done, metrics, last)
                 if leaving or self.done % train.checkpoint_every == 0:
-                    self._save()
+                    hooks.before_checkpoint(self.done)
+                    hooks.after_checkpoint(self.done, self._save())
                 if leaving or request.failed:
                     self.writer.wait()
+                if last:
+                    hooks.at_end(self.done)
                 yield self.done
 
-    def _draw(self, preview: Preview, tracker: Tracker) -> None:
-        self.clock.mark("preview")
-        with self.ema.applied():
-            path = preview.draw(self.method.student, self.done)
-        tracker.picture(self.done, path)
-
-    def batches(self) -> Iterator[list[Any]]:
-        """The micro-batches of one iteration after the other, with their noise."""
+    def samples(self, iteration: int) -> list[Any]:
+        """This rank's micro-batches of the reader's next global batch, with an iteration's noise (counted from 0)."""
         device = self.world.device
-        for micro_batches in self.reader:
-            yield [self._sample(batch.to(device)) for batch in micro_batches]
+        return [self._sample(batch.to(device), iteration) for batch in next(self._micro_batches)]
 
-    def _sample(self, batch: Batch) -> Any:
+    def _sample(self, batch: Batch, iteration: int) -> Any:
         grid = self.space.grid(*batch.latents.shape[-2:])
-        return self.method.sample(self.done, batch, grid)
+        return self.method.sample(attempt_seed(self.config.seed, self.attempt), iteration, batch, grid)
 
     def _shards(self) -> dict[str, dict[str, Shard]]:
         """What a checkpoint holds of each network, the student's average with the student."""
@@ -139,7 +142,7 @@ class Trainer:
         shards[STUDENT] |= {f"ema/param/{name}": shard for name, shard in self.ema.shards().items()}
         return shards
 
-    def _save(self) -> None:
+    def _save(self) -> Path:
         self.clock.mark("checkpoint")
         owned = [part for name, part in self._shards().items() if self.method.trained[name].owner]
         state = checkpoint.RunState(
@@ -149,23 +152,35 @@ class Trainer:
             teacher=self.teacher_id,
             engine=self.config.engine,
             world_size=self.world.size,
+            attempt=self.attempt,
         )
-        self.writer.save({key: shard for part in owned for key, shard in part.items()}, state)
+        return self.writer.save({key: shard for part in owned for key, shard in part.items()}, state)
 
-    def _resume(self) -> int:
+    def _resume(self) -> None:
         saved = checkpoint.open_newest(self.config.run_dir, self.world)
         if saved is None:
-            return 0
+            return
+        self.restore(saved, saved.state.attempt)
+        log(f"resuming from {saved.path} at iteration {saved.state.iteration}")
+        self._tell_rate_changes(saved)
+
+    def restore(self, saved: checkpoint.Checkpoint, attempt: int) -> None:
+        """Put the live run where a checkpoint is, before or between iterations, on every rank alike.
+
+        Args:
+            attempt: the checkpoint's own replays its path; one more has other noise and another order from here on.
+
+        Raises:
+            LaddError: if the checkpoint is of another run or of other networks.
+        """
         saved.check(self.config, self.teacher_id)
         saved.load({key: shard for part in self._shards().values() for key, shard in part.items()})
         for name, engine in self.method.trained.items():
             engine.publish()
             engine.updates = saved.state.updates[name]
-        self.reader.load_state_dict(saved.state.data)
+        self.reader.load_state_dict(saved.state.data, attempt)
+        self.done, self.attempt = saved.state.iteration, attempt
         self.world.position.saved = str(saved.path)
-        log(f"resuming from {saved.path} at iteration {saved.state.iteration}")
-        self._tell_rate_changes(saved)
-        return saved.state.iteration
 
     def _tell_rate_changes(self, saved: checkpoint.Checkpoint) -> None:
         iteration = saved.state.iteration

@@ -103,9 +103,9 @@ class Ladd(LaddStep, Method):
         again = settings(config).fake_pass == "two_pass"
         return {"student": 2 + again, "teacher": 3 + again}
 
-    def sample(self, index: int, batch: Batch, grid: tuple[int, int]) -> Sample:
+    def sample(self, seed: int, index: int, batch: Batch, grid: tuple[int, int]) -> Sample:
         """See `draw_sample`."""
-        return draw_sample(self.config, index, batch, grid)
+        return draw_sample(settings(self.config), seed, index, batch, grid)
 
     @classmethod
     def milestones(cls, config: Config) -> Mapping[int, str]:

@@ -22,14 +22,13 @@ class Sample:
     draws: StepDraws
 
 
-def draw_sample(config: Config, index: int, batch: Batch, grid: tuple[int, int]) -> Sample:
-    """Attach iteration ``index``'s noise and noise levels to a batch, a pure function of seed and sample ids.
+def draw_sample(method: LaddConfig, seed: int, index: int, batch: Batch, grid: tuple[int, int]) -> Sample:
+    """Attach iteration ``index``'s noise and noise levels to a batch, a pure function of seed, index and sample ids.
 
     Args:
         grid: rows and columns of its image tokens, which decide how far noise levels are shifted.
     """
-    method = settings(config)
-    draws = step_draws(config.seed, index, batch.ids, batch.latents.shape[1:], batch.latents.device)
+    draws = step_draws(seed, index, batch.ids, batch.latents.shape[1:], batch.latents.device)
     warm = index < method.warmup_iterations
     probabilities = method.warmup_probabilities if warm else method.probabilities
     t = choose_time(draws.student_time, method.student_times, probabilities)
