@@ -70,14 +70,14 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds:
     from ladd_dist.distributed.tasks import idle_tasks
     from ladd_dist.engines.settings import check_settings
     from ladd_dist.files.run_lock import Lease
-    from ladd_dist.supervision.supervisor import supervise, tell
+    from ladd_dist.supervision.supervisor import print_error, supervise
 
     try:
         config = load(args.config, args.overrides)
         check_settings(config)
         world = distributed.start(config.device)
     except LaddError as error:
-        sys.exit(tell(error))
+        sys.exit(print_error(error))
     log.setup(world)
     if holds and (idle := idle_tasks(os.environ)):
         log.warn(

@@ -16,7 +16,7 @@ from ladd_dist.errors import LaddError
 from ladd_dist.log import log
 from ladd_dist.measuring.commits import checkout
 from ladd_dist.measuring.compare import compare_runs
-from ladd_dist.measuring.side import Side, split_overrides
+from ladd_dist.measuring.compared import ComparedRun, split_overrides
 
 _DESCRIPTION = """\
 Train twice, from two commits or with two settings, and say whether losses and parameters are the same. The dataset
@@ -32,37 +32,37 @@ checkpoints, previews, tracking and run_dir are set by the comparison.
 Exit code: 0 all the same within the tolerance, 1 different, 2 no comparison (bad input, or a training that failed).
 """
 _ROOT = Path(__file__).resolve().parent.parent
-_SIDES = ("left", "right")
+_NAMES = ("left", "right")
 _DIFFERENT = 1
 
 
 def main(launch: Launch) -> None:
-    """Check both sides, train one after the other, compare."""
+    """Check both runs, train one after the other, compare."""
     if launch.world.size > 1:
         raise LaddError("compare.py starts the ranks itself: run it with plain python and pass --left-ranks N")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or trainings and trees stay behind
     args = launch.args
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(args.keep))
-        sides = [_side(args, name, stack, folder / name) for name in _SIDES]
-        configs = [side.check() for side in sides]
-        for side, config in zip(sides, configs, strict=True):
-            log(str(side))
-            side.train(config)
-        left, right = (folder / name for name in _SIDES)
+        trainings = [_compared(args, name, stack, folder / name) for name in _NAMES]
+        configs = [training.check() for training in trainings]
+        for training, config in zip(trainings, configs, strict=True):
+            log(str(training))
+            training.train(config)
+        left, right = (folder / name for name in _NAMES)
         comparison = compare_runs(left, right, args.steps, args.tolerance)
     print(comparison.table())
     if not comparison.accepted:
         sys.exit(_DIFFERENT)
 
 
-def _side(args: argparse.Namespace, name: str, stack: ExitStack, run_dir: Path) -> Side:
+def _compared(args: argparse.Namespace, name: str, stack: ExitStack, run_dir: Path) -> ComparedRun:
     given = vars(args)
     own = _own(run_dir, args.steps)
     chosen = split_overrides(name, given[name], {setting.partition("=")[0] for setting in own})
     commit = given[f"{name}_commit"]
     tree = stack.enter_context(checkout(_ROOT, commit))
-    return Side(name, commit, tree, str(args.config), [*args.overrides, *chosen, *own], given[f"{name}_ranks"])
+    return ComparedRun(name, commit, tree, str(args.config), [*args.overrides, *chosen, *own], given[f"{name}_ranks"])
 
 
 def _own(run_dir: Path, steps: int) -> list[str]:
@@ -108,7 +108,7 @@ def _tolerance(text: str) -> float:
 def command_line() -> argparse.ArgumentParser:
     """The launcher's flags."""
     command = parser(_DESCRIPTION)
-    for name in _SIDES:
+    for name in _NAMES:
         command.add_argument(
             f"--{name}", type=as_text, metavar="OVERRIDES", default="", help=f'"key=value key=value", {name} only'
         )

@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from ladd_dist.measuring.side import free_port
+from ladd_dist.measuring.compared import free_port
 
 ROOT = Path(__file__).parent.parent
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

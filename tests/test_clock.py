@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ladd_dist.distributed import clock as clock_module
 from ladd_dist.distributed.clock import Clock
-from ladd_dist.training import window as window_module
+from ladd_dist.training import averages
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
 
@@ -79,7 +79,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     folder = tmp_path_factory.mktemp("timed")
     with pytest.MonkeyPatch.context() as patch:
         hands = Ticking()
-        for module in (clock_module, window_module):
+        for module in (clock_module, averages):
             patch.setattr(module, "time", hands)
         for iterations in (6, 12):
             settings = [f"train.iterations={iterations}", f"train.log_every={_COUNT}", "train.checkpoint_every=3"]

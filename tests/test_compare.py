@@ -25,7 +25,7 @@ from ladd_dist.distributed import world as distributed
 from ladd_dist.errors import LaddError
 from ladd_dist.measuring.commits import checkout
 from ladd_dist.measuring.compare import Comparison, compare_runs, relative_parameters, relative_steps
-from ladd_dist.measuring.side import Side, split_overrides
+from ladd_dist.measuring.compared import ComparedRun, split_overrides
 from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
@@ -58,9 +58,12 @@ def test_differences_are_relative_to_the_metrics_largest_magnitude_and_never_hid
     assert relative_steps(right, left) == expected
 
 
+NETWORKS = ["student", "ema", "heads"]
+
+
 def networks(**changes: torch.Tensor) -> SimpleNamespace:
     """Something with a checkpoint's tensors; a change names a network, and replaces its one weight."""
-    weights = {name: torch.tensor([[3.0, 0.0], [0.0, 4.0]]) for name in ("student", "ema", "heads")} | changes
+    weights = {name: torch.tensor([[3.0, 0.0], [0.0, 4.0]]) for name in NETWORKS} | changes
     tensors = {f"{name}/param/w": w for name, w in weights.items()}
     tensors["student/exp_avg/w"] = torch.rand(3)
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
@@ -79,17 +82,17 @@ def networks(**changes: torch.Tensor) -> SimpleNamespace:
         (torch.tensor([3.0, 0.0, 0.0, 4.0]), INF),
     ],
 )
-@pytest.mark.parametrize("network", ["student", "ema", "heads"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_parameters_differ_by_the_l2_norm_of_their_network(network, weight, expected):
     for pair in ((networks(), networks(**{network: weight})), (networks(**{network: weight}), networks())):
-        found = relative_parameters(*pair)
+        found = relative_parameters(*pair, NETWORKS)
         assert found.pop(network) == pytest.approx(expected, rel=1e-3, abs=0)
         assert set(found.values()) == {0.0}
 
 
 def test_a_network_of_nan_on_both_sides_is_not_the_same():
     broken = networks(ema=torch.full((2, 2), NAN))
-    assert relative_parameters(broken, broken) == {"student": 0, "ema": INF, "heads": 0}
+    assert relative_parameters(broken, broken, NETWORKS) == {"student": 0, "ema": INF, "heads": 0}
 
 
 # The table
@@ -232,8 +235,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(root, "init", "--quiet", "--initial-branch=main")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "-m", "as it is")
-    hinge = root / "kernels/hinge/reference.py"
-    changed = hinge.read_text().replace("1 - ", "1.001 - ")  # in the loss and in its gradient
+    hinge = root / "ladd_dist/methods/ladd/losses.py"
+    changed = hinge.read_text().replace("relu(1 - x", "relu(1.001 - x")
     assert changed != hinge.read_text()
     hinge.write_text(changed)
     git(root, "commit", "--quiet", "--all", "-m", "another margin")
@@ -247,8 +250,8 @@ def trees(root: Path) -> list[str]:
 def test_a_commit_is_checked_out_beside_the_working_tree_and_removed(scratch: Path):
     (scratch / "untracked").touch()
     with checkout(scratch, "HEAD~1") as old, checkout(scratch, "main") as new, checkout(scratch, None) as working:
-        assert "relu(1 - x)" in (old / "kernels/hinge/reference.py").read_text()
-        assert "relu(1.001 - x)" in (new / "kernels/hinge/reference.py").read_text()
+        assert "relu(1 - x if" in (old / "ladd_dist/methods/ladd/losses.py").read_text()
+        assert "relu(1.001 - x if" in (new / "ladd_dist/methods/ladd/losses.py").read_text()
         assert working == scratch and not (new / "untracked").exists()
         assert len(trees(scratch)) == 3
     assert len(trees(scratch)) == 1 and not old.exists() and not new.exists()
@@ -281,11 +284,11 @@ def test_outside_a_repository_there_are_no_commits(tmp_path: Path):
 # Sides
 
 
-def fake_side(tree: Path, program: str) -> Side:
-    """A side whose train.py is a program of the test's."""
+def fake_run(tree: Path, program: str) -> ComparedRun:
+    """A run whose train.py is a program of the test's."""
     (tree / "launchers").mkdir(parents=True, exist_ok=True)
     (tree / "launchers/train.py").write_text(program)
-    return Side("right", None, tree, TINY, ["seed=1"], 1)
+    return ComparedRun("right", None, tree, TINY, ["seed=1"], 1)
 
 
 LOCAL = {"engine": "local", "device": "cpu"}
@@ -301,7 +304,7 @@ def test_a_side_runs_its_own_tree_and_its_output_comes_through_by_line(
         "print(ladd_dist.NAME, sys.argv[1:], os.environ.get('MASTER_ADDR'), os.environ['DS_ACCELERATOR'])\n"
         "print('10%\\r20%\\r\\n\\n', end='', file=sys.stderr)\n"
     )
-    fake_side(tmp_path, program).train(LOCAL)
+    fake_run(tmp_path, program).train(LOCAL)
     assert capfd.readouterr().err.splitlines() == [
         f"right | of the tree ['--config', '{TINY}', 'seed=1'] None cpu",
         "right | 10%",
@@ -321,13 +324,13 @@ def test_a_failure_names_the_side_and_its_reason(
     tmp_path: Path, program: str, message: str, capfd: pytest.CaptureFixture[str]
 ):
     with pytest.raises(LaddError) as failed:
-        fake_side(tmp_path, program).train(LOCAL)
+        fake_run(tmp_path, program).train(LOCAL)
     assert str(failed.value) == message
     assert ("right | ZeroDivisionError: division by zero" in capfd.readouterr().err) == (program == "1 / 0")
 
 
 def own_config(tree: Path, dataset: Path, engine: str) -> None:
-    """Give a side's tree a package of its own."""
+    """Give a run's tree a package of its own."""
     (tree / "ladd_dist").mkdir()
     (tree / "ladd_dist/__init__.py").touch()
     (tree / "ladd_dist/errors.py").write_text("class LaddError(Exception): pass\n")
@@ -342,7 +345,7 @@ def own_config(tree: Path, dataset: Path, engine: str) -> None:
 
 def test_a_sides_own_code_says_which_keys_there_are(tmp_path: Path, dataset: Path):
     own_config(tmp_path, dataset, "local")
-    assert fake_side(tmp_path, "").check()["given"] == [TINY, "seed=1"]
+    assert fake_run(tmp_path, "").check()["given"] == [TINY, "seed=1"]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +360,7 @@ def test_an_engine_that_cannot_be_started_is_named(
 ):
     own_config(tmp_path, dataset, engine)
     with pytest.raises(LaddError, match=message):
-        replace(fake_side(tmp_path, ""), ranks=ranks).check()
+        replace(fake_run(tmp_path, ""), ranks=ranks).check()
 
 
 def test_overrides_of_a_side_are_split_without_a_shell():
@@ -451,7 +454,7 @@ def test_zero3_is_started_by_deepspeed(compare: Command):
 
 
 def test_a_training_that_fails_ends_the_comparison(compare: Command, tmp_path: Path):
-    fake_side(tmp_path / "tree", "import sys\nprint('loading')\nsys.exit('error: no room')\n")
+    fake_run(tmp_path / "tree", "import sys\nprint('loading')\nsys.exit('error: no room')\n")
     shutil.copy(ROOT / "launchers/compare.py", tmp_path / "tree/launchers")
     done = compare(root=tmp_path / "tree")
     assert (done.code, done.out) == (2, "")
@@ -512,7 +515,7 @@ def test_ranks_are_not_started_around_it(compare: Command, monkeypatch: pytest.M
 
 def test_a_terminated_comparison_leaves_no_process_and_no_tree(tmp_path: Path, dataset: Path):
     root = tmp_path / "repository"
-    fake_side(root, "import os, time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(100)\n")
+    fake_run(root, "import os, time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(100)\n")
     shutil.copy(ROOT / "launchers/compare.py", root / "launchers")
     git(root, "init", "--quiet", "--initial-branch=main")
     git(root, "add", "--all")

@@ -15,7 +15,7 @@ from launch import environment
 from PIL import Image
 
 from ladd_dist.checkpoints.reader import Checkpoint, open_newest
-from ladd_dist.measuring.side import free_port
+from ladd_dist.measuring.compared import free_port
 from ladd_dist.training.tracking import read_metrics
 
 BIN = Path(sys.executable).parent

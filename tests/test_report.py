@@ -21,7 +21,7 @@ from ladd_dist.config import load
 from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.evaluate import table
 from ladd_dist.evaluation.results import Results
-from ladd_dist.report.page import verdict, write_report
+from ladd_dist.report.page import conclusion, write_report
 
 SETS = ["teacher_guided", "teacher_4", "teacher_1", "student_4", "student_2", "student_1"]
 BUCKETS = {"32x32": 8, "32x64": 3, "64x32": 2}
@@ -160,19 +160,19 @@ def test_metrics_without_rows_are_an_error(run: Path) -> None:
 # Words and figures
 
 
-def test_verdict_says_who_is_nearer() -> None:
+def test_the_conclusion_says_who_is_nearer() -> None:
     good = results()
-    assert "comes nearer to the guided teacher" in verdict(Results.model_validate(good))
-    assert "0.399 against 1.900 (0.21x), and 99.1% of its" in verdict(Results.model_validate(good))
+    assert "comes nearer to the guided teacher" in conclusion(Results.model_validate(good))
+    assert "0.399 against 1.900 (0.21x), and 99.1% of its" in conclusion(Results.model_validate(good))
     bad = results()
     bad["sets"][3] |= {"excess": 2.1}
-    assert "comes no nearer to the guided teacher" in verdict(Results.model_validate(bad))
+    assert "comes no nearer to the guided teacher" in conclusion(Results.model_validate(bad))
 
 
-def test_verdict_without_accuracy_or_ratio() -> None:
+def test_the_conclusion_without_accuracy_or_ratio() -> None:
     plain = results(accuracy=False)
     del plain["sets"][1]  # the undistilled teacher at four steps
-    text = verdict(Results.model_validate(plain))
+    text = conclusion(Results.model_validate(plain))
     assert text == "In 4 steps the student's excess Fréchet distance is 0.399."
 
 
@@ -199,7 +199,7 @@ def test_over_a_base_that_is_not_positive_there_is_no_ratio(run: Path) -> None:
     assert written["caveats"] == [reason] and written["sets"][3]["excess_ratio"] is None
     assert Results.model_validate(written) == found
 
-    assert "excess Fréchet distance is -0.400, which has no ratio to the undistilled teacher's -0.200" in verdict(
+    assert "excess Fréchet distance is -0.400, which has no ratio to the undistilled teacher's -0.200" in conclusion(
         found
     )
     (run / "evaluation" / "results.json").write_text(found.model_dump_json(), encoding="utf-8")

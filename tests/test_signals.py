@@ -31,7 +31,7 @@ from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_REQUEUE
-from ladd_dist.supervision.requests import Control, Request
+from ladd_dist.supervision.requests import RequestExchange, Requests
 from ladd_dist.supervision.signals import Signals
 from ladd_dist.training.preview import Preview
 from ladd_dist.training.tracking import read_metrics
@@ -54,10 +54,10 @@ def handlers() -> Iterator[None]:
 @pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("number", STOP)
 def test_a_request_to_stop_stays(number: int) -> None:
-    control = Control(ALONE, Signals().listen())
-    assert control.begin() == control.agree(failed=False) == Request()
+    exchange = RequestExchange(ALONE, Signals().listen())
+    assert exchange.begin() == exchange.agree(failed=False) == Requests()
     signal.raise_signal(number)
-    assert control.agree(failed=False) == control.agree(failed=False) == Request(stop=True)
+    assert exchange.agree(failed=False) == exchange.agree(failed=False) == Requests(stop=True)
 
 
 @pytest.mark.usefixtures("handlers")
@@ -69,29 +69,29 @@ def test_a_closed_terminal_does_not_stop_what_nohup_has_started() -> None:
 
 @pytest.mark.usefixtures("handlers")
 def test_a_request_to_profile_counts_once_and_a_failure_as_long_as_it_lasts() -> None:
-    control = Control(ALONE, Signals().listen())
+    exchange = RequestExchange(ALONE, Signals().listen())
     signal.raise_signal(signal.SIGUSR2)
-    assert control.begin() == Request()
-    assert control.agree(failed=True) == Request(failed=True, profile=True)
-    assert control.agree(failed=True) == Request(failed=True)
-    assert control.agree(failed=False) == Request()
+    assert exchange.begin() == Requests()
+    assert exchange.agree(failed=True) == Requests(failed=True, profile=True)
+    assert exchange.agree(failed=True) == Requests(failed=True)
+    assert exchange.agree(failed=False) == Requests()
 
 
 @pytest.mark.usefixtures("handlers")
 def test_a_signal_before_the_first_iteration_is_seen_before_it() -> None:
     signals = Signals().listen()
     signal.raise_signal(signal.SIGTERM)
-    assert Control(ALONE, signals).begin() == Request(stop=True)
+    assert RequestExchange(ALONE, signals).begin() == Requests(stop=True)
 
 
 @pytest.mark.usefixtures("handlers")
 def test_once_heeded_further_requests_to_stop_are_ignored_until_the_process_is_gone() -> None:
     signals = Signals().listen()
-    control = Control(ALONE, signals)
-    control.agree(failed=False)
+    exchange = RequestExchange(ALONE, signals)
+    exchange.agree(failed=False)
     assert [signal.getsignal(number) for number in STOP] == [signals._note] * 3
     signal.raise_signal(signal.SIGUSR1)
-    control.agree(failed=False)
+    exchange.agree(failed=False)
     assert [signal.getsignal(number) for number in STOP] == [signal.SIG_IGN] * 3
 
 
@@ -99,7 +99,7 @@ def test_once_heeded_further_requests_to_stop_are_ignored_until_the_process_is_g
 def test_no_request_is_lost_at_whatever_instruction_its_signal_comes() -> None:
     """The handler runs between two instructions of the code that reads the requests."""
     for moment in range(1000):
-        control, left = Control(ALONE, Signals().listen()), [moment]
+        exchange, left = RequestExchange(ALONE, Signals().listen()), [moment]
 
         def trace(frame: FrameType, event: str, _: Any, left: list[int] = left) -> Any:
             frame.f_trace_opcodes = frame.f_code.co_filename.endswith(("requests.py", "signals.py"))
@@ -111,9 +111,9 @@ def test_no_request_is_lost_at_whatever_instruction_its_signal_comes() -> None:
             return trace
 
         sys.settrace(trace)
-        first = control.agree(failed=False)
+        first = exchange.agree(failed=False)
         sys.settrace(None)
-        second = control.agree(failed=False)
+        second = exchange.agree(failed=False)
         if left[0] >= 0:
             break
         assert first.stop or second.stop, moment

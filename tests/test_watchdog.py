@@ -24,7 +24,7 @@ from ladd_dist.config import Config
 from ladd_dist.distributed.world import Position, World
 from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, LaddError
 from ladd_dist.supervision import watchdog
-from ladd_dist.supervision.diagnosis import Beat, Sighting, Verdict, judge
+from ladd_dist.supervision.diagnosis import Beat, Diagnosis, Sighting, diagnose
 from ladd_dist.supervision.supervisor import supervise
 from ladd_dist.supervision.watchdog import Watchdog
 from ladd_dist.training.tracking import read_metrics
@@ -35,7 +35,7 @@ SLACK = 3 * TICK + watchdog._LINGER
 """What the module promises to need at most beyond its timeouts."""
 
 
-# --- the verdict: a table of sightings in, a line out
+# --- the diagnosis: a table of sightings in, a line out
 
 
 def beat(iteration: int = 5, step: int = 2, state: str = "runs", error: str = "") -> Beat:
@@ -47,11 +47,11 @@ def seen(*beats: Beat | None, silent: float = 0, still: float = 0) -> dict[int, 
 
 
 def text(sightings: dict[int, Sighting]) -> str | None:
-    found = judge(sightings, 0, dead_after=30, hang_timeout=900)
+    found = diagnose(sightings, 0, dead_after=30, hang_timeout=900)
     return found and found.text
 
 
-def test_a_job_that_goes_on_has_no_verdict() -> None:
+def test_a_job_that_goes_on_has_no_diagnosis() -> None:
     assert text(seen(beat(), beat(), None)) is None
     assert text(seen(beat(), beat(4), silent=29, still=899)) is None
     assert text(seen(beat(state="done"), beat(state="left"), silent=1e6, still=1e6)) is None
@@ -62,7 +62,7 @@ def test_a_silent_rank_is_gone() -> None:
     assert (
         text(table) == "rank 1 (host n7, pid 123) is gone: no sign of it for 31 s, last seen in iteration 120, step"
     )
-    assert judge(table, 0, 30).gone == (1,)
+    assert diagnose(table, 0, 30).gone == (1,)
     assert text({1: Sighting(None, 31, 31)}) == "rank 1 is gone: not one sign of it in 31 s"
     assert "last seen before its first iteration" in text({1: Sighting(beat(0, 0), 31, 31)})
 
@@ -74,8 +74,8 @@ def test_an_error_comes_before_the_silence_that_it_causes() -> None:
 
 def test_bad_input_is_waited_for_unless_another_error_is_there() -> None:
     refused, failed = beat(0, 1, "refused", "engine=local"), beat(0, 1, "failed", "ValueError: no")
-    assert judge(seen(beat(), refused), 0, 30).patient
-    assert not judge(seen(beat(), refused, failed), 0, 30).patient
+    assert diagnose(seen(beat(), refused), 0, 30).patient
+    assert not diagnose(seen(beat(), refused, failed), 0, 30).patient
 
 
 def test_those_furthest_behind_are_named_in_a_hang() -> None:
@@ -83,12 +83,12 @@ def test_those_furthest_behind_are_named_in_a_hang() -> None:
     assert text(table) == (
         "no rank has moved for 900 s; furthest behind: rank 3 (host n7, pid 123) in iteration 4, step"
     )
-    assert judge(table, 0, 30, 900).dumps == (3,)
+    assert diagnose(table, 0, 30, 900).dumps == (3,)
     assert text(table | {2: Sighting(beat(), 0, 899)}) is None, "one rank moves, so it is slow at worst"
 
 
 def test_a_hang_at_one_place_is_a_collective() -> None:
-    found = judge(seen(beat(), beat(), beat(), still=901), 0, 30, 900)
+    found = diagnose(seen(beat(), beat(), beat(), still=901), 0, 30, 900)
     assert found.text == (
         "no rank has moved for 900 s: all 3 stand in iteration 5, step, so it is a collective that hangs"
     )
@@ -104,7 +104,7 @@ def test_a_rank_that_alone_is_left_hangs_by_itself() -> None:
 
 
 def test_a_lost_rack_needs_no_longer_line() -> None:
-    found = judge(seen(*[beat()] * 72, silent=31), 0, 30)
+    found = diagnose(seen(*[beat()] * 72, silent=31), 0, 30)
     assert found.text.count("rank ") == 8 and found.text.endswith("; and 64 more")
     assert len(found.gone) == 72
 
@@ -123,7 +123,7 @@ TABLES = st.dictionaries(
 
 @given(TABLES)
 def test_only_ranks_with_something_against_them_are_named(table: dict[int, Sighting]) -> None:
-    found = judge(table, 7, dead_after=30, hang_timeout=900)
+    found = diagnose(table, 7, dead_after=30, hang_timeout=900)
     failed = {r for r, s in table.items() if s.beat and s.beat.state in ("failed", "refused")}
     gone = {r for r, s in table.items() if s.runs and s.silent > 30}
     stuck = {r for r, s in table.items() if s.runs and s.still > 900 and s.beat and s.beat.step}
@@ -131,7 +131,7 @@ def test_only_ranks_with_something_against_them_are_named(table: dict[int, Sight
     if found is None:
         assert not failed and not gone and (not running or stuck != running)
         return
-    assert Verdict.of_json(found.to_json()) == found
+    assert Diagnosis.of_json(found.to_json()) == found
     assert found.gone == () if failed else set(found.gone) == gone
     named = {int(r) for r in re.findall(r"rank (\d+)", found.text)}
     assert named <= (failed or gone or stuck)
@@ -150,7 +150,7 @@ def test_places_count_the_phases_of_an_iteration() -> None:
 
 def test_alone_it_does_nothing() -> None:
     alone = Watchdog(ALONE, 1.0)
-    alone.excuse(RuntimeError("gloo"))
+    alone.await_diagnosis(RuntimeError("gloo"))
     alone.fail(ValueError())
     alone.stop()
     assert not alone._on
@@ -354,7 +354,7 @@ def test_an_exception_is_told_by_its_rank_and_named_by_another(
 def _break(launch: Launch) -> None:
     launch.world.barrier()
     if launch.world.rank == 1:
-        watchdog.DEAD_AFTER, watchdog._LINGER = 1.0, 3.0  # the sum is how long it waits for a verdict
+        watchdog.DEAD_AFTER, watchdog._LINGER = 1.0, 3.0  # the sum is how long it waits for a diagnosis
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection reset by peer")
     time.sleep(1000)
 

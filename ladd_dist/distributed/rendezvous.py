@@ -14,7 +14,7 @@ _POLL = 0.05
 def fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
     """A prefix of ``store`` that all ranks of this start share and that nobody has written to yet.
 
-    torchrun keeps its store over ``--max-restarts``, so that a rank could take the address, or the verdict, of one
+    torchrun keeps its store over ``--max-restarts``, so that a rank could take the address, or the diagnosis, of one
     that died for its partner's (https://github.com/pytorch/pytorch/issues/135712). Its count of restarts is each
     node's own. Hence rank 0 invents a name, and tells it whoever asks by a name of his own, which is never old.
 

@@ -1,6 +1,6 @@
 """Are two runs the same? Every step's metrics and the last parameters of two run folders, held against each other.
 
-Nothing that is missing, and nothing that is not a finite number, equals anything: a step that a side did not
+Nothing that is missing, and nothing that is not a finite number, equals anything: a step that a run did not
 record, a metric that it does not know, NaN on both sides are all differences of ``inf``.
 """
 
@@ -65,11 +65,11 @@ class Comparison:
 
     def _step_lines(self) -> list[str]:
         columns = list(self.metrics)[:_COLUMNS]
-        names = [f"{name} {side}" for name in columns for side in ("left", "right")]
+        names = [f"{name} {run}" for name in columns for run in ("left", "right")]
         lines = [" step" + "".join(f"{name:>17}" for name in names) + "  difference"]
         first = self.first_beyond(0)
         for index in _spread(len(self.steps), None if first is None else self.steps.index(first)):
-            values = [_show(side[name][index]) for name in columns for side in (self.left, self.right)]
+            values = [_show(run[name][index]) for name in columns for run in (self.left, self.right)]
             difference, name = self.worst(index)
             where = f"{_amount(difference)} {name}" if difference else "0"
             mark = "  <- first difference" if self.steps[index] == first else ""

@@ -117,7 +117,7 @@ def _render(record: Record, charts: list[Path]) -> str:
     environment.filters |= formats
     return environment.get_template("report.html").render(
         name=record.folder.resolve().name,
-        verdict=verdict(record.results),
+        conclusion=conclusion(record.results),
         highlights=_highlights(record.results),
         results=record.results,
         blocks=[(_heading(block), block) for block in record.blocks],
@@ -132,7 +132,7 @@ def _charts(config: Config, paths: list[Path]) -> list[tuple[Chart, Path]]:
     return [(known[path.stem], path) for path in paths if path.stem in known]
 
 
-def verdict(results: Results) -> str:
+def conclusion(results: Results) -> str:
     """The outcome in one sentence."""
     student, rival, guided = results.student, results.undistilled, results.guided
     text = f"In {_steps(student.steps)} the student's excess Fréchet distance is {student.excess:.3f}"

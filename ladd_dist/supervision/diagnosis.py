@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 _NAMED = 8
 """So many ranks are named one by one; a lost rack of 72 needs no longer line."""
 
-State = Literal["runs", "done", "failed", "refused", "left"]
+RankState = Literal["runs", "done", "failed", "refused", "left"]
 """``failed`` and ``refused`` (bad input) ended with an error of their own, ``left`` with another rank's."""
 
 
@@ -19,7 +19,7 @@ class Beat(NamedTuple):
     host: str
     pid: int
     pulse: int
-    state: State
+    state: RankState
     iteration: int
     step: int
     """Phases entered in this iteration; 0 in iteration 0 for work that does not say where it stands."""
@@ -52,11 +52,11 @@ class Sighting:
         return self.beat is None or self.beat.state == "runs"
 
 
-class Verdict(NamedTuple):
+class Diagnosis(NamedTuple):
     """Why the job ends."""
 
     text: str
-    judge: int | None
+    found_by: int | None
     """The rank that found it and prints it; None where the ranks cannot agree on one."""
     gone: tuple[int, ...] = ()
     """Ranks that need not be waited for."""
@@ -70,13 +70,15 @@ class Verdict(NamedTuple):
         return json.dumps(self)
 
     @staticmethod
-    def of_json(text: str | bytes) -> "Verdict":
+    def of_json(text: str | bytes) -> "Diagnosis":
         """The inverse of `to_json`."""
-        reason, judge, gone, dumps, patient = json.loads(text)
-        return Verdict(reason, judge, tuple(gone), tuple(dumps), patient)
+        reason, found_by, gone, dumps, patient = json.loads(text)
+        return Diagnosis(reason, found_by, tuple(gone), tuple(dumps), patient)
 
 
-def judge(seen: Mapping[int, Sighting], by: int, dead_after: float, hang_timeout: float = math.inf) -> Verdict | None:
+def diagnose(
+    seen: Mapping[int, Sighting], by: int, dead_after: float, hang_timeout: float = math.inf
+) -> Diagnosis | None:
     """Find the ranks that keep the job from going on, or None while nothing is wrong.
 
     An error that a rank reported comes first, then ranks that fell silent, then a job that stands still: there
@@ -92,11 +94,11 @@ def judge(seen: Mapping[int, Sighting], by: int, dead_after: float, hang_timeout
     failed = {r: s.beat for r, s in seen.items() if s.beat and s.beat.state in ("failed", "refused")}
     if failed:
         text = _several([f"{name(r, b)} ended {b.where}: {b.error}" for r, b in failed.items()])
-        return Verdict(text, by, patient=all(b.state == "refused" for b in failed.values()))
+        return Diagnosis(text, by, patient=all(b.state == "refused" for b in failed.values()))
     gone = [rank for rank in running if seen[rank].silent > dead_after]
     if gone:
         text = _several([f"{name(r, running[r])} is gone: {_silence(seen[r])}" for r in gone])
-        return Verdict(text, by, gone=tuple(gone))
+        return Diagnosis(text, by, gone=tuple(gone))
     moving = [b is None or b.step == 0 or seen[r].still <= hang_timeout for r, b in running.items()]
     return _hang({r: b for r, b in running.items() if b}, by, hang_timeout) if running and not any(moving) else None
 
@@ -112,15 +114,15 @@ def _silence(sighting: Sighting) -> str:
     return f"no sign of it for {sighting.silent:.0f} s, last seen {sighting.beat.where}"
 
 
-def _hang(running: dict[int, Beat], by: int, hang_timeout: float) -> Verdict:
+def _hang(running: dict[int, Beat], by: int, hang_timeout: float) -> Diagnosis:
     least = min(beat.place for beat in running.values())
     behind = {rank: beat for rank, beat in running.items() if beat.place == least}
     stands = f"no rank has moved for {hang_timeout:.0f} s"
     if len(behind) == len(running) > 1:
         text = f"{stands}: all {len(running)} stand {running[min(running)].where}, so it is a collective that hangs"
-        return Verdict(text, by, dumps=(by,))
+        return Diagnosis(text, by, dumps=(by,))
     named = _several([f"{name(r, b)} {b.where}" for r, b in behind.items()])
-    return Verdict(f"{stands}; furthest behind: {named}", by, dumps=tuple(behind)[:_NAMED])
+    return Diagnosis(f"{stands}; furthest behind: {named}", by, dumps=tuple(behind)[:_NAMED])
 
 
 def _several(ranks: list[str]) -> str:

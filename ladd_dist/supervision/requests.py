@@ -9,7 +9,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.supervision.signals import Signals, ignore_stop
 
 
-class Request(NamedTuple):
+class Requests(NamedTuple):
     """What some rank asked for: to stop, to look at a checkpoint that could not be written, to profile."""
 
     stop: bool = False
@@ -17,7 +17,7 @@ class Request(NamedTuple):
     profile: bool = False
 
 
-class Control:
+class RequestExchange:
     """Tells every rank the same about all ranks' requests, one iteration later.
 
     The exchange runs on the CPU while the next iteration computes, so neither the GPU nor the loop waits for it.
@@ -25,15 +25,15 @@ class Control:
 
     def __init__(self, world: World, signals: Signals) -> None:
         self._group, self._signals = world.aside().group, signals
-        self._flags = torch.zeros(len(Request._fields), dtype=torch.int32)
+        self._flags = torch.zeros(len(Requests._fields), dtype=torch.int32)
         self._work: Any = None
 
-    def begin(self) -> Request:
+    def begin(self) -> Requests:
         """Exchange what was asked for before the first iteration, and wait for it."""
-        self._post(Request(stop=self._signals.stop))
+        self._post(Requests(stop=self._signals.stop))
         return self._outcome()
 
-    def agree(self, failed: bool) -> Request:
+    def agree(self, failed: bool) -> Requests:
         """Exchange requests; to be called by every rank after every iteration.
 
         Args:
@@ -43,18 +43,18 @@ class Control:
             What any rank had asked for at the call before this one (at this one, in a single process).
         """
         before = self._outcome()
-        self._post(Request(self._signals.stop, failed, self._signals.take_profile()))
+        self._post(Requests(self._signals.stop, failed, self._signals.take_profile()))
         return self._outcome() if self._group is None else before
 
-    def _post(self, asked: Request) -> None:
+    def _post(self, asked: Requests) -> None:
         self._flags.copy_(torch.tensor(asked, dtype=torch.int32))
         if self._group is not None:
             self._work = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
-    def _outcome(self) -> Request:
+    def _outcome(self) -> Requests:
         if self._work is not None:
             self._work.wait()
-        agreed = Request(*(bool(flag) for flag in self._flags))
+        agreed = Requests(*(bool(flag) for flag in self._flags))
         if agreed.stop:
             ignore_stop()  # another signal has nothing to add, and must not hit the process while it leaves
         return agreed

@@ -24,8 +24,8 @@ def supervise(world: World, hang_timeout: float, work: Callable[[], None], lease
         code = _run(work)
         distributed.stop()
     except Exception as error:
-        watchdog.excuse(error)
-        code = tell(error)
+        watchdog.await_diagnosis(error)
+        code = print_error(error)
         watchdog.fail(error)
     finally:
         watchdog.stop()
@@ -43,7 +43,7 @@ def _run(work: Callable[[], None]) -> int:
     return 0
 
 
-def tell(error: Exception) -> int:
+def print_error(error: Exception) -> int:
     """Print an error, at once: the launcher may end this process when others leave. Returns the exit code."""
     if isinstance(error, LaddError):
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
 Each rank posts a small `Beat` to the job's store every `TICK` seconds. Rank 0 reads all of them, every other rank
 reads rank 0's: 512 ranks cost the store about a thousand small messages a second, and the GPUs nothing. Whoever
-finds something wrong posts one `Verdict`, prints it, and all ranks exit with `EXIT_PEER_LOST`.
+finds something wrong posts one `Diagnosis`, prints it, and all ranks exit with `EXIT_PEER_LOST`.
 
     a rank ends with an exception      at once
     a process is killed or frozen      `DEAD_AFTER` seconds
@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_PEER_LOST, LaddError
-from ladd_dist.supervision.diagnosis import Beat, Sighting, State, Verdict, judge, name
+from ladd_dist.supervision.diagnosis import Beat, Diagnosis, RankState, Sighting, diagnose, name
 
 TICK = 1.0
 """Seconds between two beats."""
@@ -37,7 +37,7 @@ _GRACE = 3.0
 """Seconds in which a rank may find the bad input for itself that another one has reported."""
 _LINGER = 10.0
 """Seconds that leaving ranks wait for one another at most."""
-_VERDICT, _NOTHING = "verdict", "null"
+_DIAGNOSIS, _NOTHING = "diagnosis", "null"
 
 
 class Watchdog:
@@ -46,14 +46,14 @@ class Watchdog:
     Args:
         world: the started ranks.
         hang_timeout: seconds.
-        farewell: what is to be done before a verdict ends the process; it must not block for long.
+        farewell: what is to be done before a diagnosis ends the process; it must not block for long.
     """
 
     def __init__(self, world: World, hang_timeout: float, farewell: Callable[[], None] = lambda: None) -> None:
         self._world, self._hang_timeout, self._farewell = world, hang_timeout, farewell
-        self._state: State = "runs"
+        self._state: RankState = "runs"
         self._error = ""
-        self._verdict: Verdict | None = None
+        self._diagnosis: Diagnosis | None = None
         self._on = world.store is not None and world.size > 1
         if not self._on:
             return
@@ -72,8 +72,8 @@ class Watchdog:
         if self._on and self._state == "runs":
             self._end("done", None if self._world.rank == 0 else _LINGER)
 
-    def excuse(self, error: BaseException) -> None:
-        """Wait for the verdict, and exit by it, if the error is a broken collective: another rank's fault.
+    def await_diagnosis(self, error: BaseException) -> None:
+        """Wait for the diagnosis, and exit by it, if the error is a broken collective: another rank's fault.
 
         Returns if it is not, or if after `DEAD_AFTER` and some seconds no rank is to blame.
         """
@@ -89,12 +89,12 @@ class Watchdog:
             self._error = line if refused else f"{type(error).__name__}: {line}"
             self._end("refused" if refused else "failed", _LINGER)
 
-    def _end(self, state: State, patience: float | None) -> None:
+    def _end(self, state: RankState, patience: float | None) -> None:
         self._leave(state, patience)
         self._stopped.set()
-        self._watcher.join()  # if it has a verdict by now, it ends the process instead
+        self._watcher.join()  # if it has a diagnosis by now, it ends the process instead
 
-    def _leave(self, state: State, patience: float | None) -> None:
+    def _leave(self, state: RankState, patience: float | None) -> None:
         self._state = state
         self._out.set()
         self._wake.set()
@@ -103,13 +103,13 @@ class Watchdog:
     def _talk(self) -> None:
         """The thread that may block in the store."""
         try:
-            for key in (_VERDICT, *map(_key, self._watched)):
+            for key in (_DIAGNOSIS, *map(_key, self._watched)):
                 self._store.compare_set(key, "", _NOTHING)  # reading a key that is not there would block
             while not self._exchange():
                 self._wake.wait(TICK)
                 self._wake.clear()
         except RuntimeError:  # torch's store errors are no closer related
-            self._lose("closed the connection")
+            self._store_is_lost("closed the connection")
 
     def _exchange(self) -> bool:
         """Post and read once; returns whether this rank is free to end."""
@@ -118,22 +118,22 @@ class Watchdog:
         place = self._world.position.place
         mine = Beat(socket.gethostname(), os.getpid(), self._pulse, state, *place, self._error)
         self._store.set(_key(rank), json.dumps(mine))
-        verdict, *beats = self._store.multi_get([_VERDICT, *map(_key, self._watched)])
+        diagnosis, *beats = self._store.multi_get([_DIAGNOSIS, *map(_key, self._watched)])
         self._answered = self._clock
         for record, beat in zip(self._records.values(), beats, strict=True):
             record.update(json.loads(beat), self._clock)
         seen = {r: record.seen(self._clock) for r, record in self._records.items()}
-        if verdict == _NOTHING.encode() and state in ("runs", "done"):
-            found = judge(seen, rank, DEAD_AFTER, math.inf if rank else self._hang_timeout)
-            # The first of several judges wins, and everyone takes its verdict.
-            verdict = self._store.compare_set(_VERDICT, _NOTHING, found.to_json()) if found else verdict
-        if verdict != _NOTHING.encode():
-            self._verdict = self._verdict or Verdict.of_json(verdict)
+        if diagnosis == _NOTHING.encode() and state in ("runs", "done"):
+            found = diagnose(seen, rank, DEAD_AFTER, math.inf if rank else self._hang_timeout)
+            # The first of several judges wins, and everyone takes its diagnosis.
+            diagnosis = self._store.compare_set(_DIAGNOSIS, _NOTHING, found.to_json()) if found else diagnosis
+        if diagnosis != _NOTHING.encode():
+            self._diagnosis = self._diagnosis or Diagnosis.of_json(diagnosis)
         return state != "runs" and not self._needed(state, seen)
 
-    def _needed(self, state: State, seen: dict[int, Sighting]) -> bool:
+    def _needed(self, state: RankState, seen: dict[int, Sighting]) -> bool:
         """Rank 0 leaves last; who failed waits for rank 0, lest the launcher ends it before it has said why."""
-        gone = self._verdict.gone if self._verdict else ()
+        gone = self._diagnosis.gone if self._diagnosis else ()
         if self._world.rank == 0:
             return any(s.runs for rank, s in seen.items() if rank not in (0, *gone))
         return state in ("failed", "refused") and seen[0].runs and 0 not in gone
@@ -147,13 +147,13 @@ class Watchdog:
             self._clock += min(now - before, DEAD_AFTER / 4)
             before = now
             if self._clock - self._answered > DEAD_AFTER:
-                self._lose(f"has not answered for {DEAD_AFTER:.0f} s")
-            if self._verdict:
-                return self._come_down(self._verdict)
+                self._store_is_lost(f"has not answered for {DEAD_AFTER:.0f} s")
+            if self._diagnosis:
+                return self._end_process(self._diagnosis)
 
-    def _lose(self, how: str) -> None:
+    def _store_is_lost(self, how: str) -> None:
         """Judge by a store that is not there any more; a rank that is leaving does not mind."""
-        if self._state != "runs" or self._verdict:
+        if self._state != "runs" or self._diagnosis:
             return
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             text = f"the launcher's store on {os.environ.get('MASTER_ADDR')} {how}: that node is gone or cut off"
@@ -161,30 +161,32 @@ class Watchdog:
             beat = self._records[0].beat
             last = f", last seen {beat.where}" if beat else ""
             text = f"{name(0, beat)} is gone: the job's store, which it holds, {how}{last}"
-        self._verdict = Verdict(text, None, gone=tuple(range(self._world.size)))
+        self._diagnosis = Diagnosis(text, None, gone=tuple(range(self._world.size)))
 
-    def _come_down(self, verdict: Verdict) -> None:
-        if verdict.patient:
+    def _end_process(self, diagnosis: Diagnosis) -> None:
+        if diagnosis.patient:
             self._out.wait(_GRACE)
         if self._state in ("failed", "refused"):
             return  # with an error of its own, which the main thread is telling
         try:
-            self._tell(verdict)
-            if verdict.judge is not None:
+            self._print(diagnosis)
+            if diagnosis.found_by is not None:
                 self._leave("left", _LINGER)
             self._farewell()
         finally:  # whatever became of stderr
             os._exit(EXIT_PEER_LOST)
 
-    def _tell(self, verdict: Verdict) -> None:
+    def _print(self, diagnosis: Diagnosis) -> None:
         world = self._world
         # Without a store one line for each node's log is the fewest that reach somebody for certain.
-        if verdict.judge == world.rank or (verdict.judge is None and (world.local_rank == 0 or world.rank == 1)):
+        if diagnosis.found_by == world.rank or (
+            diagnosis.found_by is None and (world.local_rank == 0 or world.rank == 1)
+        ):
             saved = f"the newest checkpoint is {world.position.saved}; " if world.position.saved else ""
             # Past Python's streams: the stuck main thread may hold their locks. The newline ends a progress bar.
             with suppress(OSError):  # the console may be gone
-                os.write(2, f"\nerror: {verdict.text}; {saved}start the same command again\n".encode())
-        if world.rank in verdict.dumps:
+                os.write(2, f"\nerror: {diagnosis.text}; {saved}start the same command again\n".encode())
+        if world.rank in diagnosis.dumps:
             faulthandler.dump_traceback(2)
 
 

@@ -26,13 +26,13 @@ from ladd_dist.methods.registry import build_method
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.planning.memory import describe, expected_state
 from ladd_dist.planning.networks import check_networks
-from ladd_dist.supervision.requests import Control
+from ladd_dist.supervision.requests import RequestExchange
 from ladd_dist.supervision.signals import Signals
+from ladd_dist.training.averages import MetricAverages
 from ladd_dist.training.hooks import Hook, Hooks
 from ladd_dist.training.preview import Preview
 from ladd_dist.training.profiler import Profiler
 from ladd_dist.training.tracking import Tracker
-from ladd_dist.training.window import Window
 
 
 class Trainer:
@@ -91,37 +91,38 @@ class Trainer:
 
     def iterations(self) -> Iterator[int]:
         """`run`, giving way after every iteration; yields how many are done. Ends early if a signal asks for it."""
-        train, control = self.config.train, Control(self.world, self.signals)
+        train, exchange = self.config.train, RequestExchange(self.world, self.signals)
         self.lease.check()
         tracker = Tracker(self.config, self.world, self.done)
-        window, profiler = Window(self.config, self.world, self.clock, self.done), Profiler(self.config, self.world)
+        averages = MetricAverages(self.config, self.world, self.clock, self.done)
+        profiler = Profiler(self.config, self.world)
         bar = progress("train", train.iterations, unit="it", world=self.world, done=self.done)
-        request = control.begin()
+        asked = exchange.begin()
         with closing(tracker), closing(profiler), closing(bar):
             hooks = Hooks(self.hooks, self.config, self.world, self.method.student, self.ema, tracker, self.clock)
-            while self.done < train.iterations and not request.stop:
-                profiler.step(self.done, request.profile)
+            while self.done < train.iterations and not asked.stop:
+                profiler.step(self.done, asked.profile)
                 self.clock.iteration = self.done + 1
                 self.clock.mark("data")
                 metrics = self.method.iteration(self.done, self.samples(self.done))
                 self.ema.update(self.done)
                 self.done += 1
                 self.clock.mark("other")
-                window.add(metrics)
+                averages.add(metrics)
                 bar.update()
-                request = control.agree(self.writer.failed)
+                asked = exchange.agree(self.writer.failed)
                 self.lease.check()
                 last = self.done == train.iterations
-                leaving = last or request.stop
+                leaving = last or asked.stop
                 if leaving or self.done % train.log_every == 0:
-                    row = window.close(self.done)
+                    row = averages.row(self.done)
                     tracker.write(row)
                     hooks.after_row(self.done, row)
                 hooks.after_step(self.done, metrics, last)
                 if leaving or self.done % train.checkpoint_every == 0:
                     hooks.before_checkpoint(self.done)
                     hooks.after_checkpoint(self.done, self._save())
-                if leaving or request.failed:
+                if leaving or asked.failed:
                     self.writer.wait()
                 if last:
                     hooks.at_end(self.done)

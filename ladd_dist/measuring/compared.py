@@ -1,7 +1,7 @@
-"""One side of a comparison: a training by the real launcher, with the code of a commit or the working tree.
+"""One of the two runs of a comparison: the real launcher, with the code of a commit or of the working tree.
 
-Both sides run in the caller's working directory, so that a relative path in the configuration names the same
-teacher and the same dataset for both. Only the code comes from a side's own tree.
+Both run in the caller's working directory, so that a relative path in the configuration names the same
+teacher and the same dataset for both. Only the code comes from a run's own tree.
 """
 
 import json
@@ -24,7 +24,7 @@ from ladd_dist.engines.entry import Launcher
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.errors import LaddError
 
-# Each side's own code reads its configuration: what keys there are may differ between commits.
+# Each run's own code reads its configuration: what keys there are may differ between commits.
 _RESOLVE = """
 import sys
 from ladd_dist.config import load
@@ -47,7 +47,7 @@ Resolved = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedRun:
     """A training to run.
 
     Attributes:
@@ -66,12 +66,12 @@ class Side:
     ranks: int
 
     def check(self) -> Resolved:
-        """Have the side's code validate its configuration, and look for the dataset and the engine's launcher.
+        """Have the run's own code validate its configuration, and look for the dataset and the engine's launcher.
 
         Raises:
-            LaddError: naming the side and what is wrong with it.
+            LaddError: naming the run and what is wrong with it.
         """
-        # -P: the working directory must not come before the side's own tree.
+        # -P: the working directory must not come before the run's own tree.
         command = [sys.executable, "-P", "-c", _RESOLVE, self.config, *self.overrides]
         done = subprocess.run(  # noqa: S603 - no shell
             command, env=self._environment(), capture_output=True, encoding="utf-8", errors="replace"
@@ -88,7 +88,7 @@ class Side:
         return dict(config)
 
     def train(self, config: Resolved) -> None:
-        """Run to the end and pass the output on to stderr, line by line under the side's name.
+        """Run to the end and pass the output on to stderr, line by line under the run's name.
 
         Raises:
             LaddError: if the training fails, with the reason that it gave.
@@ -119,7 +119,7 @@ class Side:
             raise LaddError(f"{self.name} ended with code {process.returncode}: {reason}")
 
     def _environment(self) -> dict[str, str]:
-        """Imports come from the side's tree first; no trace of a process group that we may be part of."""
+        """Imports come from the run's tree first; no trace of a process group that we may be part of."""
         kept = {key: value for key, value in os.environ.items() if key not in _GROUP}
         return kept | {"PYTHONPATH": os.pathsep.join(filter(None, [str(self.tree), kept.get("PYTHONPATH")]))}
 
@@ -132,7 +132,7 @@ def split_overrides(name: str, text: str, taken: set[str]) -> list[str]:
     """``"engine=fsdp2 student.path='a b'"`` as single overrides.
 
     Args:
-        name: the side, for the message.
+        name: the run, for the message.
         taken: keys that the comparison itself sets.
 
     Raises:

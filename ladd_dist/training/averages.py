@@ -16,8 +16,11 @@ from ladd_dist.methods.registry import method_of
 from ladd_dist.training.tracking import Row
 
 
-class Window:
-    """Metrics between two logging steps, kept on the device: the loop never waits for them in between."""
+class MetricAverages:
+    """Averages of the metrics between two logging steps.
+
+    Metrics stay on the device until then: the loop never waits for them.
+    """
 
     def __init__(self, config: Config, world: World, clock: Clock, done: int) -> None:
         self._config, self._world, self._clock, self._method = config, world, clock, method_of(config)
@@ -32,7 +35,7 @@ class Window:
         self._rows.append(metrics)
         self._streak = (self._streak + 1) * metrics["skipped"]
 
-    def close(self, done: int) -> Row:
+    def row(self, done: int) -> Row:
         """Average over iterations and ranks, print a line, and start anew.
 
         Skipped iterations are counted, and left out of the averages.
