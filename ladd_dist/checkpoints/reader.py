@@ -79,7 +79,7 @@ def network_shards(name: str, engine: Engine) -> dict[str, Shard]:
 
 
 def open_newest(run_dir: str | Path, world: World) -> "Checkpoint | None":
-    """The newest whole checkpoint of a run, or None if it has none; says loudly which damaged ones it passed over.
+    """The newest whole checkpoint of a run, or None if it has none; warns of each damaged one that it passes over.
 
     Raises:
         LaddError: if there are checkpoints, and all are damaged.
@@ -197,7 +197,7 @@ class Checkpoint:
         }
 
     def check(self, config: Config, teacher: str) -> None:
-        """Hold the checkpoint against the run that wants to go on from it.
+        """Check that a run can resume from this checkpoint.
 
         Raises:
             LaddError: naming the first thing in which they differ.

@@ -22,7 +22,7 @@ class Config(Section):
     run_dir: PathName
     seed: Seed = 0
     engine: str = "local"
-    """Who holds the networks on the ranks; `engines.registry` knows the names and checks the settings."""
+    """How networks are held on the ranks: a name in `engines.registry`, which also checks the settings."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` uses a GPU when there is one."""
     teacher: TeacherConfig

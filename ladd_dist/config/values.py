@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 MAX_SEED = 2**63 - 1
-"""Noise is drawn from keys of signed 64-bit integers (`draws`); torch and Streaming take larger ones."""
+"""Noise is drawn from keys of signed 64-bit integers (`noise.generator`); torch and Streaming take larger ones."""
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
@@ -14,7 +14,7 @@ def expand_path(text: str) -> str:
     """A path with its leading ``~`` or ``~user`` replaced by that home folder.
 
     Raises:
-        ValueError: if no file can be called so: empty, of an unknown user, or not encodable.
+        ValueError: if no file can have this name: it is empty, of an unknown user, or cannot be encoded.
     """
     path = os.path.expanduser(text)
     if not path:

@@ -1,4 +1,4 @@
-"""A damaged file becomes one line that names it and says what to do."""
+"""Errors for damaged files: one line that names the file and the remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,17 +9,17 @@ from pydantic import ValidationError
 from ladd_dist.errors import LaddError
 
 AGAIN = "run launchers/synthesize.py again, which keeps finished parts, or copy the dataset again"
-"""What mends a manifest and the indices of whole streams: both are made of the parts."""
+"""The remedy for a damaged manifest or index of a whole stream: both are made from the parts."""
 
 
 def redraw(part: Path) -> str:
-    """What mends a part."""
+    """The remedy for a damaged part."""
     return f"delete {part} and run launchers/synthesize.py again, or copy the dataset again"
 
 
 @contextmanager
 def named(file: Path, remedy: str) -> Iterator[None]:
-    """Reading a file and holding it against what it should be.
+    """Context in which a file is read and checked.
 
     Raises:
         LaddError: in place of an OSError or a ValueError (pydantic's among them), naming the file and the remedy.

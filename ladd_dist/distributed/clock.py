@@ -24,7 +24,7 @@ class Clock:
         self._range: torch.profiler.record_function | None = None
 
     def mark(self, phase: str) -> None:
-        """What follows belongs to ``phase``."""
+        """Begin a phase: the time until the next mark counts for it."""
         self.phase = phase
         self._position.enter(self.iteration, phase)
         self._marks.append((phase, self._now()))

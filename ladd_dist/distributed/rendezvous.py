@@ -14,9 +14,10 @@ _POLL = 0.05
 def fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
     """A prefix of ``store`` that all ranks of this start share and that nobody has written to yet.
 
-    torchrun keeps its store over ``--max-restarts``, so that a rank could take the address, or the diagnosis, of one
-    that died for its partner's (https://github.com/pytorch/pytorch/issues/135712). Its count of restarts is each
-    node's own. Hence rank 0 invents a name, and tells it whoever asks by a name of his own, which is never old.
+    torchrun keeps its store over ``--max-restarts``: a restarted rank could read what a dead one has left there, its
+    address or a diagnosis, and take it for its partner's (https://github.com/pytorch/pytorch/issues/135712).
+    torchrun's count of restarts cannot tell starts apart, since each node counts its own. So every rank asks under a
+    random name, and rank 0 answers each with the random prefix that it has chosen for this start.
 
     Raises:
         LaddError: on rank 0, if a rank does not ask in time.

@@ -1,4 +1,4 @@
-"""Tasks of ``srun`` or ``mpirun``, told in the terms of torchrun, which DeepSpeed, Streaming and we read."""
+"""Ranks started by ``srun`` or ``mpirun``: their variables as torchrun's, which DeepSpeed, Streaming and we read."""
 
 import re
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def group_variables(env: Environment) -> dict[str, str]:
         Variables to set; none if torchrun's are there, or if this process is alone.
 
     Raises:
-        LaddError: for one of several tasks whose environment does not tell its place: it must not run as if alone.
+        LaddError: if this is one of several tasks and the environment does not say which: it must not train alone.
     """
     if "RANK" in env:
         if missing := [key for key in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if key not in env]:

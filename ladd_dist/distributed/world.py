@@ -21,9 +21,9 @@ TIMEOUT = timedelta(minutes=30)
 
 
 class Position:
-    """Where this rank's work stands, which the watchdog tells the others.
+    """Which iteration and phase this rank is in; the watchdog sends it to the others.
 
-    Every rank enters the same phases in the same order, so that places tell who is behind.
+    Every rank enters the same phases in the same order, so that positions tell who is behind.
     """
 
     def __init__(self) -> None:
@@ -94,10 +94,10 @@ class World:
         return values
 
     def together(self, act: Callable[[], T]) -> T:
-        """Act on every rank, where none may go on if another is refused.
+        """Run a check on every rank; if it fails on one, it fails on all.
 
         Raises:
-            LaddError: the first rank's that was refused, on all of them.
+            LaddError: on all ranks, that of the first on which it failed.
         """
         results, problem = [], None
         try:

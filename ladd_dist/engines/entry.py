@@ -18,7 +18,7 @@ Launcher = Literal["python", "torchrun", "deepspeed"]
 
 
 def _anything(*_: object) -> None:
-    """Fits every configuration."""
+    """Accept every configuration."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ladd_dist.planning.networks import check_networks
 
 @dataclass(frozen=True)
 class Entrant:
-    """One way of drawing that is judged."""
+    """One way of drawing that is evaluated: a network, a sampler and a number of steps."""
 
     name: str
     label: str

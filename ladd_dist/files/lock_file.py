@@ -1,4 +1,4 @@
-"""The files by which jobs tell one another that they hold a folder, and who of their makers lives."""
+"""Lock files: which jobs hold a folder, and which of them are alive."""
 
 import json
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class _Sighting:
 
 
 class Watch:
-    """What somebody who waits has seen of the files, on a clock of its own."""
+    """What a waiting job has seen of the lock files, by its own clock."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, _Sighting] = {}

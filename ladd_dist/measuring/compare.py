@@ -60,8 +60,8 @@ class Comparison:
         return next((step for i, step in enumerate(self.steps) if self.worst(i)[0] > bound), None)
 
     def table(self) -> str:
-        """Steps, the largest difference of everything compared, and the verdict, for a terminal."""
-        return "\n".join([*self._step_lines(), "", *self._largest_lines(), "", *self._verdict_lines()])
+        """For a terminal: steps, the largest difference of each thing compared, and whether they are the same."""
+        return "\n".join([*self._step_lines(), "", *self._largest_lines(), "", *self._summary_lines()])
 
     def _step_lines(self) -> list[str]:
         columns = list(self.metrics)[:_COLUMNS]
@@ -83,7 +83,7 @@ class Comparison:
             lines.append(f"  {name:<20}{_amount(max(values))}{at}")
         return lines + [f"  {name + ' parameters':<20}{_amount(value)}" for name, value in self.parameters.items()]
 
-    def _verdict_lines(self) -> list[str]:
+    def _summary_lines(self) -> list[str]:
         first = self.first_beyond(self.tolerance)
         since = "" if first is None else f" from step {first} on"
         losses, parameters = max(map(max, self.metrics.values())), max(self.parameters.values())

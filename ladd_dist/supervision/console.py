@@ -1,4 +1,4 @@
-"""Losing the console is not losing the run: a closed pipe or a dropped terminal takes what is printed, no more."""
+"""A run outlives its console: with a closed pipe or a dropped terminal, output is dropped and the run goes on."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Signals to a training run: noted from the first moment on, heeded between two iterations.
+"""Signals to a training run: recorded from the start of the process, acted on between two iterations.
 
     SIGTERM, SIGUSR1, SIGHUP   finish the iteration, write a checkpoint, exit with `errors.EXIT_REQUEUE`
     SIGUSR2                    write a profiler trace of the next iterations
@@ -15,7 +15,7 @@ _STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Signals:
-    """What signals have asked of this process. Without `listen` they ask nothing."""
+    """What signals have asked of this process; nothing before `listen`."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -23,7 +23,7 @@ class Signals:
         self._profile = False
 
     def listen(self) -> "Signals":
-        """Take the signals over for the rest of the process's life."""
+        """Handle the signals for the rest of the process's life."""
         for number in (*_STOP, signal.SIGUSR2):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
@@ -44,6 +44,6 @@ class Signals:
 
 
 def ignore_stop() -> None:
-    """Be deaf to requests to stop, until the process is gone: it leaves by itself, or when its parent does."""
+    """Ignore further signals to stop until the process ends, by itself or with its parent."""
     for number in _STOP:
         signal.signal(number, signal.SIG_IGN)

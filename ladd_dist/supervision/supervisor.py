@@ -1,4 +1,4 @@
-"""A launcher's life on one rank: its work under the watchdog, and how it ends."""
+"""Runs a launcher's work on one rank under the watchdog, and turns its end into an exit code."""
 
 import sys
 import traceback
@@ -13,7 +13,7 @@ from ladd_dist.supervision.watchdog import Watchdog
 
 
 def supervise(world: World, hang_timeout: float, work: Callable[[], None], lease: Lease | None = None) -> None:
-    """Work and leave the process group, under the watchdog; then give up the lease, which the work may have acquired.
+    """Run ``work`` and leave the process group, both under the watchdog; then release the lease, if the work took it.
 
     Ends with one of the exit codes of `errors`, or with 1 for an error of this rank's own that nobody foresaw.
     """

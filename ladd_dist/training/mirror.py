@@ -20,7 +20,7 @@ _SERVICE_WAIT = 300.0
 
 
 class Mirror:
-    """What W&B is told, on the rank that records. After a failure, which is one warning, nothing is.
+    """Sends the record to W&B from rank 0. The first failure is one warning, and nothing is sent after it.
 
     Args:
         iteration: iterations finished before.

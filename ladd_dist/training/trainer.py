@@ -71,7 +71,7 @@ class Trainer:
         self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
 
     def run(self) -> None:
-        """Train to ``train.iterations``; a run that is there already says so.
+        """Train to ``train.iterations``; log that a run is finished if it is there already.
 
         Raises:
             Requeue: if a signal asked the run to stop; everything is saved.
@@ -90,7 +90,7 @@ class Trainer:
             raise Requeue(f"stopped at iteration {self.done} as asked: start the same command again to go on")
 
     def iterations(self) -> Iterator[int]:
-        """`run`, giving way after every iteration; yields how many are done. Ends early if a signal asks for it."""
+        """`run` as a generator of the number of finished iterations; ends early if a signal asked to stop."""
         train, exchange = self.config.train, RequestExchange(self.world, self.signals)
         self.lease.check()
         tracker = Tracker(self.config, self.world, self.done)
