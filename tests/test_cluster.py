@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY, tiny_config, tiny_overrides
 from launch import ROOT, environment, join
 from recorded import newest, wait_until
-from test_watchdog import DEAD_AFTER, Job, _train
+from test_watchdog import LOWERED, Job, _train
 
 from ladd_dist.errors import EXIT_PEER_LOST
 from ladd_dist.training.tracking import read_metrics
@@ -62,8 +62,8 @@ def test_two_nodes_train_until_their_link_is_cut_and_both_end_by_name(
     config = tiny_config(tmp_path / "run", dataset, f"engine={engine}", *batch)
     group = {"MASTER_ADDR": ADDRESSES[0], "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": INTERFACE}
     namespaces = [Path("/run/netns", name) for name in nodes]
-    job = Job(tmp_path, config, _train, 2, DEAD_AFTER, group, namespaces)
-    job.wait_until(lambda: len(read_metrics(tmp_path / "run")) >= 3)
+    job = Job(tmp_path, config, _train, 2, env=group, namespaces=namespaces)
+    job.wait_until(lambda: len(read_metrics(tmp_path / "run")) > LOWERED + 1)
     _run("ip", "-n", nodes[1], "link", "set", INTERFACE, "down")
     assert join(job.ranks, HANG) == [EXIT_PEER_LOST] * 2
     for rank, (other, sign) in enumerate([(1, "no sign of it for"), (0, "the job's store, which it holds,")]):

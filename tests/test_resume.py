@@ -172,6 +172,9 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(
     assert_same_run(tmp_path, uninterrupted)
 
 
+SECTIONS = ("student_optimizer", "head_optimizer")
+
+
 def test_an_extended_run_says_how_its_learning_rates_change(
     tmp_path: Path, dataset: Path, uninterrupted: Path, said: list[str]
 ) -> None:
@@ -186,12 +189,12 @@ def test_an_extended_run_says_how_its_learning_rates_change(
     next(trainer.iterations())
     assert read_metrics(tmp_path)[-1]["student_lr"] == pytest.approx(2.5e-4)
     config = tiny_config(tmp_path, dataset)
-    assert rate_changes(config, config, 3) is None
+    assert rate_changes(config, config, 3, SECTIONS) is None
     constant = ("student_optimizer.decay=constant", "head_optimizer.decay=constant")
     both = [tiny_config(tmp_path, dataset, *constant, f"train.iterations={count}") for count in (6, 12)]
-    assert rate_changes(both[0], both[1], 6) is None
+    assert rate_changes(both[0], both[1], 6, SECTIONS) is None
     other = tiny_config(tmp_path, dataset, "head_optimizer.lr=1.0")
-    assert rate_changes(config, other, 3) == (
+    assert rate_changes(config, other, 3, SECTIONS) == (
         "learning rates change at iteration 3 (train.iterations 6): head_optimizer 0.0005 -> 0.5"
     )
 
