@@ -224,7 +224,7 @@ def large(tmp_path_factory):
 def test_the_8b_figures_of_the_design(large, placement, designed):
     """design.md counts student and teacher. Heads and position tables are whole on every rank, and come on top."""
     for size, gigabytes in designed.items():
-        config = load("configs/sd35_large_fsdp2.yaml", [f"teacher.path={large}", f"teacher.placement={placement}"])
+        config = load("configs/sd35_large.yaml", [f"teacher.path={large}", f"teacher.placement={placement}"])
         state = expected_state(config, size)
         extra = sum(state.pop(("device", kind)) for kind in ("heads", "buffers"))
         # 59M parameters, their gradients and two moments; 192 x 192 positions of 2,432 channels in fp32 and bf16.
