@@ -8,7 +8,7 @@ Draw the training latents with the guided teacher into data.path: one MDS stream
 manifest. Shards over ranks under torchrun. Start it again to go on: finished parts are kept.
 
   python launchers/synthesize.py --config configs/tiny_cpu.yaml
-  torchrun --nproc-per-node 8 launchers/synthesize.py --config configs/sd35_large_fsdp2.yaml
+  torchrun --nproc-per-node 8 launchers/synthesize.py --config configs/sd35_large.yaml
 """
 
 

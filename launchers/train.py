@@ -7,8 +7,8 @@ _DESCRIPTION = """\
 Distil a teacher by LADD on synthetic latents. Start it again to go on from the newest checkpoint.
 
   python launchers/train.py --config configs/tiny_cpu.yaml
-  torchrun --nproc-per-node 8 launchers/train.py --config configs/sd35_large_fsdp2.yaml
-  deepspeed launchers/train.py --config configs/sd35_large_zero3.yaml
+  torchrun --nproc-per-node 8 launchers/train.py --config configs/sd35_large.yaml
+  deepspeed launchers/train.py --config configs/sd35_large.yaml engine=zero3
 """
 
 

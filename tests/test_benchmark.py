@@ -19,7 +19,11 @@ CASES = [
     ("fsdp2", 2, []),
     ("fsdp2", 2, [SHARD]),
     ("fsdp2", 2, [SHARD, "discriminator.blocks=[0,1]", "fsdp2.forward_prefetch=1"]),
-    ("fsdp2", 2, [SHARD, "train.precision=bf16", "student.activation_checkpointing=true"]),
+    (
+        "fsdp2",
+        2,
+        [SHARD, "train.precision=bf16", "student.activation_checkpointing=true", "method.mismatched_weight=0.5"],
+    ),
     ("fsdp2", 3, [SHARD, "method.fake_pass=two_pass", "train.global_batch=12", "train.micro_batch=2"]),
     ("zero3", 2, [SHARD]),
     ("zero3", 2, ["method.fake_pass=two_pass"]),
@@ -118,9 +122,18 @@ def test_turns_alternate_and_the_ratio_is_the_seconds_over_the_first(monkeypatch
     assert (ratio.first, ratio.second, ratio.ratio) == (2000, 3000, 1.5)
 
 
-def test_the_bare_step_needs_one_process(tmp_path, dataset):
-    with pytest.raises(LaddError, match="set engine=local"):
-        overhead(tiny_config(tmp_path, dataset, "method.fake_pass=two_pass"), ALONE, rounds=1)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.fake_pass=two_pass", "set engine=local"),
+        ("method.loss=softplus", "set method.loss=hinge"),
+        ("method.distillation_weight=1", "set method.distillation_weight=0"),
+        ("method.mismatched_weight=1", "set method.mismatched_weight=0"),
+    ],
+)
+def test_the_bare_step_is_one_process_with_the_losses_it_has(tmp_path, dataset, override, message):
+    with pytest.raises(LaddError, match=message):
+        overhead(tiny_config(tmp_path, dataset, override), ALONE, rounds=1)
 
 
 def test_the_launcher_prints_one_line(tmp_path, dataset):

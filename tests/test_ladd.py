@@ -50,7 +50,8 @@ def batch(size=4, first=0):
     latents, context, pooled = (torch.randn(8, *s, generator=g) for s in ((4, 8, 12), (5, 24), (12,)))
     rows = slice(first, first + size)
     ids = list(range(first, first + size))
-    return Batch(latents[rows], Conditioning(context[rows], pooled[rows]), ids, "x")
+    others = Conditioning(context.roll(1, 0)[rows], pooled.roll(1, 0)[rows])
+    return Batch(latents[rows], Conditioning(context[rows], pooled[rows]), ids, "x", others)
 
 
 def sample(cfg, index=5, **kwargs):
@@ -90,11 +91,13 @@ def test_student_gradient_equals_autograd_through_the_whole_chain(settings):
     assert compared > 30
 
 
-@pytest.mark.parametrize("r1", [0.0, 0.1])
-def test_head_gradient_equals_autograd_of_the_discriminator_loss(r1):
-    cfg = config(f"method.r1_weight={r1}")
+@pytest.mark.parametrize(("r1", "mismatched"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.5)])
+@pytest.mark.parametrize("order", ["shared", "two_pass"])
+def test_head_gradient_equals_autograd_of_the_discriminator_loss(r1, mismatched, order):
+    cfg = config(f"method.r1_weight={r1}", f"method.mismatched_weight={mismatched}", f"method.fake_pass={order}")
     ladd, s = system(cfg), sample(cfg)
-    got = gradients_of(ladd.heads, lambda: ladd.train_heads(s, ladd.predict(s), 1.0))
+    predicted = ladd.predict(s) if order == "shared" else None
+    got = gradients_of(ladd.heads, lambda: ladd.train_heads(s, predicted, 1.0))
 
     heads, c, view = ladd.heads.module, s.batch.cond, (-1, 1, 1, 1)
     x_r = (1 - s.r.view(view)) * s.batch.latents + s.r.view(view) * s.draws.real_noise
@@ -105,6 +108,10 @@ def test_head_gradient_equals_autograd_of_the_discriminator_loss(r1):
     loss = torch.relu(1 - d_real).mean() + torch.relu(1 + d_fake).mean()
     per_sample = torch.autograd.grad(d_real.sum() / math.sqrt(24), real, create_graph=True)
     loss = loss + r1 * sum(g.square().sum() for g in per_sample) / (2 * 4)
+    if mismatched:
+        other = s.batch.mismatched
+        wrong = [f.detach() for f in ladd.teacher(x_r, s.r, other, (0, 1))]
+        loss = loss + mismatched * torch.relu(1 + heads(wrong, (4, 6), s.r, other.pooled)).mean()
     expected = torch.autograd.grad(loss, list(heads.parameters()))
     for (name, _), gradient in zip(heads.named_parameters(), expected, strict=True):
         torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-7)
@@ -134,18 +141,40 @@ def run(cfg, micro=4, iterations=3):
     return weights(ladd), metrics
 
 
-def test_two_pass_order_makes_the_same_updates_as_the_shared_pass():
-    shared, m1 = run(config())
-    two_pass, m2 = run(config("method.fake_pass=two_pass"))
+MISMATCHED = "method.mismatched_weight=0.5"
+
+
+@pytest.mark.parametrize("settings", [(), (MISMATCHED,)])
+def test_two_pass_order_makes_the_same_updates_as_the_shared_pass(settings):
+    shared, m1 = run(config(*settings))
+    two_pass, m2 = run(config("method.fake_pass=two_pass", *settings))
     torch.testing.assert_close(shared, two_pass, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(m1, m2, rtol=1e-4, atol=1e-6)
 
 
-def test_micro_batches_make_the_update_of_the_whole_batch():
-    smooth = ["student_optimizer.eps=1.0e-3", "head_optimizer.eps=1.0e-3", "method.fake_pass=two_pass"]
+@pytest.mark.parametrize("settings", [(), (MISMATCHED,)])
+def test_micro_batches_make_the_update_of_the_whole_batch(settings):
+    smooth = ["student_optimizer.eps=1.0e-3", "head_optimizer.eps=1.0e-3", "method.fake_pass=two_pass", *settings]
     whole, _ = run(config(*smooth))
     split, _ = run(config("train.micro_batch=2", *smooth), micro=2)
     torch.testing.assert_close(whole, split, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("order", ["shared", "two_pass"])
+def test_mismatched_prompts_cost_a_teacher_pass_only_if_they_have_a_weight(order):
+    forwards, metrics = {}, {}
+    for weight in (0, 0.5):
+        cfg = config(f"method.mismatched_weight={weight}", f"method.fake_pass={order}")
+        ladd, calls = system(cfg), []
+        ladd.teacher.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        metrics[weight] = ladd.iteration(0, [sample(cfg, 0)])
+        forwards[weight] = len(calls)
+        # The student's loss goes backward through the teacher once.
+        assert len(calls) + 1 == Ladd.forward_backward(cfg)["teacher"]
+    assert forwards[0.5] == forwards[0] + 1
+    assert {*metrics[0.5]} - {*metrics[0]} == {"mismatched_logit", "mismatched_right"}
+    assert metrics[0.5]["mismatched_logit"].shape == (2,)
+    assert torch.equal(metrics[0.5]["d_loss"], metrics[0]["d_loss"])
 
 
 def test_the_student_is_judged_by_the_updated_heads():

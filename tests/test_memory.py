@@ -52,7 +52,7 @@ def under(engine: str, choices: list[list[str]]) -> list[list[str]]:
 EARLY = [[SHARD, "discriminator.blocks=[0]"]]
 """The heads end before the teacher does: what lies behind them is not kept."""
 CASES = {
-    1: under("local", [[], [BF16, "train.ema_device=cpu"]])
+    1: under("local", [[], [BF16, "train.ema_device=cpu", "method.mismatched_weight=0.5"]])
     + under("fsdp2", PAIR)
     + under("zero3", PAIR + OFFLOADS[:1]),
     2: under("fsdp2", EVERY + EARLY) + under("zero3", EVERY + EARLY + OFFLOADS[:2]),
@@ -97,7 +97,7 @@ def train_once(config: Config, world: World, ladd: Ladd, ema: Ema) -> None:
     """One whole iteration, and another up to the end of its backward pass."""
     draw = torch.Generator().manual_seed(world.rank)
     cond = Conditioning(torch.randn(2, 4, 63, generator=draw), torch.randn(2, 63, generator=draw))
-    batch = Batch(torch.randn(2, 5, 4, 4, generator=draw), cond, [0, 1], "4x4")
+    batch = Batch(torch.randn(2, 5, 4, 4, generator=draw), cond, [0, 1], "4x4", cond)
     sample = ladd.sample(0, 0, batch, (4, 4))
     ladd.iteration(0, [sample])
     ema.update(0)
@@ -224,7 +224,7 @@ def large(tmp_path_factory):
 def test_the_8b_figures_of_the_design(large, placement, designed):
     """design.md counts student and teacher. Heads and position tables are whole on every rank, and come on top."""
     for size, gigabytes in designed.items():
-        config = load("configs/sd35_large_fsdp2.yaml", [f"teacher.path={large}", f"teacher.placement={placement}"])
+        config = load("configs/sd35_large.yaml", [f"teacher.path={large}", f"teacher.placement={placement}"])
         state = expected_state(config, size)
         extra = sum(state.pop(("device", kind)) for kind in ("heads", "buffers"))
         # 59M parameters, their gradients and two moments; 192 x 192 positions of 2,432 channels in fp32 and bf16.

@@ -221,6 +221,13 @@ def test_gathering_blocks_ahead_changes_no_numbers(train: Train, oracle: Run) ->
     assert beyond(loss_distances(run, oracle) | tensor_distances(run, oracle), FP32) == {}
 
 
+def test_mismatched_prompts_are_the_same_for_any_ranks_and_micro_batches(train: Train) -> None:
+    setting = "method.mismatched_weight=0.5"
+    run, reference = train(SHARDED[2], setting), train(ORACLE, setting)
+    assert all("mismatched_logit" in row for row in run[1])
+    assert beyond(loss_distances(run, reference) | tensor_distances(run, reference), FP32) == {}
+
+
 @pytest.mark.parametrize("case", IN_BF16, ids=name_of)
 def test_in_bf16_the_numbers_are_as_near_as_bf16_itself(train: Train, bf16_oracle: Run, case: Case) -> None:
     run = train(case, "train.precision=bf16")

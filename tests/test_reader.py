@@ -98,6 +98,38 @@ def test_order_does_not_depend_on_micro_batches_or_loader_processes(
     assert run_ranks(_ids_from, config, None, 11) == [order[:11]]
 
 
+def _partners(world: World, config: Config, count: int) -> dict[int, tuple[str, bytes]]:
+    """Of each sample: its bucket and the conditioning that is wrong for it."""
+    found = {}
+    for batch in (batch for micro in islice(reader_of(config, world), count) for batch in micro):
+        assert batch.mismatched is not None and len(batch.mismatched.context) == len(batch.ids)
+        for number, *cond in zip(batch.ids, *batch.mismatched, strict=True):
+            found[number] = (batch.bucket, b"".join(part.numpy().tobytes() for part in cond))
+    return found
+
+
+def test_a_samples_mismatched_prompt_is_its_own_whatever_ranks_and_micro_batches(dataset: Path) -> None:
+    rows = rows_of(dataset)
+    expected = {}
+    for bucket in BUCKETS:
+        ours = [row for row in rows if row["bucket"] == bucket]
+        for at, row in enumerate(ours):
+            other = next(o for o in ours[at:] + ours if o["prompt"] != row["prompt"])
+            bits = b"".join(from_bits(other[key].copy()).numpy().tobytes() for key in ("context", "pooled"))
+            expected[row["id"]] = (bucket, bits)
+    settings = ["method.mismatched_weight=1", "method.fake_pass=two_pass"]
+    for micro in (8, 2):
+        assert _partners(ALONE, tiny_config(dataset, dataset, *settings, f"train.micro_batch={micro}"), 9) == expected
+    config = tiny_config(dataset, dataset, *settings, "train.micro_batch=1", "data.workers=2")
+    first, second = run_ranks(_partners, config, 9, size=2)
+    assert first | second == expected and not first.keys() & second.keys()
+
+
+def test_no_batch_holds_a_mismatched_prompt_unless_asked(reader_config: Config) -> None:
+    (batch,) = next(iter(reader_of(reader_config)))
+    assert batch.mismatched is None
+
+
 def test_shuffle_seed_changes_the_order(dataset: Path, order: Ids) -> None:
     assert ids_of(reader_of(tiny_config(dataset, dataset, "data.shuffle_seed=1")), 9) != order[:9]
 

@@ -60,6 +60,9 @@ class LaddConfig(StudentTimes):
     """One student forward and one teacher pass over the fake for both updates, or the plain order with two."""
     loss: Literal["hinge", "softplus"] = "hinge"
     """The adversarial loss, of both sides. ``softplus`` never saturates: it is the non-saturating GAN loss."""
+    mismatched_weight: NonNegativeFloat = 0.0
+    """Weight of real latents with the prompt of another sample, in the heads' loss: they learn to see them as fake,
+    and so to read the prompt. One more teacher pass and one more read of the dataset for each sample."""
     distillation_weight: NonNegativeFloat = 0.0
     """Weight of velocity regression on the latents in the student's loss (the paper's ablation)."""
 

@@ -23,6 +23,8 @@ from ladd_dist.errors import LaddError
 from ladd_dist.files.checksums import SUMS, check_sum, read_sums, sha256, write_sums
 
 MANIFEST, INDEX = "manifest.json", "index.json"
+MISMATCHED = "mismatched"
+"""Under this key a sample that was read holds another one, which has another prompt; no column of a shard."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,19 @@ def from_bits(array: np.ndarray) -> Tensor:
 
 def collate(samples: list[dict[str, Any]]) -> Batch:
     """Samples of one bucket to a batch on the CPU."""
-    stacked = {key: from_bits(np.stack([s[key] for s in samples])) for key in ("latent", "context", "pooled")}
+    others = [s[MISMATCHED] for s in samples if MISMATCHED in s]
     return Batch(
-        stacked["latent"],
-        Conditioning(stacked["context"], stacked["pooled"]),
+        _stacked(samples, "latent"),
+        _conditioning(samples),
         [int(s["id"]) for s in samples],
         samples[0]["bucket"],
+        _conditioning(others) if others else None,
     )
+
+
+def _conditioning(samples: list[dict[str, Any]]) -> Conditioning:
+    return Conditioning(_stacked(samples, "context"), _stacked(samples, "pooled"))
+
+
+def _stacked(samples: list[dict[str, Any]], key: str) -> Tensor:
+    return from_bits(np.stack([s[key] for s in samples]))

@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader
 
 from ladd_dist.config import Config
 from ladd_dist.data.mds import Manifest, collate
+from ladd_dist.data.mismatched import MismatchedPrompts
 from ladd_dist.data.shared_memory import patch_streaming
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.noise import attempt_seed
 from ladd_dist.distributed.world import World
+from ladd_dist.methods.registry import method_of
 from ladd_dist.supervision.signals import ignore_stop
 
 # Fixed, so that the sample order does not depend on the number of nodes.
@@ -31,7 +33,8 @@ class LatentReader:
         config: the run's configuration; its dataset must have passed `check.check_dataset`.
 
     Raises:
-        LaddError: if the installed version of MosaicML Streaming is not the one that this was written for.
+        LaddError: if the installed version of MosaicML Streaming is not the one that this was written for, or if the
+            method asks for mismatched prompts and a bucket has only one.
     """
 
     def __init__(self, config: Config, manifest: Manifest, world: World) -> None:
@@ -39,7 +42,9 @@ class LatentReader:
         root = Path(config.data.path)
         self._micro_batch = config.micro_batch(world.size)
         self._global_batch = config.train.global_batch
-        self._dataset = StreamingDataset(
+        asked_by = method_of(config).mismatched_prompts(config)
+        dataset = partial(MismatchedPrompts, asked_by) if asked_by else StreamingDataset
+        self._dataset = dataset(
             streams=[Stream(local=str(root / bucket)) for bucket in manifest.counts],
             batch_size=self._global_batch // world.size,
             batching_method="per_stream",

@@ -136,10 +136,13 @@ def bare_and_whole(config: Config, world: World) -> tuple[Iteration, Iteration]:
     """The bare mathematics on what the trainer's iteration saw last, and the trainer's next one.
 
     Raises:
-        LaddError: if the configuration is not one process with the shared fake pass.
+        LaddError: if the configuration is not one process with the shared fake pass and the hinge loss alone.
     """
     if config.engine != "local" or settings(config).fake_pass != "shared":
         raise LaddError("the bare step is one process with the shared fake pass: set engine=local")
+    for key, value in {"loss": "hinge", "distillation_weight": 0, "mismatched_weight": 0}.items():
+        if getattr(settings(config), key) != value:
+            raise LaddError(f"the bare step has no other loss: set method.{key}={value}")
     trainer, bare = Trainer(config, world), BareStep(config, world.device)
     witness = _Witness(trainer.method)
     trainer.method = witness  # type: ignore[assignment]

@@ -109,12 +109,13 @@ def compare_runs(left: Path, right: Path, steps: int, tolerance: float) -> Compa
     expected = list(range(1, steps + 1))
     checkpoints = _last_checkpoint(left), _last_checkpoint(right)
     method = _method(*checkpoints)
-    ours, theirs = (_record(read_metrics(run_dir), expected, method.COMPARED) for run_dir in (left, right))
+    compared = list(dict.fromkeys(name for side in checkpoints for name in method.compared(side.config)))
+    ours, theirs = (_record(read_metrics(run_dir), expected, compared) for run_dir in (left, right))
     return Comparison(
         steps=expected,
         left=ours,
         right=theirs,
-        metrics={name: relative_steps(ours[name], theirs[name]) for name in method.COMPARED},
+        metrics={name: relative_steps(ours[name], theirs[name]) for name in compared},
         parameters=relative_parameters(*checkpoints, [*method.OPTIMIZERS, "ema"]),
         tolerance=tolerance,
     )

@@ -87,6 +87,11 @@ class Method(ABC):
     def forward_backward(cls, config: Config) -> Mapping[str, int]:
         """How often each network that may be sharded runs forward or backward for one micro-batch, by name."""
 
+    @classmethod
+    def mismatched_prompts(cls, config: Config) -> str | None:
+        """The setting for which batches must have `Batch.mismatched`; None if they need not."""
+        return None
+
     @abstractmethod
     def sample(self, seed: int, index: int, batch: Batch, grid: tuple[int, int]) -> Any:
         """Attach iteration ``index``'s randomness to a micro-batch: a pure function of seed, index and sample ids.
@@ -103,6 +108,11 @@ class Method(ABC):
         Returns:
             `Metrics`, averaged over micro-batches.
         """
+
+    @classmethod
+    def compared(cls, config: Config) -> Sequence[str]:
+        """`COMPARED`, and what only some settings record."""
+        return cls.COMPARED
 
     @classmethod
     def milestones(cls, config: Config) -> Mapping[int, str]:

@@ -9,8 +9,8 @@ class Curve:
     """One metric over iterations."""
 
     metric: str
-    of: Literal["student", "data"]
-    """Whose it is, which gives the colour: the student and its samples, or teacher, data and everything else."""
+    of: Literal["student", "data", "other"]
+    """Whose it is, which gives the colour: the student and its samples; teacher, data and most else; or neither."""
     label: str | None = None
     scale: float = 1.0
 
@@ -20,6 +20,7 @@ class Panel:
     """Axes of their own.
 
     Attributes:
+        curves: those whose metric no row has are left out.
         level: a value with a meaning, and the meaning.
         by_block: metrics with an entry per head: a line for each, shaded by the transformer block of its head.
         log: logarithmic axis.

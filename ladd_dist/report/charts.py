@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from ladd_dist.methods.charts import Chart, Curve, Panel
 from ladd_dist.methods.registry import method_of
 
 SLATE, ORANGE, GREY = "#4a6785", "#c2410c", "#7b8691"
-COLORS = {"student": ORANGE, "data": SLATE}
+_LINES = ("-", "--", ":")
+COLORS = {"student": ORANGE, "data": SLATE, "other": GREY}
 _DEPTHS = LinearSegmentedColormap.from_list("depths", matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 64)))
 _STYLE: Any = {"font.size": 9.5, "axes.edgecolor": GREY, "axes.titlesize": 10.5, "axes.titleweight": "bold"}
 
@@ -57,9 +59,10 @@ def draw_charts(rows: Rows, config: Config, folder: Path) -> list[Path]:
 def _draw_chart(rows: Rows, config: Config, chart: Chart, top: Axes, bottom: Axes) -> None:
     for axes, panel in ((top, chart.top), (bottom, chart.bottom)):
         axes.set_title(panel.title, loc="left")
-        for number, curve in enumerate(panel.curves):
+        recorded = [curve for curve in panel.curves if any(curve.metric in row for row in rows)]
+        for curve, style in zip(recorded, cycle(_LINES), strict=False):
             if panel.by_block:
-                _curves_by_block(axes, rows, curve, "--" if number else "-")
+                _curves_by_block(axes, rows, curve, style)
             else:
                 _curve(axes, rows, curve.metric, COLORS[curve.of], curve.label, curve.scale)
         _scale(axes, panel, rows)

@@ -59,11 +59,11 @@ class Trainer:
         self.space = check_networks(config)
         self.teacher_id = fingerprint(config.teacher.path)
         manifest = check_dataset(config, self.space, self.teacher_id, world)
+        self.reader = LatentReader(config, manifest, world)
 
         log(f"each rank will hold {describe(expected_state(config, world.size))}")
         self.method = build_method(config, world, self.clock)
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
-        self.reader = LatentReader(config, manifest, world)
         self._micro_batches = iter(self.reader)
         self.done, self.attempt = 0, 0
         self._resume()

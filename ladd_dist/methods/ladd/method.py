@@ -1,6 +1,6 @@
 """LADD as a method: what it declares, and how its networks are built."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -44,12 +44,20 @@ class Ladd(LaddStep, Method):
             "logits",
             Panel(
                 "Mean logit per head",
-                (Curve("real_logit", "data", "real"), Curve("fake_logit", "student", "fake")),
+                (
+                    Curve("real_logit", "data", "real"),
+                    Curve("fake_logit", "student", "fake"),
+                    Curve("mismatched_logit", "other", "mismatched prompt"),
+                ),
                 by_block=True,
             ),
             Panel(
                 "Positions judged rightly, all heads (%)",
-                (Curve("real_right", "data", "real", 100), Curve("fake_right", "student", "fake", 100)),
+                (
+                    Curve("real_right", "data", "real", 100),
+                    Curve("fake_right", "student", "fake", 100),
+                    Curve("mismatched_right", "other", "mismatched prompt", 100),
+                ),
                 percent=True,
             ),
             "Curves of the mean logit of real and fake pictures for every head",
@@ -99,9 +107,21 @@ class Ladd(LaddStep, Method):
 
     @classmethod
     def forward_backward(cls, config: Config) -> Mapping[str, int]:
-        """The teacher sees the real latents without a graph and the fake ones with one."""
-        again = settings(config).fake_pass == "two_pass"
-        return {"student": 2 + again, "teacher": 3 + again}
+        """The teacher sees the fake latents with a graph, and the real ones without, also with mismatched prompts."""
+        again, mismatched = settings(config).fake_pass == "two_pass", settings(config).mismatched_weight > 0
+        return {"student": 2 + again, "teacher": 3 + again + mismatched}
+
+    @classmethod
+    def mismatched_prompts(cls, config: Config) -> str | None:
+        """For the last term of L_D."""
+        return "method.mismatched_weight" if settings(config).mismatched_weight else None
+
+    @classmethod
+    def compared(cls, config: Config) -> Sequence[str]:
+        """Also the metrics of terms that have a weight."""
+        method = settings(config)
+        weights = {"distillation": method.distillation_weight, "mismatched_logit": method.mismatched_weight}
+        return [*cls.COMPARED, *(name for name, weight in weights.items() if weight)]
 
     def sample(self, seed: int, index: int, batch: Batch, grid: tuple[int, int]) -> Sample:
         """See `draw_sample`."""
@@ -120,6 +140,7 @@ class Ladd(LaddStep, Method):
         return {
             "Head learning rate": f"{heads.lr:g}, {heads.decay}",
             "R1 weight": f"{method.r1_weight:g}",
+            "Weight of mismatched prompts": f"{method.mismatched_weight:g}",
             "Heads": f"behind blocks {', '.join(map(str, blocks))}" if blocks else "behind every block",
         }
 

@@ -4,13 +4,17 @@
     x0_hat = x_t - t student(x_t, t, c)               the one student forward
     fake   = teacher features of (1 - s) x0_hat + s eps'    s ~ LogitNormal, shifted to the resolution
     real   = teacher features of (1 - r) x0 + r eps''
-    L_D    = mean relu(1 - D(real)) + mean relu(1 + D(fake))
+    wrong  = the same with the prompt of another sample     only if w = method.mismatched_weight is not 0
+    L_D    = mean relu(1 - D(real)) + mean relu(1 + D(fake)) + w mean relu(1 + D(wrong))
     L_G    = -mean D(fake)
 
 The gradient is cut at x0_hat: teacher and heads give dL_G / dx0_hat, and the student's engine backpropagates
 that vector. An engine only ever sees its own network's graph, so sharding stays its private matter.
 
-L_D adds up over real and fake and averages over heads, which do not see one another. So where the teacher runs
+Teacher and heads take one prompt each time. Heads that tell real from wrong must read it ("matching-aware": Reed et
+al. 2016, arXiv 1605.05396; GigaGAN, arXiv 2303.05511).
+
+L_D adds up over its terms and averages over heads, which do not see one another. So where the teacher runs
 without graph, the heads get their gradients group by group while it runs, and only one group's features are held.
 """
 
@@ -21,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ladd_dist.config import Config
+from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.flow import add_noise, x0_from_velocity
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.engines.base import Engine
@@ -34,10 +39,11 @@ from ladd_dist.models.sd3.transformer import FeatureGroups
 
 @dataclass(frozen=True)
 class Term:
-    """One of L_D's two terms, and the noise levels ``(B,)`` of the latents that it judges."""
+    """One of L_D's terms: the noise levels ``(B,)`` and the prompts of the latents that it judges."""
 
     side: Literal["real", "fake"]
     level: Tensor
+    cond: Conditioning
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ class LaddStep:
 
     def train_heads(self, sample: Sample, fake: Fake | None, share: float) -> Metrics:
         """Accumulate the gradient of ``share * (L_D + R1)`` in the heads, predicting a fake if not given one."""
-        real_term, fake_term = Term("real", sample.r), Term("fake", sample.s)
+        cond = sample.batch.cond
+        real_term, fake_term = Term("real", sample.r, cond), Term("fake", sample.s, cond)
         x_r = add_noise(sample.batch.latents, sample.draws.real_noise, sample.r)
         real, r1 = self.judge_while_teacher_runs(x_r, real_term, sample, share)
         if fake is not None:
@@ -115,7 +122,7 @@ class LaddStep:
             with torch.no_grad():
                 x_s = add_noise(self.denoise(sample), sample.draws.fake_noise, sample.s)
             judged, _ = self.judge_while_teacher_runs(x_s, fake_term, sample, share)
-        return {
+        return self.train_on_mismatched(x_r, sample, share) | {
             "d_loss": real.loss.mean() + judged.loss.mean(),
             "r1": r1.mean(),
             "real_logit": real.logit,
@@ -123,6 +130,15 @@ class LaddStep:
             "real_right": real.right.mean(),
             "fake_right": judged.right.mean(),
         }
+
+    def train_on_mismatched(self, x_r: Tensor, sample: Sample, share: float) -> Metrics:
+        """Accumulate the gradient of L_D's last term, if it has a weight. Its loss is no part of ``d_loss``."""
+        weight, cond = self.method.mismatched_weight, sample.batch.mismatched
+        if not weight:
+            return {}
+        assert cond is not None  # `Method.mismatched_prompts` asks for it
+        wrong, _ = self.judge_while_teacher_runs(x_r, Term("fake", sample.r, cond), sample, weight * share)
+        return {"mismatched_logit": wrong.logit, "mismatched_right": wrong.right.mean()}
 
     def judge_while_teacher_runs(self, x: Tensor, term: Term, sample: Sample, share: float) -> tuple[PerHead, Tensor]:
         """`judge` noised latents ``x``, group by group as the teacher's blocks give their features."""
@@ -136,7 +152,7 @@ class LaddStep:
         self.clock.mark("teacher forward")
         groups = FeatureGroups(self.config.discriminator.kept_features, len(self.taps), judge)
         with torch.no_grad():  # not inference_mode: the heads' autograd must accept these features
-            self.teacher(x, term.level, sample.batch.cond, self.taps, groups)
+            self.teacher(x, term.level, term.cond, self.taps, groups)
         per_head, penalties = zip(*judged, strict=True)
         return PerHead(*(torch.cat(parts) for parts in zip(*per_head, strict=True))), torch.cat(penalties)
 
@@ -155,7 +171,7 @@ class LaddStep:
         features = [f.requires_grad_(weight > 0) for f in features]
         self.clock.mark("head forward")
         gradients = "twice" if weight > 0 else "once"
-        logits = self.heads(features, sample.grid, term.level, sample.batch.cond.pooled, first, gradients)
+        logits = self.heads(features, sample.grid, term.level, term.cond.pooled, first, gradients)
         result = self.loss(logits, term.side)
         r1 = r1_penalty(logits, features) if weight > 0 else torch.zeros_like(result.loss[0])
         loss = (result.loss.mean() + weight * r1) * (len(features) / len(self.taps))
