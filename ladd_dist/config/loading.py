@@ -57,9 +57,15 @@ def _locate(location: tuple[int | str, ...]) -> tuple[list[str], Any]:
         keys.append(str(part))
         section = inner
         field = getattr(section, "model_fields", {}).get(part)
-        inner = field.annotation if field else None
+        inner = _required(field.annotation) if field else None
         kinds = dict(_kinds(inner))
     return keys, section
+
+
+def _required(annotation: Any) -> Any:
+    """The section that an optional one (``Section | None``) is if it is there."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and type(None) in get_args(annotation) else annotation
 
 
 def _kinds(annotation: Any) -> Iterator[tuple[str, Any]]:
