@@ -17,8 +17,7 @@ from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
 from ladd_dist.models.sd3.attention import Attention, JointAttentionProcessor, choose_attention, set_attention
-from ladd_dist.models.sd3.transformer import Backbone
-from ladd_dist.training import trainer
+from ladd_dist.models.sd3.transformer import Sd3Backbone
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
 
@@ -121,7 +120,7 @@ def test_the_setting_is_strict():
         load("configs/tiny_cpu.yaml", ["kernels.attention=flash"])
 
 
-def make_student() -> Backbone:
+def make_student() -> Sd3Backbone:
     """Both kinds of block and a last one without text output."""
     torch.manual_seed(0)
     net = SD3Transformer2DModel(
@@ -129,10 +128,10 @@ def make_student() -> Backbone:
         num_attention_heads=2, joint_attention_dim=24, caption_projection_dim=64, pooled_projection_dim=12,
         pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
     )  # fmt: skip
-    return Backbone(net)
+    return Sd3Backbone(net)
 
 
-def student_results(backbone: Backbone) -> tuple[Tensor, dict[str, Tensor]]:
+def student_results(backbone: Sd3Backbone) -> tuple[Tensor, dict[str, Tensor]]:
     g = torch.Generator().manual_seed(1)
     cond = Conditioning(torch.randn(2, 7, 24, generator=g), torch.randn(2, 12, generator=g))
     out = backbone(torch.randn(2, 4, 6, 10, generator=g), torch.tensor([0.25, 1.0]), cond)
@@ -188,7 +187,7 @@ def train(world: World, config: Config, fused: bool) -> None:
         if fused:
             net.set_attn_processor(JointAttentionProcessor("reference"))
 
-    with patch.object(trainer, "set_attention", put):
+    with patch("ladd_dist.models.sd3.family.set_attention", put):
         Trainer(config, world).run()
 
 

@@ -16,7 +16,7 @@ from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.methods.ladd.heads import DiscriminatorHeads
 from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.methods.ladd.sample import draw_sample
-from ladd_dist.models.sd3.transformer import Backbone
+from ladd_dist.models.sd3.transformer import Sd3Backbone
 
 CPU = World(0, 1, 0, torch.device("cpu"))
 LR = OptimizerConfig(lr=1e-3, betas=[0.0, 0.99], clip_norm=1e9)
@@ -34,7 +34,7 @@ def transformer(seed):
         joint_attention_dim=24, caption_projection_dim=32, pooled_projection_dim=12, out_channels=4,
         pos_embed_max_size=16, qk_norm="rms_norm",
     )  # fmt: skip
-    return Backbone(net)
+    return Sd3Backbone(net)
 
 
 def system(cfg):

@@ -90,9 +90,9 @@ def test_a_local_checkpoint_goes_on_under_a_sharded_engine(tmp_path, dataset, or
 
 
 def test_five_iterations_move_the_student_far_beyond_the_tolerance(oracle, teacher_folder):
-    from ladd_dist.models.sd3.transformer import Backbone, load_transformer
+    from ladd_dist.models.sd3.transformer import Sd3Backbone, load_transformer
 
-    start = Backbone(load_transformer(teacher_folder, torch.float32))
+    start = Sd3Backbone(load_transformer(teacher_folder, torch.float32))
     before = {n: p.data for n, p in start.named_parameters()}
     assert relative(oracle.network("student"), before) > 1e-3
 

@@ -103,6 +103,13 @@ def test_a_running_kernel_needs_neither_benchmarks_nor_what_the_gate_compiles() 
     assert not {name for name in reached if name.split(".")[1] in ("bench", "gate") or name.endswith(".shipped")}
 
 
+def test_a_family_is_used_through_its_contract() -> None:
+    """The embedded teacher is built as the SD3 it is; all else asks `family_of`."""
+    mine = ("ladd_dist.models.sd3", "ladd_dist.digits")
+    found = {name for name in MODULES if not name.startswith(mine) for o in imports(name) if o.startswith(mine[0])}
+    assert not found, "ask the family: models/family.py"
+
+
 def test_imports_go_one_way_within_a_room() -> None:
     try:
         list(TopologicalSorter({name: imports(name) - {name} for name in MODULES}).static_order())

@@ -27,7 +27,7 @@ from ladd_dist.engines.blueprint import wrap_points
 from ladd_dist.engines.ema import Ema
 from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.methods.registry import build_method
-from ladd_dist.models.sd3.transformer import Backbone, meta_transformer
+from ladd_dist.models.sd3.transformer import Sd3Backbone, meta_transformer
 from ladd_dist.planning.memory import (
     StateBytes,
     adamw_moments,
@@ -148,7 +148,7 @@ def gathered(state: Counter[str]) -> Counter[str]:
 
 def reduce_bucket(folder: Path) -> int:
     """DeepSpeed's communication buffer: fp32 gradients of the largest block."""
-    blocks = wrap_points(Backbone(meta_transformer(folder)))
+    blocks = wrap_points(Sd3Backbone(meta_transformer(folder)))
     return 4 * max(sum(p.numel() for p in block.parameters()) for block in blocks)
 
 

@@ -15,12 +15,13 @@ from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.methods.ladd.heads import DiscriminatorHeads
 from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.methods.ladd.sample import draw_sample
-from ladd_dist.models.sd3.transformer import Backbone, FeatureGroups
+from ladd_dist.models.backbone import FeatureGroups
+from ladd_dist.models.sd3.transformer import Sd3Backbone
 
 BLOCKS = 12
 
 
-class Teacher(Backbone):
+class Teacher(Sd3Backbone):
     """Twelve blocks wide enough that features outweigh the heads' own activations, as at the real size."""
 
     def __init__(self):

@@ -24,9 +24,9 @@ from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone
 from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError
-from ladd_dist.models.configs import load_config, text_config, vae_config
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.models.fit import check_shapes
+from ladd_dist.models.sd3.configs import load_config, text_config, vae_config
+from ladd_dist.models.sd3.fit import check_shapes
 from ladd_dist.models.sd3.text import TextEncoders
 from ladd_dist.models.sd3.transformer import load_transformer, meta_transformer
 from ladd_dist.models.weights import FolderWeights
@@ -387,7 +387,7 @@ def test_weights_in_another_format_alone_are_named(teacher: Path) -> None:
 def test_a_t5_of_which_only_the_config_is_left_is_named_with_both_ways_out(teacher: Path) -> None:
     (teacher / "text_encoder_3" / f"{TEXT}.safetensors").unlink()
     line = refusal(configured(teacher))
-    assert "download those of the teacher, or remove text_encoder_3/ to draw without T5" in line
+    assert "download those of the teacher, or remove text_encoder_3/ to draw without it" in line
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])

@@ -5,7 +5,7 @@ from diffusers import SD3Transformer2DModel
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.errors import LaddError
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.models.sd3.transformer import Backbone, end_behind, load_transformer, token_grid
+from ladd_dist.models.sd3.transformer import Sd3Backbone, end_behind, load_transformer, token_grid
 
 SIZES = {"joint": {}, "dual": {"dual_attention_layers": (0, 1)}, "patch1": {"patch_size": 1}}
 
@@ -32,7 +32,7 @@ def test_velocity_is_diffusers_own(changes):
     net = make(**changes)
     x, t, cond = inputs()
     expected = net(x, cond.context, cond.pooled, 1000 * t.float(), return_dict=False)[0]
-    got = Backbone(net, torch.float64)(x, t, cond)
+    got = Sd3Backbone(net, torch.float64)(x, t, cond)
     torch.testing.assert_close(got, expected.float())
 
 
@@ -42,7 +42,7 @@ def test_features_are_the_image_tokens_behind_each_block():
     for block in net.transformer_blocks:
         block.register_forward_hook(lambda _m, _a, out: seen.append(out[1]))
     x, t, cond = inputs()
-    features = Backbone(net, torch.float64)(x, t, cond, (0, 2))
+    features = Sd3Backbone(net, torch.float64)(x, t, cond, (0, 2))
     assert len(seen) == 3
     torch.testing.assert_close(features[0], seen[0])
     torch.testing.assert_close(features[1], seen[2])
@@ -53,14 +53,14 @@ def test_a_feature_pass_ends_behind_the_last_tap():
     runs = []
     for block in net.transformer_blocks:
         block.register_forward_hook(lambda _m, _a, _o: runs.append(1))
-    Backbone(net, torch.float64)(*inputs(), (0, 1))
+    Sd3Backbone(net, torch.float64)(*inputs(), (0, 1))
     assert len(runs) == 2
 
 
 def test_a_network_cut_behind_the_last_tap_gives_the_same_features():
     x, t, cond = inputs()
     whole, cut = make(), end_behind(make(), 1)
-    expected, got = (Backbone(net, torch.float64)(x, t, cond, (0, 1)) for net in (whole, cut))
+    expected, got = (Sd3Backbone(net, torch.float64)(x, t, cond, (0, 1)) for net in (whole, cut))
     assert all(map(torch.equal, expected, got))
     unused = whole.transformer_blocks[2], whole.norm_out, whole.proj_out
     assert sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in cut.parameters()) == sum(
@@ -75,7 +75,7 @@ def test_activation_checkpointing_changes_no_gradient(taps):
     for checkpointing in (False, True):
         x, t, cond = inputs()
         x.requires_grad_()
-        out = Backbone(net, torch.float64, checkpointing)(x, t, cond, taps)
+        out = Sd3Backbone(net, torch.float64, checkpointing)(x, t, cond, taps)
         total = out.sum() if taps is None else sum(f.square().sum() for f in out)
         weight = net.transformer_blocks[0].attn.to_q.weight
         gradients.append(torch.autograd.grad(total, [x, weight]))
@@ -88,7 +88,7 @@ def test_times_keep_their_digits_in_bf16():
     x, _, cond = inputs(batch=1)
     seen = []
     net.time_text_embed.time_proj.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
-    Backbone(net, torch.bfloat16)(x.float(), torch.tensor([0.751]), cond.to(x.device, torch.float32))
+    Sd3Backbone(net, torch.bfloat16)(x.float(), torch.tensor([0.751]), cond.to(x.device, torch.float32))
     assert seen[0].dtype == torch.float32
     assert seen[0].item() == pytest.approx(751)
 

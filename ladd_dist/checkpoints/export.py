@@ -1,4 +1,4 @@
-"""A trained student as a diffusers folder that `StableDiffusion3Pipeline.from_pretrained` loads."""
+"""A trained student as a diffusers folder, for the pipeline of its family."""
 
 from pathlib import Path
 
@@ -65,5 +65,4 @@ def export(
 def _write(folder: Path, config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> None:
     copy_pipeline(Path(config.teacher.path), folder, without="transformer")
     write_scheduler(folder)
-    net = load_student(config, checkpoint, weights, dtype).net
-    net.save_pretrained(folder / "transformer", safe_serialization=True)
+    load_student(config, checkpoint, weights, dtype).save(folder / "transformer")

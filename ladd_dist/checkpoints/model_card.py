@@ -8,7 +8,8 @@ from ladd_dist.checkpoints.sampler import sampler_notes
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.files.disk import real_path
-from ladd_dist.models.folder import T5_PARTS, components
+from ladd_dist.models.folder import absent_parts
+from ladd_dist.models.registry import family_of
 
 _CARD = """---
 library_name: diffusers
@@ -21,13 +22,13 @@ A few-step student of {teacher}, distilled by Latent Adversarial Diffusion Disti
 
 ```python
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import {pipeline}
 
-pipe = StableDiffusion3Pipeline.from_pretrained({name}{without})
+pipe = {pipeline}.from_pretrained({name}{without})
 torch.manual_seed(0)  # noise between steps comes from torch's global generator
 image = pipe(
     {prompt},
-    sigmas={sigmas}, guidance_scale=1.0, height={height}, width={width}, max_sequence_length={tokens},
+    sigmas={sigmas}, guidance_scale=1.0, height={height}, width={width},{arguments}
 ).images[0]
 ```
 
@@ -41,11 +42,14 @@ def model_card(config: Config, name: str, iterations: int, weights: str, example
         name: of the export's folder.
         example: what the code draws.
     """
+    family = family_of(config.teacher.path)
+    arguments = family.card_arguments(config.teacher)
     return _CARD.format(
+        pipeline=family.pipeline, arguments="".join(f" {key}={value!r}," for key, value in arguments.items()),
         title=" ".join(name.split()), teacher=_span(teacher_name(config.teacher.path)), iterations=iterations,
         weights=weights, name=_literal(name), prompt=_literal(example.prompt), height=example.bucket.height,
-        width=example.bucket.width, tokens=config.teacher.max_t5_tokens, sigmas=config.method.times(),
-        without="".join(f", {part}=None" for part in T5_PARTS if part not in components(config.teacher.path)),
+        width=example.bucket.width, sigmas=config.method.times(),
+        without="".join(f", {part}=None" for part in absent_parts(config.teacher.path)),
         sampler=sampler_notes(config.method),
     )  # fmt: skip
 

@@ -9,7 +9,8 @@ from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import DamagedError, LaddError
-from ladd_dist.models.sd3.transformer import Backbone, load_transformer
+from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.registry import family_of
 
 Weights = Literal["ema", "student"]
 
@@ -43,13 +44,14 @@ def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype
             f"checkpoint {checkpoint.path} was trained with method.student_times={trained}, but this configuration "
             f"has {config.method.student_times}: pass the run's own config.yaml"
         )
-    student = Backbone(load_transformer(config.student.path or config.teacher.path, dtype), dtype)
+    folder = config.student.path or config.teacher.path
+    student = family_of(folder).load(folder, dtype)
     state = checkpoint.network(weights)
     for name, parameter in student.named_parameters():
         if name not in state or state[name].shape != parameter.shape:
             raise LaddError(
                 f"checkpoint {checkpoint.path} does not fit the student at "
-                f"{config.student.path or config.teacher.path} ({name} differs): pass the run's own config.yaml"
+                f"{folder} ({name} differs): pass the run's own config.yaml"
             )
         parameter.data.copy_(state[name])
     return student.requires_grad_(False).eval()

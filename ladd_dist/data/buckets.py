@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ladd_dist.errors import LaddError
-from ladd_dist.models.configs import load_config
-from ladd_dist.models.sd3.transformer import token_grid
-from ladd_dist.models.sd3.vae import latent_factor
+from ladd_dist.models.family import TokenGrid
+from ladd_dist.models.registry import family_of
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,18 @@ class LatentSpace:
 
     channels: int
     factor: int
-    transformer: dict
-    student: dict | None = None
-    """The student's transformer config if it has one of its own: every bucket must fit it, too."""
+    grid: TokenGrid
+    """The teacher's token grid of a latent of so many rows and columns."""
+    student: TokenGrid | None = None
+    """The student's if it has one of its own: every bucket must fit it, too."""
 
     @staticmethod
     def of(folder: str | Path, student: str | Path | None = None) -> "LatentSpace":
         """Read the configs of a teacher's diffusers folder and, if given, of a student's."""
-        config = load_config(folder)
+        family = family_of(folder)
+        grid = family.token_grid(folder, "teacher")
         return LatentSpace(
-            config["in_channels"], latent_factor(folder), config, load_config(student) if student else None
+            *family.latent_space(folder), grid, family_of(student).token_grid(student, "student") if student else None
         )
 
     def shape(self, bucket: Bucket) -> tuple[int, int, int]:
@@ -64,11 +65,7 @@ class LatentSpace:
         try:
             self.grid(height, width)
             if self.student:
-                token_grid(self.student, height, width, "student")
+                self.student(height, width)
         except LaddError as error:
             raise LaddError(f"bucket {bucket.name}: {error}") from None
         return self.channels, height, width
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """The teacher's token grid of a latent of ``height x width`` positions."""
-        return token_grid(self.transformer, height, width)

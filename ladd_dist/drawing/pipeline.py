@@ -14,10 +14,9 @@ from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.noise import image_noise, image_seed
 from ladd_dist.drawing.sampling import VelocityNetwork, sample_ode, sample_student
 from ladd_dist.engines.build import compute_dtype
-from ladd_dist.models.sd3.schedule import TeacherSchedule
-from ladd_dist.models.sd3.text import TextEncoders
-from ladd_dist.models.sd3.transformer import Backbone, load_transformer
-from ladd_dist.models.sd3.vae import Vae
+from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.family import Decoder, Schedule
+from ladd_dist.models.registry import family_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class Pipeline:
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config, self._device, self._folder = config, device, config.teacher.path
         self._space = LatentSpace.of(self._folder)
-        self._text = TextEncoders(self._folder, compute_dtype(config), device, config.teacher.max_t5_tokens)
+        self._family = family_of(self._folder)
+        self._text = self._family.conditioner(config.teacher, compute_dtype(config), device)
 
     def encode(self, prompts: list[str], seeds: list[int], bucket: Bucket) -> Encoded:
         """Encode prompts that are to be drawn in one size, each with the noise of its seed."""
@@ -81,21 +81,22 @@ class Pipeline:
         return self._text.encode([""])
 
     @cached_property
-    def _schedule(self) -> TeacherSchedule:
-        return TeacherSchedule(self._folder)
+    def _schedule(self) -> Schedule:
+        return self._family.schedule(self._folder)
 
     @cached_property
-    def _vae(self) -> Vae:
-        return Vae(self._folder, self._device)
+    def _vae(self) -> Decoder:
+        return self._family.decoder(self._folder, self._device)
 
 
-def teacher_schedule(config: Config) -> TeacherSchedule:
+def teacher_schedule(config: Config) -> Schedule:
     """The guided teacher's schedule, tried on every bucket before anything large is loaded.
 
     Raises:
         LaddError: if it cannot be followed, or if a bucket does not fit the teacher.
     """
-    schedule, space = TeacherSchedule(config.teacher.path), LatentSpace.of(config.teacher.path)
+    folder = config.teacher.path
+    schedule, space = family_of(folder).schedule(folder), LatentSpace.of(folder)
     for bucket in map(Bucket.parse, config.synthesis.buckets):
         schedule.times(config.synthesis.steps, math.prod(space.grid(*space.shape(bucket)[1:])))
     return schedule
@@ -103,4 +104,4 @@ def teacher_schedule(config: Config) -> TeacherSchedule:
 
 def load_backbone(folder: str, dtype: torch.dtype, device: torch.device) -> Backbone:
     """A folder's transformer for inference."""
-    return Backbone(load_transformer(folder, dtype), dtype).requires_grad_(False).eval().to(device)
+    return family_of(folder).load(folder, dtype).requires_grad_(False).eval().to(device)

@@ -32,8 +32,8 @@ from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
 from ladd_dist.files.run_lock import Lease
 from ladd_dist.log import log, progress
+from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.fingerprint import fingerprint, is_of
-from ladd_dist.models.sd3.transformer import Backbone
 from ladd_dist.planning.networks import check_networks
 
 _PLAN = "plan.json"

@@ -24,7 +24,7 @@ from ladd_dist.evaluation.gallery import Gallery
 from ladd_dist.evaluation.judges import Judge, load_judge
 from ladd_dist.evaluation.results import RESULTS, Results, SetResult
 from ladd_dist.log import log, progress
-from ladd_dist.models.sd3.transformer import Backbone
+from ladd_dist.models.backbone import Backbone
 from ladd_dist.planning.networks import check_networks
 
 

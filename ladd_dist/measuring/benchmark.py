@@ -28,7 +28,7 @@ from ladd_dist.methods.ladd.losses import adversarial_loss, r1_penalty
 from ladd_dist.methods.ladd.method import make_heads
 from ladd_dist.methods.ladd.sample import Sample, settings
 from ladd_dist.methods.registry import build_method
-from ladd_dist.models.sd3.transformer import Backbone, load_transformer
+from ladd_dist.models.registry import family_of
 from ladd_dist.planning.traffic import Traffic, TrafficCounter, expected, gathered_elements
 from ladd_dist.training.trainer import Trainer
 
@@ -53,14 +53,11 @@ class BareStep:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         dtype = compute_dtype(config)
-        teacher = Backbone(
-            load_transformer(config.teacher.path, dtype), dtype, config.teacher.activation_checkpointing
-        )
-        student = Backbone(
-            load_transformer(config.student.path or config.teacher.path, torch.float32),
-            dtype,
-            config.student.activation_checkpointing,
-        )
+        folder, start = config.teacher.path, config.student.path or config.teacher.path
+        teacher, student = family_of(folder).load(folder, dtype), family_of(start).load(start, torch.float32)
+        student.compute_dtype = dtype
+        teacher.activation_checkpointing = config.teacher.activation_checkpointing
+        student.activation_checkpointing = config.student.activation_checkpointing
         self.teacher, self.student = teacher.requires_grad_(False).eval().to(device), student.train().to(device)
         self.heads = make_heads(config, device).to(device)
         self.r1_weight = settings(config).r1_weight

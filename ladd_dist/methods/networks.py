@@ -1,25 +1,28 @@
 """Networks that several methods build from a teacher's folder."""
 
+from collections.abc import Callable
+
+import torch
+
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.log import log
-from ladd_dist.models.configs import load_config
-from ladd_dist.models.sd3.attention import Attention, choose_attention, set_attention
-from ladd_dist.models.sd3.transformer import Backbone, end_behind, make_transformer, meta_transformer
+from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.registry import family_of
 from ladd_dist.models.weights import FolderWeights
 
 
 def student_blueprint(config: Config, world: World) -> Blueprint:
     """The student, a copy of the teacher unless ``student.path`` says otherwise. Its parameters are fp32."""
     start, dtype = config.student.path or config.teacher.path, compute_dtype(config)
-    attention = pick_attention(config, "student", start, config.student.compile, world)
+    put_attention = pick_attention(config, "student", start, config.student.compile, world)
 
     def make() -> Backbone:
-        net = make_transformer(start)
-        set_attention(net, attention)
-        return Backbone(net, dtype, config.student.activation_checkpointing).train()
+        net = family_of(start).make(start, dtype, config.student.activation_checkpointing)
+        put_attention(net)
+        return net.train()
 
     return Blueprint(make, FolderWeights(start), dtype, config.student.compile)
 
@@ -27,29 +30,40 @@ def student_blueprint(config: Config, world: World) -> Blueprint:
 def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprint:
     """The frozen teacher up to a block, in the compute dtype: it gives features and no velocity."""
     dtype, folder = compute_dtype(config), config.teacher.path
-    attention = pick_attention(config, "teacher", folder, config.teacher.compile, world)
+    put_attention = pick_attention(config, "teacher", folder, config.teacher.compile, world)
 
     def make() -> Backbone:
-        net = end_behind(make_transformer(folder), last_block)
-        set_attention(net, attention)
-        return Backbone(net, dtype, config.teacher.activation_checkpointing).requires_grad_(False).eval()
+        net = family_of(folder).make(folder, dtype, config.teacher.activation_checkpointing)
+        net.end_behind(last_block)
+        put_attention(net)
+        return net.requires_grad_(False).eval()
 
     return Blueprint(make, FolderWeights(folder), dtype, config.teacher.compile)
 
 
 def meta_student(config: Config) -> Backbone:
     """The student's shapes."""
-    return Backbone(meta_transformer(config.student.path or config.teacher.path))
+    return meta_backbone(config.student.path or config.teacher.path)
 
 
-def pick_attention(config: Config, network: str, folder: str, compiled: bool, world: World) -> Attention:
+def meta_backbone(folder: str) -> Backbone:
+    """A folder's network without storage: shapes and parameter counts only."""
+    with torch.device("meta"):
+        return family_of(folder).make(folder)
+
+
+def pick_attention(
+    config: Config, network: str, folder: str, compiled: bool, world: World
+) -> Callable[[Backbone], None]:
     """Choose a network's attention by device, shape and measurements, and log one line that says why.
+
+    Returns:
+        What puts it into the network.
 
     Raises:
         LaddError: if ``kernels.attention`` names one that cannot run.
     """
-    attention = choose_attention(
-        config.kernels.attention, load_config(folder), world.device, compute_dtype(config), compiled
-    )
-    log(f"attention of the {network}: {attention}")
-    return attention
+    dtype = compute_dtype(config)
+    put, choice = family_of(folder).choose_attention(folder, config.kernels, world.device, dtype, compiled)
+    log(f"attention of the {network}: {choice}")
+    return put

@@ -1,1 +1,1 @@
-"""The networks: transformer with feature taps, discriminator heads, text encoders, VAE."""
+"""A teacher's folder, checked before it is loaded, and the families of teachers; no objective and no engine."""

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ladd_dist.models.folder import CLIPS, T5, component, components, weight_files
+from ladd_dist.models.folder import component, components, networks, weight_files
 
 _BYTES = 1 << 20
-_NETWORKS = ("transformer", "vae", *CLIPS, T5)
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -22,7 +21,7 @@ def fingerprint(folder: str | Path) -> str:
         LaddError: naming the file that is missing or not whole.
     """
     read = components(folder)
-    return _digest(folder, [file for name in _NETWORKS if name in read for file in weight_files(folder, name)])
+    return _digest(folder, [file for name in networks(folder) if name in read for file in weight_files(folder, name)])
 
 
 def is_of(folder: str | Path, recorded: str) -> bool:
@@ -34,7 +33,7 @@ def is_of(folder: str | Path, recorded: str) -> bool:
     if recorded == fingerprint(folder):
         return True
     files = list(Path(folder).glob("*/*.safetensors"))
-    if {file.parent.name for file in files} & set(_NETWORKS) - set(components(folder)):
+    if {file.parent.name for file in files} & set(networks(folder)) - set(components(folder)):
         return False
     try:
         return recorded == _digest(folder, files)

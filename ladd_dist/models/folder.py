@@ -1,4 +1,4 @@
-"""A diffusers SD3 folder on disk: which components and files its pipeline reads.
+"""A diffusers folder on disk: which components and files its family's pipeline reads.
 
 Every loader opens a component through here, so that a download that is not whole is said the same way everywhere.
 """
@@ -12,31 +12,54 @@ from typing import Any
 
 from ladd_dist.errors import LaddError
 from ladd_dist.models.files import check_safetensors, read_json, whole
+from ladd_dist.models.registry import family_of
 
 INDEX = "model_index.json"
-CLIPS = ("text_encoder", "text_encoder_2")
-T5 = "text_encoder_3"
-T5_PARTS = (T5, "tokenizer_3")
-
-_DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
-_WEIGHTS = {"transformer": _DIFFUSERS, "vae": _DIFFUSERS} | dict.fromkeys((*CLIPS, T5), _TRANSFORMERS)
-_CONFIGS = {
-    **dict.fromkeys(_WEIGHTS, "config.json"),
-    "scheduler": "scheduler_config.json",
-    **dict.fromkeys(("tokenizer", "tokenizer_2", "tokenizer_3"), "tokenizer_config.json"),
-}
+_DIFFUSERS = "diffusion_pytorch_model.safetensors"
 _TOKENIZER_FILES = (".json", ".txt", ".model")
 _ABSENT = [None, None]
 """As diffusers writes it."""
 
 
 def components(folder: str | Path) -> list[str]:
-    """The components that the SD3 pipeline reads when it draws from text: named by the index, and there.
+    """The components that the pipeline reads when it draws: named by the index, and there.
 
-    T5 may be absent, and its tokenizer is read with it alone.
+    Raises:
+        LaddError: if the folder is of no known family.
     """
-    found = [name for name in _CONFIGS if os.path.lexists(Path(folder) / name) and _is_named(folder, name)]
-    return found if T5 in found else [name for name in found if name not in T5_PARTS]
+    layout = family_of(folder).layout
+    found = [name for name in layout.configs if os.path.lexists(Path(folder) / name) and _is_named(folder, name)]
+    unread = {part for name, parts in layout.optional.items() if name not in found for part in parts}
+    return [name for name in found if name not in unread]
+
+
+def networks(folder: str | Path) -> list[str]:
+    """The components with weights that a folder of this family may have."""
+    return list(family_of(folder).layout.networks)
+
+
+def absent_parts(folder: str | Path) -> list[str]:
+    """The optional components that the pipeline does not read."""
+    optional, there = family_of(folder).layout.optional, components(folder)
+    return [part for parts in optional.values() for part in parts if part not in there]
+
+
+def check_files(folder: str | Path) -> None:
+    """Hold a teacher's folder against what its pipeline reads.
+
+    Raises:
+        LaddError: naming the first component or file that is missing or not whole.
+    """
+    layout = family_of(folder).layout
+    optional = {part for parts in layout.optional.values() for part in parts}
+    for name in layout.configs:
+        if name not in optional:
+            component(folder, name)
+    read_json(Path(folder) / INDEX)
+    for name in components(folder):
+        component_files(folder, name)
+        for part in layout.optional.get(name, ()):
+            component(folder, part)
 
 
 def pipeline_index(folder: str | Path) -> dict[str, Any]:
@@ -55,13 +78,12 @@ def component(folder: str | Path, name: str) -> Path:
     Raises:
         LaddError: if the folder or the component is missing, or its config is damaged.
     """
-    path = Path(folder)
-    if not path.is_dir():
-        raise LaddError(f"teacher folder {path} does not exist: set teacher.path to a diffusers SD3 folder")
+    path, layout = Path(folder), family_of(folder).layout
     if name not in components(folder):
         missing = f"{path} has no {name}/" if _is_named(folder, name) else f"{path / INDEX} has null for {name}"
-        raise LaddError(f"{missing}: teacher.path must be a whole diffusers SD3 folder, only T5 may be absent")
-    read_json(path / name / _CONFIGS[name])
+        only = f", only {', '.join(layout.optional)} may be absent" if layout.optional else ""
+        raise LaddError(f"{missing}: teacher.path must be a whole diffusers folder{only}")
+    read_json(path / name / layout.configs[name])
     return path / name
 
 
@@ -73,14 +95,15 @@ def weight_files(folder: str | Path, name: str) -> list[Path]:
     Raises:
         LaddError: naming the file that is missing or not whole.
     """
-    path, stem = component(folder, name), _WEIGHTS[name]
+    path, layout = component(folder, name), family_of(folder).layout
+    stem = layout.networks[name]
     single, index = path / f"{stem}.safetensors", path / f"{stem}.safetensors.index.json"
     if _is_sharded(single, index):
         files = _shards(index)
     elif os.path.lexists(single):
         files = [single]
     else:
-        raise _without_weights(path, stem)
+        raise _without_weights(path, stem, name in layout.optional)
     for file in files:
         check_safetensors(file)
     return files
@@ -92,11 +115,11 @@ def component_files(folder: str | Path, name: str) -> list[Path]:
     Raises:
         LaddError: naming the file that is missing or not whole.
     """
-    path = component(folder, name)
-    if name not in _WEIGHTS:
+    path, layout = component(folder, name), family_of(folder).layout
+    if name not in layout.networks:
         return [whole(file) for file in sorted(path.iterdir()) if _is_plain(file)]
-    single, index = (path / f"{_WEIGHTS[name]}.safetensors{end}" for end in ("", ".index.json"))
-    return [path / _CONFIGS[name], *[index] * _is_sharded(single, index), *weight_files(folder, name)]
+    single, index = (path / f"{layout.networks[name]}.safetensors{end}" for end in ("", ".index.json"))
+    return [path / layout.configs[name], *[index] * _is_sharded(single, index), *weight_files(folder, name)]
 
 
 def copy_pipeline(folder: Path, to: Path, without: str) -> None:
@@ -112,7 +135,7 @@ def copy_pipeline(folder: Path, to: Path, without: str) -> None:
             shutil.copyfile(file, to / name / file.name)
     index = pipeline_index(folder)
     named = {name for name, entry in index.items() if isinstance(entry, list | None)}
-    index |= dict.fromkeys(sorted(named.union(T5_PARTS).difference(names)), _ABSENT)
+    index |= dict.fromkeys(sorted(named.union(absent_parts(folder)).difference(names)), _ABSENT)
     (to / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -128,7 +151,7 @@ def _is_plain(file: Path) -> bool:
 
 def _is_sharded(single: Path, index: Path) -> bool:
     """Given both, diffusers takes the shards and transformers the single file."""
-    return os.path.lexists(index) and (single.stem == _DIFFUSERS or not os.path.lexists(single))
+    return os.path.lexists(index) and (single.name == _DIFFUSERS or not os.path.lexists(single))
 
 
 def _shards(index: Path) -> list[Path]:
@@ -138,7 +161,7 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(set(shards.values()))]
 
 
-def _without_weights(path: Path, stem: str) -> LaddError:
+def _without_weights(path: Path, stem: str, optional: bool) -> LaddError:
     """What to do about a component that has its weights as a variant alone, or in another format."""
     variant = re.compile(rf"({stem})\.\w+(\.safetensors(?:\.index\.json)?)|({stem}\.safetensors\.index)\.\w+(\.json)")
     for file in sorted(path.iterdir()):
@@ -149,6 +172,6 @@ def _without_weights(path: Path, stem: str) -> LaddError:
                 "and alike in each component that has no others"
             )
     remedy = "weights must be safetensors, download those of the teacher"
-    if path.name == T5:
-        remedy += f", or remove {path.name}/ to draw without T5"
+    if optional:
+        remedy += f", or remove {path.name}/ to draw without it"
     return LaddError(f"{path} has no {stem}.safetensors: {remedy}")

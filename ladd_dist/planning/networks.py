@@ -4,9 +4,9 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.errors import LaddError
 from ladd_dist.methods.ladd.heads import tapped_blocks
-from ladd_dist.models.configs import load_config
-from ladd_dist.models.fit import check_files, check_shapes
-from ladd_dist.models.sd3.transformer import Backbone, meta_transformer
+from ladd_dist.methods.networks import meta_backbone
+from ladd_dist.models.folder import check_files
+from ladd_dist.models.registry import family_of
 from ladd_dist.models.weights import FolderWeights
 
 
@@ -20,9 +20,9 @@ def check_networks(config: Config) -> LatentSpace:
         LaddError: naming the first file that is missing or not whole, or the first two things that do not fit.
     """
     check_files(config.teacher.path)
-    check_shapes(config.teacher.path)
+    family_of(config.teacher.path).check(config.teacher.path)
     check_student(config)
-    tapped_blocks(config.discriminator, load_config(config.teacher.path)["num_layers"])
+    tapped_blocks(config.discriminator, meta_backbone(config.teacher.path).depth)
     space = LatentSpace.of(config.teacher.path, config.student.path)
     for bucket in config.synthesis.buckets:
         space.shape(Bucket.parse(bucket))
@@ -36,15 +36,12 @@ def check_student(config: Config) -> None:
     Raises:
         LaddError: naming the first shape in which their inputs or outputs differ.
     """
-    if config.student.path is None:
+    student, teacher = config.student.path, config.teacher.path
+    if student is None:
         return
-    student, teacher = load_config(config.student.path), load_config(config.teacher.path)
-    for key in ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim"):
-        if student[key] != teacher[key]:
-            raise LaddError(
-                f"student.path={config.student.path} has {key}={student[key]}, but the teacher has {teacher[key]}: "
-                "choose a student that takes the teacher's latents and text, or null for a copy of the teacher"
-            )
+    if family_of(student) is not family_of(teacher):
+        raise LaddError(f"student.path={student} is of another family than the teacher: choose one of the teacher's")
+    family_of(teacher).check_student(student, teacher)
 
 
 def check_weights(config: Config) -> None:
@@ -54,4 +51,4 @@ def check_weights(config: Config) -> None:
         LaddError: naming the folder and the first tensor that is missing or of another shape.
     """
     for folder in dict.fromkeys((config.teacher.path, config.student.path or config.teacher.path)):
-        FolderWeights(folder).check(Backbone(meta_transformer(folder)))
+        FolderWeights(folder).check(meta_backbone(folder))

@@ -5,7 +5,7 @@ from diffusers import SD3Transformer2DModel
 
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.models.sd3.attention import Attention, set_attention
-from ladd_dist.models.sd3.transformer import Backbone
+from ladd_dist.models.sd3.transformer import Sd3Backbone
 
 
 def results(backbone):
@@ -25,7 +25,7 @@ def test_the_whole_student_computes_the_same():
         num_attention_heads=2, joint_attention_dim=24, caption_projection_dim=64, pooled_projection_dim=12,
         pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
     )  # fmt: skip
-    backbone = Backbone(net, activation_checkpointing=True)
+    backbone = Sd3Backbone(net, activation_checkpointing=True)
     expected = results(backbone)
     set_attention(net, Attention(True, "own", "this test's choice"))
     got = results(backbone)

@@ -19,8 +19,7 @@ from ladd_dist.methods.charts import Chart, Curve, Panel
 from ladd_dist.methods.ladd.heads import DiscriminatorHeads, choose_heads, tapped_blocks
 from ladd_dist.methods.ladd.sample import Sample, draw_sample, settings
 from ladd_dist.methods.ladd.step import LaddStep
-from ladd_dist.methods.networks import meta_student, student_blueprint, teacher_blueprint
-from ladd_dist.models.sd3.transformer import Backbone, end_behind, meta_transformer
+from ladd_dist.methods.networks import meta_backbone, meta_student, student_blueprint, teacher_blueprint
 
 
 class Ladd(LaddStep, Method):
@@ -97,12 +96,10 @@ class Ladd(LaddStep, Method):
     @classmethod
     def networks(cls, config: Config) -> Networks:
         """The teacher up to the last tapped block."""
-        teacher = Backbone(meta_transformer(config.teacher.path))
+        teacher = meta_backbone(config.teacher.path)
         with torch.device("meta"):
-            heads = DiscriminatorHeads(
-                config.discriminator, teacher.depth, teacher.width, teacher.net.config.pooled_projection_dim
-            )
-        end_behind(teacher.net, heads.taps[-1])
+            heads = DiscriminatorHeads(config.discriminator, teacher.depth, teacher.width, teacher.pooled_width)
+        teacher.end_behind(heads.taps[-1])
         return Networks({"student": meta_student(config), "heads": heads}, {"teacher": teacher})
 
     @classmethod
@@ -158,12 +155,11 @@ def make_heads(config: Config, device: torch.device) -> DiscriminatorHeads:
     Raises:
         LaddError: if the kernels that the configuration asks for cannot run there.
     """
-    net, discriminator = meta_transformer(config.teacher.path), config.discriminator
-    teacher = Backbone(net)
+    teacher, discriminator = meta_backbone(config.teacher.path), config.discriminator
     heads = len(tapped_blocks(discriminator, teacher.depth))
     choice = choose_heads(config.kernels.heads, discriminator, heads, device, compute_dtype(config))
     log(f"discriminator heads: {choice}")
     torch.manual_seed(config.seed)
     return DiscriminatorHeads(
-        discriminator, teacher.depth, teacher.width, net.config.pooled_projection_dim, choice.implementation
+        discriminator, teacher.depth, teacher.width, teacher.pooled_width, choice.implementation
     )

@@ -34,7 +34,7 @@ from ladd_dist.methods.base import Metrics, optimizer
 from ladd_dist.methods.finite import nan_unless_finite
 from ladd_dist.methods.ladd.losses import PerHead, Side, adversarial_loss, distillation, r1_penalty
 from ladd_dist.methods.ladd.sample import Sample, settings
-from ladd_dist.models.sd3.transformer import FeatureGroups
+from ladd_dist.models.backbone import FeatureGroups
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderMo
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log
-from ladd_dist.models.configs import text_config
-from ladd_dist.models.folder import T5, components
+from ladd_dist.models.folder import components
 from ladd_dist.models.loading import load_model, load_tokenizer
+from ladd_dist.models.sd3.configs import text_config
+from ladd_dist.models.sd3.layout import T5
 from ladd_dist.models.sd3.transformer import meta_transformer
 
 _KINDS: dict[str, tuple[type, str, type]] = {

@@ -1,8 +1,7 @@
 """The SD3 transformer as student, teacher and discriminator backbone.
 
-`Backbone` runs the blocks of diffusers' `SD3Transformer2DModel` itself, so that features come back from
-``forward`` instead of being stashed by hooks: activation checkpointing and sharding stay correct, and a pass
-that only feeds the heads stops after the last tapped block.
+`Sd3Backbone` runs the blocks of diffusers' `SD3Transformer2DModel` itself, so that features come back from
+``forward`` instead of being stashed by hooks.
 
 Shape legend: B batch, C latent channels, H W latent size, N image tokens, D width, L text tokens.
 """
@@ -18,30 +17,18 @@ from torch.utils.checkpoint import checkpoint
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.flow import TIMESTEP_SCALE
 from ladd_dist.errors import LaddError
-from ladd_dist.models.configs import load_config
+from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.loading import load_model
+from ladd_dist.models.sd3.configs import load_config
 
 
-class Backbone(nn.Module):
+class Sd3Backbone(Backbone):
     """An SD3 transformer that predicts velocity and returns the image tokens behind chosen blocks.
 
-    Args:
-        net: the diffusers model; its parameters are this module's.
-        compute_dtype: dtype of activations. The time embedding is computed from fp32 times in any case:
-            ``1000 t`` in bf16 would lose its last digits.
-        activation_checkpointing: recompute blocks in the backward pass.
+    The time embedding is computed from fp32 times in any case: ``1000 t`` in bf16 would lose its last digits.
     """
 
-    def __init__(
-        self,
-        net: SD3Transformer2DModel,
-        compute_dtype: torch.dtype = torch.float32,
-        activation_checkpointing: bool = False,
-    ) -> None:
-        super().__init__()
-        self.net = net
-        self.compute_dtype = compute_dtype
-        self.activation_checkpointing = activation_checkpointing
+    net: SD3Transformer2DModel
 
     def forward(
         self,
@@ -51,20 +38,7 @@ class Backbone(nn.Module):
         taps: tuple[int, ...] | None = None,
         consume: Callable[[Tensor], None] | None = None,
     ) -> Tensor | list[Tensor]:
-        """Velocity, or the features of tapped blocks.
-
-        Args:
-            x_t: noised latents ``(B, C, H, W)``.
-            t: noise levels ``(B,)`` in [0, 1].
-            cond: text conditioning.
-            taps: indices of blocks, ascending. Given, the pass ends behind the last of them and returns
-                features instead of velocity.
-            consume: gets each tapped block's features as they appear; this pass then keeps and returns none.
-
-        Returns:
-            Velocity ``(B, C, H, W)`` in fp32, or one ``(B, N, D)`` per tap in ``compute_dtype``, with N the
-            row-major grid of `token_grid`.
-        """
+        """See `Backbone.forward`."""
         net, dtype = self.net, self.compute_dtype
         size = x_t.shape[-2:]
         image = net.pos_embed(x_t.to(dtype))
@@ -95,36 +69,23 @@ class Backbone(nn.Module):
         """The submodules that an engine shards and gathers one by one."""
         return list(self.net.transformer_blocks)
 
-    @property
-    def depth(self) -> int:
-        """Number of joint attention blocks."""
-        return len(self.net.transformer_blocks)
+    def end_behind(self, block: int) -> None:
+        """See `end_behind`."""
+        end_behind(self.net, block)
+
+    def save(self, folder: Path) -> None:
+        """By diffusers."""
+        self.net.save_pretrained(folder, safe_serialization=True)
 
     @property
     def width(self) -> int:
         """Channels D of the image tokens."""
         return self.net.inner_dim
 
-
-class FeatureGroups:
-    """A `Backbone`'s ``consume``: hands features on in groups of ``size``, the last one smaller, and keeps none.
-
-    Args:
-        total: how many features will come.
-        consume: gets the index of a group's first features, and the group.
-    """
-
-    def __init__(self, size: int, total: int, consume: Callable[[int, list[Tensor]], None]) -> None:
-        self._size, self._total, self._consume = size, total, consume
-        self._seen, self._held = 0, list[Tensor]()
-
-    def __call__(self, features: Tensor) -> None:
-        """Take the next block's."""
-        self._held.append(features)
-        self._seen += 1
-        if len(self._held) == self._size or self._seen == self._total:
-            group, self._held = self._held, []
-            self._consume(self._seen - len(group), group)
+    @property
+    def pooled_width(self) -> int:
+        """Channels P of the pooled text embedding."""
+        return self.net.config.pooled_projection_dim
 
 
 def token_grid(config: dict, height: int, width: int, network: str = "teacher") -> tuple[int, int]:

@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ladd_dist.models.configs import vae_config
 from ladd_dist.models.loading import load_model
+from ladd_dist.models.sd3.configs import vae_config
 
 
 class Vae:

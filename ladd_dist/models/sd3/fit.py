@@ -4,24 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ladd_dist.errors import LaddError
-from ladd_dist.models.configs import load_config, text_config, vae_config
 from ladd_dist.models.files import read_json
-from ladd_dist.models.folder import CLIPS, INDEX, T5, component, component_files, components
-
-
-def check_files(folder: str | Path) -> None:
-    """Hold a teacher's folder against what its pipeline reads.
-
-    Raises:
-        LaddError: naming the first component or file that is missing or not whole.
-    """
-    for name in ("transformer", "vae", "scheduler", *CLIPS, "tokenizer", "tokenizer_2"):
-        component(folder, name)
-    read_json(Path(folder) / INDEX)
-    for name in components(folder):
-        component_files(folder, name)
-    if T5 in components(folder):
-        component(folder, "tokenizer_3")
+from ladd_dist.models.folder import component, components
+from ladd_dist.models.sd3.configs import load_config, text_config, vae_config
+from ladd_dist.models.sd3.layout import CLIPS, T5
 
 
 def check_shapes(folder: str | Path) -> None:

@@ -9,7 +9,8 @@ from transformers import CLIPTextConfig, T5Config
 
 from ladd_dist.errors import LaddError
 from ladd_dist.models.files import read_json
-from ladd_dist.models.folder import T5, component
+from ladd_dist.models.folder import component
+from ladd_dist.models.sd3.layout import T5
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""The velocity network as engines and methods know it, whatever the family: with feature taps behind its blocks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ladd_dist.diffusion.conditioning import Conditioning
+
+
+class Backbone(nn.Module, ABC):
+    """A transformer that predicts velocity and returns the image tokens behind chosen blocks.
+
+    Features come back from ``forward`` instead of being stashed by hooks: activation checkpointing and sharding stay
+    correct, and a pass that only feeds the heads stops after the last tapped block.
+
+    Args:
+        net: the network; its parameters are this module's, under ``net.`` and their names in the folder's files.
+        compute_dtype: dtype of activations.
+        activation_checkpointing: recompute blocks in the backward pass.
+    """
+
+    def __init__(
+        self, net: Any, compute_dtype: torch.dtype = torch.float32, activation_checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.compute_dtype = compute_dtype
+        self.activation_checkpointing = activation_checkpointing
+
+    @abstractmethod
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        taps: tuple[int, ...] | None = None,
+        consume: Callable[[Tensor], None] | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Velocity, or the features of tapped blocks.
+
+        Args:
+            x_t: noised latents ``(B, C, H, W)``.
+            t: noise levels ``(B,)`` in [0, 1].
+            cond: what the family's `Conditioner` makes of prompts.
+            taps: indices of blocks, ascending. Given, the pass ends behind the last of them and returns
+                features instead of velocity.
+            consume: gets each tapped block's features as they appear; this pass then keeps and returns none.
+
+        Returns:
+            Velocity ``(B, C, H, W)`` in fp32, or one ``(B, N, D)`` per tap in ``compute_dtype``, with N the
+            row-major token grid.
+        """
+
+    @abstractmethod
+    def wrap_points(self) -> list[nn.Module]:
+        """The blocks: what an engine shards and gathers one by one."""
+
+    @abstractmethod
+    def end_behind(self, block: int) -> None:
+        """Remove what a pass to the last tapped ``block`` never runs: it would be gathered for nothing if sharded.
+
+        The backbone gives features and no velocity from now on.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write config and safetensors weights as the family's folders hold them."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Channels D of the image tokens."""
+
+    @property
+    @abstractmethod
+    def pooled_width(self) -> int:
+        """Channels P of the pooled conditioning."""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.wrap_points())
+
+
+class FeatureGroups:
+    """A `Backbone`'s ``consume``: hands features on in groups of ``size``, the last one smaller, and keeps none.
+
+    Args:
+        total: how many features will come.
+        consume: gets the index of a group's first features, and the group.
+    """
+
+    def __init__(self, size: int, total: int, consume: Callable[[int, list[Tensor]], None]) -> None:
+        self._size, self._total, self._consume = size, total, consume
+        self._seen, self._held = 0, list[Tensor]()
+
+    def __call__(self, features: Tensor) -> None:
+        """Take the next block's."""
+        self._held.append(features)
+        self._seen += 1
+        if len(self._held) == self._size or self._seen == self._total:
+            group, self._held = self._held, []
+            self._consume(self._seen - len(group), group)

@@ -1,0 +1,129 @@
+"""The family contract: what is peculiar to a kind of teacher. Everything else asks the family of a folder.
+
+A family is registered in `models.registry` under the ``_class_name`` of its transformer's config.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ladd_dist.config import KernelsConfig, TeacherConfig
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.models.backbone import Backbone
+
+TokenGrid = Callable[[int, int], tuple[int, int]]
+"""Rows and columns of the image tokens of a latent of ``height x width`` positions.
+
+Raises:
+    LaddError: if the network cannot take such a latent.
+"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The components of a folder, each a folder of its own. ``transformer`` is always among the networks.
+
+    Attributes:
+        networks: components with weights -> their safetensors file without its ending.
+        others: further components -> their config file.
+        optional: networks that may be absent -> what is then not read, themselves included.
+    """
+
+    networks: Mapping[str, str]
+    others: Mapping[str, str] = field(default_factory=dict)
+    optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def configs(self) -> dict[str, str]:
+        """Every component -> its config file."""
+        return {**dict.fromkeys(self.networks, "config.json"), **self.others}
+
+
+class Conditioner(Protocol):
+    """Prompts to what the backbone is conditioned on; for a family without text, whatever it takes instead."""
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """Of each prompt; the empty one's is what guidance leads away from."""
+        ...
+
+
+class Schedule(Protocol):
+    """The teacher's own sampling times."""
+
+    settings: dict[str, Any]
+    """What makes them, for a dataset's record."""
+
+    def times(self, steps: int, tokens: int) -> list[float]:
+        """Times of ``steps`` Euler steps over an image of ``tokens`` tokens, falling from 1, and the final 0."""
+        ...
+
+
+class Decoder(Protocol):
+    """Latents to pictures."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents ``(B, C, h, w)`` to pictures ``(B, 3, H, W)`` in [0, 1], fp32."""
+        ...
+
+
+class Family(ABC):
+    """A kind of teacher. Every method that opens a folder raises LaddError for one that cannot be used.
+
+    Attributes:
+        layout: what a folder holds.
+        pipeline: the class of diffusers that an export is for.
+    """
+
+    layout: Layout
+    pipeline: str
+
+    @abstractmethod
+    def check(self, folder: str | Path) -> None:
+        """Check by their configs that the folder's networks fit one another."""
+
+    @abstractmethod
+    def check_student(self, folder: str | Path, teacher: str | Path) -> None:
+        """Check that the student in ``folder`` takes the teacher's latents and conditioning."""
+
+    @abstractmethod
+    def latent_space(self, folder: str | Path) -> tuple[int, int]:
+        """Channels of a latent, and pixels per position along each side."""
+
+    @abstractmethod
+    def token_grid(self, folder: str | Path, network: str) -> TokenGrid:
+        """The transformer's grids; ``network`` says in errors whose they are, the teacher's or the student's."""
+
+    @abstractmethod
+    def make(self, folder: str | Path, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> Backbone:
+        """The backbone that computes in ``dtype``, untrained, on the default device, ``meta`` included."""
+
+    @abstractmethod
+    def load(self, folder: str | Path, dtype: torch.dtype) -> Backbone:
+        """The backbone with the folder's weights in ``dtype``, in which it computes, on the CPU."""
+
+    @abstractmethod
+    def choose_attention(
+        self, folder: str | Path, kernels: KernelsConfig, device: torch.device, dtype: torch.dtype, compiled: bool
+    ) -> tuple[Callable[[Backbone], None], str]:
+        """What puts the attention to run into a backbone, and the choice and its reason in words for the log."""
+
+    @abstractmethod
+    def conditioner(self, teacher: TeacherConfig, dtype: torch.dtype, device: torch.device) -> Conditioner:
+        """Load what encodes prompts."""
+
+    @abstractmethod
+    def schedule(self, folder: str | Path) -> Schedule:
+        """Read the teacher's schedule."""
+
+    @abstractmethod
+    def decoder(self, folder: str | Path, device: torch.device) -> Decoder:
+        """Load what decodes latents."""
+
+    @abstractmethod
+    def card_arguments(self, teacher: TeacherConfig) -> dict[str, Any]:
+        """What the call of an export's pipeline takes beside prompt, sigmas, guidance and size."""

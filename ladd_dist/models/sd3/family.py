@@ -1,0 +1,86 @@
+"""SD3 and SD3.5 by the family contract."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ladd_dist.config import KernelsConfig, TeacherConfig
+from ladd_dist.errors import LaddError
+from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.family import Family, TokenGrid
+from ladd_dist.models.sd3.attention import choose_attention, set_attention
+from ladd_dist.models.sd3.configs import load_config
+from ladd_dist.models.sd3.fit import check_shapes
+from ladd_dist.models.sd3.layout import LAYOUT
+from ladd_dist.models.sd3.schedule import TeacherSchedule
+from ladd_dist.models.sd3.text import TextEncoders
+from ladd_dist.models.sd3.transformer import Sd3Backbone, load_transformer, make_transformer, token_grid
+from ladd_dist.models.sd3.vae import Vae, latent_factor
+
+_INTERFACE = ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim")
+
+
+class Sd3(Family):
+    """Joint-attention transformers on the latents of a KL autoencoder, conditioned by two CLIPs and T5."""
+
+    layout = LAYOUT
+    pipeline = "StableDiffusion3Pipeline"
+
+    def check(self, folder: str | Path) -> None:
+        """See `check_shapes`."""
+        check_shapes(folder)
+
+    def check_student(self, folder: str | Path, teacher: str | Path) -> None:
+        """By the widths of latents and text."""
+        student, wanted = load_config(folder), load_config(teacher)
+        for key in _INTERFACE:
+            if student[key] != wanted[key]:
+                raise LaddError(
+                    f"student.path={folder} has {key}={student[key]}, but the teacher has {wanted[key]}: "
+                    "choose a student that takes the teacher's latents and text, or null for a copy of the teacher"
+                )
+
+    def latent_space(self, folder: str | Path) -> tuple[int, int]:
+        """By the configs of transformer and VAE."""
+        return load_config(folder)["in_channels"], latent_factor(folder)
+
+    def token_grid(self, folder: str | Path, network: str) -> TokenGrid:
+        """See `token_grid`."""
+        return partial(token_grid, load_config(folder), network=network)
+
+    def make(self, folder: str | Path, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> Backbone:
+        """See `Sd3Backbone`."""
+        return Sd3Backbone(make_transformer(folder), dtype, checkpointing)
+
+    def load(self, folder: str | Path, dtype: torch.dtype) -> Backbone:
+        """By diffusers' own loader."""
+        return Sd3Backbone(load_transformer(folder, dtype), dtype)
+
+    def choose_attention(
+        self, folder: str | Path, kernels: KernelsConfig, device: torch.device, dtype: torch.dtype, compiled: bool
+    ) -> tuple[Callable[[Backbone], None], str]:
+        """See `models.sd3.attention`."""
+        attention = choose_attention(kernels.attention, load_config(folder), device, dtype, compiled)
+        return lambda backbone: set_attention(backbone.net, attention), str(attention)
+
+    def conditioner(self, teacher: TeacherConfig, dtype: torch.dtype, device: torch.device) -> TextEncoders:
+        """See `TextEncoders`."""
+        return TextEncoders(teacher.path, dtype, device, teacher.max_t5_tokens)
+
+    def schedule(self, folder: str | Path) -> TeacherSchedule:
+        """See `TeacherSchedule`."""
+        return TeacherSchedule(folder)
+
+    def decoder(self, folder: str | Path, device: torch.device) -> Vae:
+        """See `Vae`."""
+        return Vae(folder, device)
+
+    def card_arguments(self, teacher: TeacherConfig) -> dict[str, Any]:
+        """The student's number of T5 tokens."""
+        return {"max_sequence_length": teacher.max_t5_tokens}
+
+
+FAMILY = Sd3()

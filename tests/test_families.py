@@ -1,0 +1,203 @@
+"""The family seam: a teacher without a text stream, registered from here, is drawn, planned, distilled and saved."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ALONE, PER_BUCKET, tiny_config, write_prompts
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ladd_dist.checkpoints.reader import open_newest
+from ladd_dist.checkpoints.student import load_student
+from ladd_dist.config import Config, KernelsConfig, TeacherConfig
+from ladd_dist.data.buckets import Bucket
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.drawing.pipeline import Pipeline
+from ladd_dist.drawing.synthesis import synthesize
+from ladd_dist.errors import LaddError
+from ladd_dist.models import registry
+from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.family import Family, Layout, TokenGrid
+from ladd_dist.models.registry import family_of, register
+from ladd_dist.planning.memory import expected_state
+from ladd_dist.training.tracking import read_metrics
+from ladd_dist.training.trainer import Trainer
+
+WIDTH, POOLED, CHANNELS, FACTOR, DEPTH = 16, 8, 4, 4, 3
+STEM = "weights"
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        x = x + condition[:, None]
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.mlp(x)
+
+
+class Dit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.condition = nn.Conv2d(CHANNELS, WIDTH, 1), nn.Linear(1 + POOLED, WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+        self.out = nn.Linear(WIDTH, CHANNELS)
+
+
+class DitBackbone(Backbone):
+    width, pooled_width = WIDTH, POOLED  # type: ignore[assignment]
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        taps: tuple[int, ...] | None = None,
+        consume: Callable[[Tensor], None] | None = None,
+    ) -> Tensor | list[Tensor]:
+        condition = self.net.condition(torch.cat([t[:, None], cond.pooled.float()], 1))
+        x, features = self.net.embed(x_t).flatten(2).transpose(1, 2), list[Tensor]()
+        for index, block in enumerate(self.net.blocks if taps is None else self.net.blocks[: taps[-1] + 1]):
+            x = block(x, condition)
+            if taps is not None and index in taps:
+                (consume or features.append)(x)
+        return self.net.out(x).transpose(1, 2).reshape(x_t.shape) if taps is None else features
+
+    def wrap_points(self) -> list[nn.Module]:
+        return list(self.net.blocks)
+
+    def end_behind(self, block: int) -> None:
+        del self.net.blocks[block + 1 :], self.net.out
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"_class_name": "ToyDit"}))
+        save_file(self.net.state_dict(), folder / f"{STEM}.safetensors")
+
+
+class Euler:
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {"kind": "linear"}
+
+    def times(self, steps: int, tokens: int) -> list[float]:
+        return [1 - i / steps for i in range(steps + 1)]
+
+
+class NoText:
+    def encode(self, prompts: list[str]) -> Conditioning:
+        return Conditioning(torch.zeros(len(prompts), 1, 1), torch.zeros(len(prompts), POOLED))
+
+
+class Pixels:
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents[:, :3].sigmoid().repeat_interleave(FACTOR, 2).repeat_interleave(FACTOR, 3)
+
+
+class Toy(Family):
+    layout, pipeline = Layout({"transformer": STEM}), "DiTPipeline"
+
+    def check(self, folder: str | Path) -> None: ...
+
+    def check_student(self, folder: str | Path, teacher: str | Path) -> None: ...
+
+    def latent_space(self, folder: str | Path) -> tuple[int, int]:
+        return CHANNELS, FACTOR
+
+    def token_grid(self, folder: str | Path, network: str) -> TokenGrid:
+        return lambda height, width: (height, width)
+
+    def make(self, folder: str | Path, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> Backbone:
+        return DitBackbone(Dit(), dtype, checkpointing)
+
+    def load(self, folder: str | Path, dtype: torch.dtype) -> Backbone:
+        backbone = self.make(folder, dtype)
+        backbone.net.load_state_dict(load_file(Path(folder) / "transformer" / f"{STEM}.safetensors"))
+        return backbone.to(dtype)
+
+    def choose_attention(
+        self, folder: str | Path, kernels: KernelsConfig, device: torch.device, dtype: torch.dtype, compiled: bool
+    ) -> tuple[Callable[[Backbone], None], str]:
+        return lambda backbone: None, "PyTorch"
+
+    def conditioner(self, teacher: TeacherConfig, dtype: torch.dtype, device: torch.device) -> NoText:
+        return NoText()
+
+    def schedule(self, folder: str | Path) -> Euler:
+        return Euler()
+
+    def decoder(self, folder: str | Path, device: torch.device) -> Pixels:
+        return Pixels()
+
+    def card_arguments(self, teacher: TeacherConfig) -> dict[str, Any]:
+        return {}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """The configuration of a toy teacher, with its latents drawn and two iterations done."""
+    root = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_FAMILIES", {})
+        register("ToyDit", Toy())
+        torch.manual_seed(0)
+        DitBackbone(Dit()).save(root / "teacher" / "transformer")
+        (root / "teacher" / "model_index.json").write_text(json.dumps({"transformer": ["toy", "ToyDit"]}))
+        write_prompts(root / "prompts.jsonl", PER_BUCKET // 3)
+        config = tiny_config(
+            root / "run", root / "latents", f"teacher.path={root / 'teacher'}", "train.iterations=2",
+            "train.preview_every=2",
+        )  # fmt: skip
+        synthesize(config, ALONE)
+        Trainer(config, ALONE).run()
+        yield config
+
+
+def test_it_is_distilled(toy: Config) -> None:
+    rows = read_metrics(Path(toy.run_dir))
+    assert [row["iteration"] for row in rows] == [1, 2]
+    assert all(len(row["real_logit"]) == DEPTH and row["student_grad_norm"] > 0 for row in rows)
+    assert list(Path(toy.run_dir).glob("previews/*.png"))
+
+
+def test_its_checkpoint_holds_a_student_that_moved_and_draws(toy: Config) -> None:
+    checkpoint = open_newest(toy.run_dir, ALONE)
+    assert checkpoint is not None
+    student = load_student(toy, checkpoint, "student", torch.float32)
+    start = family_of(toy.teacher.path).load(toy.teacher.path, torch.float32)
+    assert not all(torch.equal(a, b) for a, b in zip(student.parameters(), start.parameters(), strict=True))
+    pipeline = Pipeline(toy, ALONE.device)
+    encoded = pipeline.encode(["anything"], [0], Bucket(32, 64))
+    assert pipeline.decode(pipeline.student(student, encoded)).shape == (1, 3, 32, 64)
+
+
+def test_the_memory_formula_counts_it(toy: Config) -> None:
+    elements = sum(p.numel() for p in Dit().parameters())
+    held = {kind: size for (_, kind), size in expected_state(toy, 1).items()}
+    assert held["masters"] == 4 * elements and 0 < held["teacher"] < 4 * elements
+
+
+@pytest.mark.parametrize("name", ["FluxTransformer2DModel", None, ["a"]])
+def test_an_unknown_class_is_one_line_that_lists_the_known(toy: Config, tmp_path: Path, name: Any) -> None:
+    (tmp_path / "transformer").mkdir()
+    file = tmp_path / "transformer" / "config.json"
+    file.write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(LaddError) as refused:
+        family_of(tmp_path)
+    line = str(refused.value)
+    assert str(file) in line and str(name) in line and "\n" not in line
+    assert line.endswith("SD3Transformer2DModel, ToyDit")
+
+
+def test_a_class_has_one_family(toy: Config) -> None:
+    for name in ("ToyDit", "SD3Transformer2DModel"):
+        with pytest.raises(ValueError, match=f"a family of {name} is registered already"):
+            register(name, Toy())
