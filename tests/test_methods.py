@@ -66,6 +66,8 @@ def test_its_checkpoint_is_exported(run: Path, dataset: Path, tmp_path: Path) ->
     config, example = fine_tuning(run, dataset), PromptEntry(0, "a seven", Bucket(32, 32))
     folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, example)
     assert (folder / "transformer/diffusion_pytorch_model.safetensors").is_file()
+    card = (folder / "README.md").read_text()
+    assert "trained by flow matching" in card and "Adversarial" not in card
 
 
 def test_the_gradient_is_that_of_the_velocitys_error(dataset: Path, tmp_path: Path) -> None:

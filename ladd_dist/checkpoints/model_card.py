@@ -8,6 +8,7 @@ from ladd_dist.checkpoints.sampler import sampler_notes
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.files.disk import real_path
+from ladd_dist.methods.registry import method_of
 from ladd_dist.models.folder import absent_parts
 from ladd_dist.models.registry import family_of
 
@@ -17,7 +18,7 @@ pipeline_tag: text-to-image
 ---
 # {title}
 
-A few-step student of {teacher}, distilled by Latent Adversarial Diffusion Distillation with ladd_dist,
+A few-step student of {teacher}, {trained} with ladd_dist,
 {iterations} iterations ({weights} weights). No guidance; the times of the steps are given as `sigmas`:
 
 ```python
@@ -47,8 +48,8 @@ def model_card(config: Config, name: str, iterations: int, weights: str, example
     return _CARD.format(
         pipeline=family.pipeline, arguments="".join(f" {key}={value!r}," for key, value in arguments.items()),
         title=" ".join(name.split()), teacher=_span(teacher_name(config.teacher.path)), iterations=iterations,
-        weights=weights, name=_literal(name), prompt=_literal(example.prompt), height=example.bucket.height,
-        width=example.bucket.width, sigmas=config.method.times(),
+        weights=weights, trained=method_of(config).TRAINED, name=_literal(name), prompt=_literal(example.prompt),
+        height=example.bucket.height, width=example.bucket.width, sigmas=config.method.times(),
         without="".join(f", {part}=None" for part in absent_parts(config.teacher.path)),
         sampler=sampler_notes(config.method),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ladd_dist.config import Config
 from ladd_dist.engines import ranges
-from ladd_dist.engines.entry import EngineEntry
+from ladd_dist.engines.entry import EngineEntry, Residency
 from ladd_dist.engines.ranges import Layout
 from ladd_dist.errors import LaddError
 
@@ -81,6 +81,20 @@ def _zero3_layout(config: Config, size: int, rank: int) -> Layout:
     return partial(ranges.elements, size=size, rank=rank)
 
 
+def _zero3_residency(config: Config) -> Residency:
+    offload = config.zero3.offload
+    return Residency(
+        masters="device" if offload == "none" else "host",
+        weights="host" if offload == "all" else "device",
+        # An offloaded gradient is accumulated in one buffer and handed to AdamW in another.
+        gradient_copies=1 if offload == "none" else 2,
+        copies_weights=True,
+        pads_moments=True,
+        keeps_gathered=True,
+        fp32_buffers=True,
+    )
+
+
 def _check_zero3(config: Config) -> None:
     if config.student_optimizer.state == "8bit":
         reason = "offloads only fp32 state" if config.zero3.offload != "none" else "partitions only fp32 state"
@@ -94,6 +108,7 @@ _ZERO3 = EngineEntry(
     place_frozen=_place_zero3,
     launcher="deepspeed",
     layout=_zero3_layout,
+    residency=_zero3_residency,
     section="zero3",
     check=_check_zero3,
 )

@@ -51,6 +51,7 @@ class Method(ABC):
         UNBOUND: settings in ``method`` that it can.
         REMEDY: what to change when training diverges.
         CHARTS: the report's figures of metrics.
+        TRAINED: how the student was trained, in the words of an export's model card.
         trained: engines by network.
         frozen: placed networks that have no optimizer.
         student: the engine among ``trained`` under that name.
@@ -63,6 +64,7 @@ class Method(ABC):
     UNBOUND: ClassVar[Sequence[str]] = ()
     REMEDY: ClassVar[str]
     CHARTS: ClassVar[Sequence[Chart]]
+    TRAINED: ClassVar[str]
 
     trained: Mapping[str, Engine]
     frozen: Mapping[str, nn.Module]

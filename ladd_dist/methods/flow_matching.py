@@ -43,6 +43,7 @@ class FlowMatching(Method):
     COMPARED = ("loss", "student_grad_norm")
     FIELDS = ("latent", "context", "pooled")
     REMEDY = "lower student_optimizer.lr"
+    TRAINED = "trained by flow matching"
     CHARTS = (
         Chart(
             "losses",

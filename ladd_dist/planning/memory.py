@@ -7,7 +7,7 @@ copy of masters, moments and average.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,16 @@ from ladd_dist.engines.base import STATE_KINDS, Engine
 from ladd_dist.engines.blueprint import trainable
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.ema import Ema
+from ladd_dist.engines.entry import MemoryKind, Residency
 from ladd_dist.engines.ranges import Layout, elements, gathered_limit, whole
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT, Method, optimizer
 from ladd_dist.methods.registry import method_of
 
-MemoryKind = Literal["device", "host"]
 StateBytes = Counter[tuple[MemoryKind, str]]
 """Bytes by memory and by what is in them: the student's ``masters``, ``weights`` (in compute precision: what is
-frozen, and ZeRO-3's copy of the masters), ``gradients``, ``moments`` and ``ema``; the method's other networks by
-name; ``buffers`` of student and frozen networks; ``gathered``, the parameters that ZeRO-3 keeps gathered."""
+frozen, and an engine's copy of the masters), ``gradients``, ``moments`` and ``ema``; the method's other networks by
+name; ``buffers`` of student and frozen networks; ``gathered``, the parameters that an engine keeps gathered."""
 
 _QUANTIZED, _BLOCK = 4096, 256
 """torchao quantizes moments of at least so many elements, in blocks of this size."""
@@ -75,21 +75,22 @@ def trained_state(config: Config, module: nn.Module, size: int, rank: int = 0) -
     layout, dtype = engine_entry(config.engine).layout(config, size, rank), compute_dtype(config)
     parts = [layout(p.shape) for p in module.parameters() if p.requires_grad]
     stored, held = sum(p.stored for p in parts), sum(p.held for p in parts)
-    zero3, offload = config.engine == "zero3", config.zero3.offload
-    place: MemoryKind = "device" if offload == "none" else "host"
-    # An offloaded gradient is accumulated in one buffer and handed to AdamW in another.
-    state: StateBytes = Counter({(place, "masters"): _FP32 * stored, (place, "gradients"): _FP32 * stored})
-    state[place, "gradients"] *= 1 if offload == "none" else 2
-    # DeepSpeed's moments follow its padded masters.
-    state[place, "moments"] = sum(
-        adamw_moments(p.stored if zero3 else p.held, config.student_optimizer) for p in parts
-    )
-    state["host" if config.train.ema_device == "cpu" else place, "ema"] = _FP32 * held
-    computing = [layout(p.shape).stored for p in module.parameters() if zero3 or not p.requires_grad]
-    state["host" if offload == "all" else "device", "weights"] = sum(computing) * dtype.itemsize
-    if zero3:
+    keeps = _residency(config)
+    moments = [p.stored if keeps.pads_moments else p.held for p in parts]
+    computing = [p.shape for p in module.parameters() if keeps.copies_weights or not p.requires_grad]
+    state: StateBytes = Counter()
+    state[keeps.masters, "masters"] = _FP32 * stored
+    state[keeps.masters, "gradients"] = _FP32 * stored * keeps.gradient_copies
+    state[keeps.masters, "moments"] = sum(adamw_moments(numel, config.student_optimizer) for numel in moments)
+    state["host" if config.train.ema_device == "cpu" else keeps.masters, "ema"] = _FP32 * held
+    state[keeps.weights, "weights"] = sum(layout(shape).stored for shape in computing) * dtype.itemsize
+    if keeps.keeps_gathered:
         state["device", "gathered"] = _gathered(_shapes(module), size, dtype)
     return state
+
+
+def _residency(config: Config) -> Residency:
+    return engine_entry(config.engine).residency(config)
 
 
 def adamw_moments(numel: int, config: OptimizerConfig) -> int:
@@ -101,7 +102,7 @@ def adamw_moments(numel: int, config: OptimizerConfig) -> int:
 
 
 def _gathered(shapes: list[torch.Size], size: int, dtype: torch.dtype) -> int:
-    """Whole copies of the biases and norm weights that ZeRO-3 keeps gathered, padding included."""
+    """Whole copies of the biases and norm weights that are kept gathered, padding included."""
     if size == 1:  # one rank's partition is the parameter itself
         return 0
     limit = gathered_limit(shapes)
@@ -109,11 +110,11 @@ def _gathered(shapes: list[torch.Size], size: int, dtype: torch.dtype) -> int:
 
 
 def _frozen(config: Config, name: str, shapes: list[torch.Size], layout: Layout, size: int) -> StateBytes:
-    dtype = compute_dtype(config)
-    place: MemoryKind = "host" if _sharded(config) and config.zero3.offload == "all" else "device"
+    dtype, keeps = compute_dtype(config), _residency(config)
+    place: MemoryKind = keeps.weights if _sharded(config) else "device"
     parts = map(layout if _sharded(config) else whole, shapes)
     state: StateBytes = Counter({(place, name): sum(p.stored for p in parts) * dtype.itemsize})
-    if _sharded(config) and config.engine == "zero3":
+    if _sharded(config) and keeps.keeps_gathered:
         state["device", "gathered"] = _gathered(shapes, size, dtype)
     return state
 
@@ -128,8 +129,7 @@ def _replicated(name: str, config: OptimizerConfig, shapes: list[torch.Size]) ->
 
 
 def _buffers(config: Config, student: nn.Module, frozen: list[nn.Module]) -> StateBytes:
-    # DeepSpeed leaves buffers in fp32.
-    itemsize = _FP32 if config.engine == "zero3" and _sharded(config) else compute_dtype(config).itemsize
+    itemsize = _FP32 if _sharded(config) and _residency(config).fp32_buffers else compute_dtype(config).itemsize
     theirs = sum(b.numel() for module in frozen for b in module.buffers())
     return Counter({("device", "buffers"): sum(b.numel() for b in student.buffers()) * _FP32 + theirs * itemsize})
 
