@@ -36,12 +36,12 @@ def test_the_registered_operation_keeps_pytorchs_contract(sample, dtype):
         opcheck(torch.ops.ladd_kernels.grouped_heads_backward, arguments)
 
 
-@pytest.mark.parametrize("side", ["real", "fake", "generator"])
-def test_the_registered_hinge_keeps_pytorchs_contract(side):
+@pytest.mark.parametrize("role", ["real", "fake", "generator"])
+def test_the_registered_hinge_keeps_pytorchs_contract(role):
     logits = torch.randn(3, 2, 4, 5, requires_grad=True)
-    kernels.hinge_per_head(logits, side)
-    opcheck(torch.ops.ladd_kernels.hinge, (logits, side, "reference"))
-    opcheck(torch.ops.ladd_kernels.hinge_backward, (torch.randn(3), logits.detach(), side, "reference"))
+    kernels.hinge_per_head(logits, role)
+    opcheck(torch.ops.ladd_kernels.hinge, (logits, role, "reference"))
+    opcheck(torch.ops.ladd_kernels.hinge_backward, (torch.randn(3), logits.detach(), role, "reference"))
 
 
 def test_shapes_of_the_triton_path_without_running_it(monkeypatch):
@@ -140,15 +140,15 @@ def test_triton_on_a_cpu_is_refused_not_replaced(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("logits", "side", "message"),
+    ("logits", "role", "message"),
     [
-        (torch.zeros(1, 1, 2, 2), "left", "side='left' is unknown: choose one of real, fake, generator"),
+        (torch.zeros(1, 1, 2, 2), "left", "role='left' is unknown: choose one of real, fake, generator"),
         (torch.zeros(4, 4), "real", r"logits have shape \(4, 4\): pass"),
         (torch.zeros(2, 0, 4, 4), "real", "none of them 0"),
         (torch.zeros(1, 1, 2, 2).half(), "fake", r"logits are torch.float16: call .float\(\)"),
         (torch.zeros(2, 2, 2, 2).mT, "fake", r"not contiguous.*call .contiguous\(\)"),
     ],
 )
-def test_bad_logits_are_refused(logits, side, message):
+def test_bad_logits_are_refused(logits, role, message):
     with pytest.raises(KernelError, match=message):
-        kernels.hinge_per_head(logits, side)
+        kernels.hinge_per_head(logits, role)

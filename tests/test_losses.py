@@ -7,22 +7,22 @@ import torch
 from kernels import hinge_per_head
 from ladd_dist.methods.ladd.losses import LOSSES, adversarial_loss, distillation, r1_penalty
 
-SIDES = ("real", "fake", "generator")
+ROLES = ("real", "fake", "generator")
 
 
-def hinge(logits: torch.Tensor, side: str) -> torch.Tensor:
-    return adversarial_loss(logits, side).loss.mean()
+def hinge(logits: torch.Tensor, role: str) -> torch.Tensor:
+    return adversarial_loss(logits, role).loss.mean()
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_the_kernels_hinge_is_ours(side: str) -> None:
+@pytest.mark.parametrize("role", ROLES)
+def test_the_kernels_hinge_is_ours(role: str) -> None:
     """Values and gradients to the bit: `auto` must not change a run."""
     torch.manual_seed(0)
     logits = torch.randn(3, 2, 4, 5)
     results = []
     for loss in (adversarial_loss, lambda x, s: hinge_per_head(x, s, implementation="reference")):
         x = logits.clone().requires_grad_()
-        per_head = loss(x, side)
+        per_head = loss(x, role)
         per_head.loss.mean().backward()
         results.append([*per_head, x.grad])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -30,17 +30,17 @@ def test_the_kernels_hinge_is_ours(side: str) -> None:
 
 def test_softplus_losses_against_plain_loops() -> None:
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
-    for side, sign in zip(SIDES, (-1, 1, -1), strict=True):
+    for role, sign in zip(ROLES, (-1, 1, -1), strict=True):
         by_hand = np.mean([math.log1p(math.exp(sign * v)) for v in x.flatten().tolist()])
-        found = adversarial_loss(x, side, "softplus").loss.mean().item()
+        found = adversarial_loss(x, role, "softplus").loss.mean().item()
         assert abs(found - by_hand) < 1e-12
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_pushes_each_side_the_right_way(name: str) -> None:
-    for side, sign in zip(SIDES, (-1, 1, -1), strict=True):
+    for role, sign in zip(ROLES, (-1, 1, -1), strict=True):
         x = torch.zeros(1, 1, 1, 1, requires_grad=True)
-        adversarial_loss(x, side, name).loss.sum().backward()
+        adversarial_loss(x, role, name).loss.sum().backward()
         assert x.grad.item() * sign > 0
 
 

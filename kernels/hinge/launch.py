@@ -10,21 +10,21 @@ TILE, ADDED = 2048, 256
 """Logits per program of the first stage, and sums that the second stage adds at a time."""
 
 
-def forward(logits: Tensor, side: str) -> Tensor:
+def forward(logits: Tensor, role: str) -> Tensor:
     """Means ``(3, G)`` per head: loss, logit, accuracy."""
     heads, size = logits.shape[0], logits[0].numel()
     tiles = triton.cdiv(size, TILE)
     partial = torch.empty(3, heads, tiles, dtype=torch.float32, device=logits.device)
     means = torch.empty(3, heads, dtype=torch.float32, device=logits.device)
-    hinge_tile[(tiles, heads)](logits, partial, size, SIDE=side, BLOCK=TILE)
+    hinge_tile[(tiles, heads)](logits, partial, size, ROLE=role, BLOCK=TILE)
     hinge_finish[(3 * heads,)](partial, means, size, tiles, BLOCK=ADDED)
     return means
 
 
-def backward(gradient: Tensor, logits: Tensor, side: str) -> Tensor:
+def backward(gradient: Tensor, logits: Tensor, role: str) -> Tensor:
     """Gradient by the logits, given that by the losses ``(G,)``."""
     heads, size = logits.shape[0], logits[0].numel()
     out = torch.empty_like(logits)
     grid = (triton.cdiv(size, TILE), heads)
-    hinge_gradient[grid](gradient.contiguous(), logits, out, size, SIDE=side, BLOCK=TILE)
+    hinge_gradient[grid](gradient.contiguous(), logits, out, size, ROLE=role, BLOCK=TILE)
     return out

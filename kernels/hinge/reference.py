@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Side = Literal["real", "fake", "generator"]
+Role = Literal["real", "fake", "generator"]
 
 
 class HingePerHead(NamedTuple):
@@ -24,20 +24,20 @@ class HingePerHead(NamedTuple):
     """``(G,)``: accuracy, the share of logits above 0 for real and below 0 otherwise."""
 
 
-def hinge_reference(logits: Tensor, side: Side) -> HingePerHead:
+def hinge_reference(logits: Tensor, role: Role) -> HingePerHead:
     """As `kernels.hinge_per_head`, for every device and dtype."""
     x = logits.flatten(1)
-    if side == "real":
+    if role == "real":
         loss, right = torch.relu(1 - x), x > 0
     else:
-        loss, right = torch.relu(1 + x) if side == "fake" else -x, x < 0
+        loss, right = torch.relu(1 + x) if role == "fake" else -x, x < 0
     return HingePerHead(loss.mean(1), x.detach().mean(1), right.to(x.dtype).mean(1))
 
 
-def reference_gradient(gradient: Tensor, logits: Tensor, side: Side) -> Tensor:
+def reference_gradient(gradient: Tensor, logits: Tensor, role: Role) -> Tensor:
     """Gradient by the logits, given that by the losses; at the margin itself it is zero, as PyTorch's."""
     share = (gradient / logits[0].numel()).view(-1, 1, 1, 1)
-    if side == "generator":
+    if role == "generator":
         return -share.expand_as(logits).contiguous()
-    inside = 1 - logits > 0 if side == "real" else 1 + logits > 0
-    return torch.where(inside, -share if side == "real" else share, 0.0)
+    inside = 1 - logits > 0 if role == "real" else 1 + logits > 0
+    return torch.where(inside, -share if role == "real" else share, 0.0)

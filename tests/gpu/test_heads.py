@@ -55,11 +55,11 @@ def test_heads_repeat_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("side", ["real", "fake", "generator"])
-def test_hinge(side):
+@pytest.mark.parametrize("role", ["real", "fake", "generator"])
+def test_hinge(role):
     logits = torch.randn(38, 2, 64, 64, device="cuda")
-    first, second = (kernels.hinge_per_head(logits, side, "triton") for _ in range(2))
-    for got, again, want in zip(first, second, hinge_reference(logits.double(), side), strict=True):
+    first, second = (kernels.hinge_per_head(logits, role, "triton") for _ in range(2))
+    for got, again, want in zip(first, second, hinge_reference(logits.double(), role), strict=True):
         assert torch.equal(got, again)
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
 

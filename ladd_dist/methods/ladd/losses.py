@@ -14,7 +14,7 @@ from torch.nn.functional import softplus as torch_softplus
 from kernels import hinge_per_head
 from ladd_dist.diffusion.flow import expand_time
 
-Side = Literal["real", "fake", "generator"]
+Role = Literal["real", "fake", "generator"]
 """Real and fake logits in the discriminator's loss, and fake ones in the generator's."""
 
 
@@ -27,26 +27,26 @@ class PerHead(NamedTuple):
     """Share of positions that the discriminator judges rightly: above 0 for real, below 0 otherwise."""
 
 
-def hinge(x: Tensor, side: Side) -> Tensor:
+def hinge(x: Tensor, role: Role) -> Tensor:
     """``relu(1 - x)`` for real, ``relu(1 + x)`` for fake (LADD, sec. 3; Lim & Ye 2017), of each position.
 
     The generator's is ``-x``: hinged, it would have no gradient wherever it wins.
     """
-    if side == "generator":
+    if role == "generator":
         return -x
-    return torch.relu(1 - x if side == "real" else 1 + x)
+    return torch.relu(1 - x if role == "real" else 1 + x)
 
 
-def softplus(x: Tensor, side: Side) -> Tensor:
+def softplus(x: Tensor, role: Role) -> Tensor:
     """``softplus(-x)`` for real and for the generator, ``softplus(x)`` for fake (Goodfellow et al. 2014, sec. 3)."""
-    return torch_softplus(x if side == "fake" else -x)
+    return torch_softplus(x if role == "fake" else -x)
 
 
-LOSSES: dict[str, Callable[[Tensor, Side], Tensor]] = {"hinge": hinge, "softplus": softplus}
+LOSSES: dict[str, Callable[[Tensor, Role], Tensor]] = {"hinge": hinge, "softplus": softplus}
 """By ``method.loss``."""
 
 
-def adversarial_loss(logits: Tensor, side: Side, name: str = "hinge", fused: bool = False) -> PerHead:
+def adversarial_loss(logits: Tensor, role: Role, name: str = "hinge", fused: bool = False) -> PerHead:
     """Mean loss, mean logit and share of rightly judged positions of every head.
 
     Args:
@@ -55,10 +55,10 @@ def adversarial_loss(logits: Tensor, side: Side, name: str = "hinge", fused: boo
         fused: compute the hinge by its kernel, which gives the same in one pass.
     """
     if fused and name == "hinge":
-        return PerHead(*hinge_per_head(logits, side, implementation="triton"))
+        return PerHead(*hinge_per_head(logits, role, implementation="triton"))
     x = logits.flatten(1)
-    right = x > 0 if side == "real" else x < 0
-    return PerHead(LOSSES[name](x, side).mean(1), x.detach().mean(1), right.to(x.dtype).mean(1))
+    right = x > 0 if role == "real" else x < 0
+    return PerHead(LOSSES[name](x, role).mean(1), x.detach().mean(1), right.to(x.dtype).mean(1))
 
 
 def r1_penalty(logits: Tensor, head_inputs: list[Tensor]) -> Tensor:

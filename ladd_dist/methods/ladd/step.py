@@ -32,7 +32,7 @@ from ladd_dist.engines.base import Engine
 from ladd_dist.engines.learning_rate import learning_rate
 from ladd_dist.methods.base import Metrics, optimizer
 from ladd_dist.methods.finite import nan_unless_finite
-from ladd_dist.methods.ladd.losses import PerHead, Side, adversarial_loss, distillation, r1_penalty
+from ladd_dist.methods.ladd.losses import PerHead, Role, adversarial_loss, distillation, r1_penalty
 from ladd_dist.methods.ladd.sample import Sample, settings
 from ladd_dist.models.backbone import FeatureGroups
 
@@ -41,7 +41,7 @@ from ladd_dist.models.backbone import FeatureGroups
 class Term:
     """One of L_D's terms: the noise levels ``(B,)`` and the prompts of the latents that it judges."""
 
-    side: Literal["real", "fake"]
+    role: Literal["real", "fake"]
     level: Tensor
     cond: Conditioning
 
@@ -167,12 +167,12 @@ class LaddStep:
         Returns:
             Loss and statistics of each of these heads, and their R1 penalty, ``(heads,)``.
         """
-        weight = self.method.r1_weight if term.side == "real" else 0.0
+        weight = self.method.r1_weight if term.role == "real" else 0.0
         features = [f.requires_grad_(weight > 0) for f in features]
         self.clock.mark("head forward")
         gradients = "twice" if weight > 0 else "once"
         logits = self.heads(features, sample.grid, term.level, term.cond.pooled, first, gradients)
-        result = self.loss(logits, term.side)
+        result = self.loss(logits, term.role)
         r1 = r1_penalty(logits, features) if weight > 0 else torch.zeros_like(result.loss[0])
         loss = (result.loss.mean() + weight * r1) * (len(features) / len(self.taps))
         self.clock.mark("head backward")
@@ -194,9 +194,9 @@ class LaddStep:
         self.student.backward(share * loss * nan_unless_finite(torch.stack(list(metrics.values()))), last)
         return {key: value.detach() for key, value in metrics.items()}
 
-    def loss(self, logits: Tensor, side: Side) -> PerHead:
+    def loss(self, logits: Tensor, role: Role) -> PerHead:
         """The configured adversarial loss."""
-        return adversarial_loss(logits, side, self.method.loss, self.fused_loss)
+        return adversarial_loss(logits, role, self.method.loss, self.fused_loss)
 
     def update(self, network: Engine, section: str, index: int) -> Tensor:
         """Step a network's optimizer; returns the gradient's norm."""
