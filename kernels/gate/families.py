@@ -4,9 +4,14 @@ from collections.abc import Callable, Iterator
 
 from kernels.attention.shipped import shipped as joint_attention
 from kernels.heads.shipped import shipped as heads
+from kernels.hinge.shipped import shipped as hinge
 from kernels.shipped import Shipped
 
-FAMILIES: dict[str, Callable[[], Iterator[Shipped]]] = {"joint_attention": joint_attention, "heads": heads}
+FAMILIES: dict[str, Callable[[], Iterator[Shipped]]] = {
+    "joint_attention": joint_attention,
+    "heads": heads,
+    "hinge": hinge,
+}
 """Kernel family -> its list of configurations."""
 
 

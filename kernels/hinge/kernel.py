@@ -6,6 +6,9 @@ G heads, S = B*H*W logits of a head, T tiles of a head.
 import triton
 import triton.language as tl
 
+TILE, ADDED = 2048, 256
+"""Logits per program of the first stage, and sums that the second stage adds at a time."""
+
 
 @triton.jit
 def margin(x, ROLE: tl.constexpr):

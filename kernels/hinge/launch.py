@@ -4,10 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.hinge.kernel import hinge_finish, hinge_gradient, hinge_tile
-
-TILE, ADDED = 2048, 256
-"""Logits per program of the first stage, and sums that the second stage adds at a time."""
+from kernels.hinge.kernel import ADDED, TILE, hinge_finish, hinge_gradient, hinge_tile
 
 
 def forward(logits: Tensor, role: str) -> Tensor:
