@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from ladd_dist.config import Config, load
 from ladd_dist.config.arguments import as_path, as_text
-from ladd_dist.errors import LaddError
-from ladd_dist.supervision import console
+from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
+from ladd_dist.supervision import console, exits
 
 if TYPE_CHECKING:
     from ladd_dist.distributed.world import World
@@ -73,10 +73,12 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds:
     from ladd_dist.supervision.supervisor import print_error, supervise
 
     try:
+        exits.enter()
         config = load(args.config, args.overrides)
         check_settings(config)
         world = distributed.start(config.device)
     except LaddError as error:
+        exits.leave(EXIT_BAD_INPUT, str(error))
         sys.exit(print_error(error))
     log.setup(world)
     if holds and (idle := idle_tasks(os.environ)):

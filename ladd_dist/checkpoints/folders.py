@@ -30,6 +30,12 @@ def candidates(run_dir: str | Path) -> list[Path]:
     return pointed + [path for path in sorted(root.glob(STEP_FOLDERS), reverse=True) if path not in pointed]
 
 
+def newest_iteration(run_dir: str | Path) -> int:
+    """The newest checkpoint's iteration, going by the names alone; 0 without one."""
+    found = (path for path in checkpoints_of(run_dir).glob(STEP_FOLDERS) if path.is_dir())
+    return max((int(path.name.removeprefix("step-")) for path in found), default=0)
+
+
 def pin(folder: Path) -> None:
     """Keep a checkpoint from being pruned, also one that is still being written; call it on one rank.
 

@@ -3,13 +3,16 @@
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import Tag, ValidationError
 
 from ladd_dist.config.schema import Config
+from ladd_dist.config.section import Section
 from ladd_dist.config.yaml import override, read_yaml
 from ladd_dist.errors import LaddError
+
+_Kind = TypeVar("_Kind", bound=Section)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -21,16 +24,25 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     tree = read_yaml(Path(path))
     for setting in overrides or []:
         override(tree, setting)
+    return validate(Config, tree, path)
+
+
+def validate(kind: type[_Kind], tree: dict[str, Any], path: str | Path) -> _Kind:
+    """What a file's mapping says as a section, such as the whole `Config`.
+
+    Raises:
+        LaddError: naming the file, key or value at fault and what would be right.
+    """
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise LaddError(f"{path}: {_explain(error)}") from None
+        raise LaddError(f"{path}: {_explain(error, kind)}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[Section]) -> str:
     """The first problem in one line, with a suggestion where a key is mistyped."""
     first = error.errors()[0]
-    keys, section = _locate(first["loc"])
+    keys, section = _locate(first["loc"], kind)
     key = ".".join(keys)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_suggest(keys[-1], section)}"
@@ -41,14 +53,14 @@ def _explain(error: ValidationError) -> str:
     return f"{key or 'config'}: {message[0].lower()}{message[1:]}{got}"
 
 
-def _locate(location: tuple[int | str, ...]) -> tuple[list[str], Any]:
+def _locate(location: tuple[int | str, ...], kind: type[Section]) -> tuple[list[str], Any]:
     """Keys as a user writes them, and the section that the last of them is in.
 
     Where a section is of one of several kinds, pydantic puts the kind's tag behind its key.
     """
     keys: list[str] = []
     section: Any = None
-    inner: Any = Config
+    inner: Any = kind
     kinds: dict[Any, Any] = {}
     for part in location:
         if part in kinds:

@@ -91,8 +91,12 @@ for _kind, _pattern, _first, _convert in _CORE:
         _class.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, kind: str = "config", example: str = "configs/tiny_cpu.yaml") -> dict[str, Any]:
     """The mapping that a file holds.
+
+    Args:
+        kind: what the file is, and the flag that names it.
+        example: a file of that kind.
 
     Raises:
         LaddError: naming the file and what is wrong with it.
@@ -100,13 +104,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise LaddError(f"config file {path} cannot be read ({error.strerror}): pass --config FILE") from None
+        raise LaddError(f"{kind} file {path} cannot be read ({error.strerror}): pass --{kind} FILE") from None
     except UnicodeDecodeError:
-        raise LaddError(f"config file {path} is not UTF-8 text: pass --config FILE") from None
+        raise LaddError(f"{kind} file {path} is not UTF-8 text: pass --{kind} FILE") from None
     except yaml.YAMLError as error:
-        raise LaddError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise LaddError(f"{kind} file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise LaddError(f"config file {path} must hold a mapping of sections, see configs/tiny_cpu.yaml")
+        raise LaddError(f"{kind} file {path} must hold a mapping of sections, see {example}")
     return tree
 
 

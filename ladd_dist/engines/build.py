@@ -9,8 +9,8 @@ from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine
 from ladd_dist.engines.blueprint import Blueprint
-from ladd_dist.engines.registry import engine_entry, engines
-from ladd_dist.engines.settings import check_settings
+from ladd_dist.engines.registry import engine_entry
+from ladd_dist.engines.settings import check_ranks, check_settings
 from ladd_dist.errors import LaddError
 
 
@@ -21,17 +21,12 @@ def check_launch(config: Config, world: World) -> None:
         LaddError: naming the launcher or the setting to use.
     """
     check_settings(config)
+    check_ranks(config, world.size)
     entry = engine_entry(config.engine)
-    if entry.launcher == "python" and world.size > 1:
-        others = " or ".join(name for name, other in engines().items() if other.launcher != "python")
-        raise LaddError(
-            f"engine={config.engine} runs in one process, but {world.size} were started: set engine={others}"
-        )
     if entry.launcher != "python" and not torch.distributed.is_initialized():
         raise LaddError(
             f"engine={config.engine} needs a process group: start with {entry.launcher}, or set engine=local"
         )
-    entry.check_ranks(config, world.size)
     for key in ("student_optimizer", "head_optimizer"):
         if getattr(config, key) is not None and getattr(config, key).state == "8bit":
             _check_8bit(key, world)

@@ -21,6 +21,19 @@ def check_settings(config: Config) -> None:
     chosen.check(config)
 
 
+def check_ranks(config: Config, size: int) -> None:
+    """Check that the engine can run on ``size`` ranks.
+
+    Raises:
+        LaddError: naming the setting that would let it.
+    """
+    entry = engine_entry(config.engine)
+    if entry.launcher == "python" and size > 1:
+        others = " or ".join(name for name, other in engines().items() if other.launcher != "python")
+        raise LaddError(f"engine={config.engine} runs in one process, but {size} were started: set engine={others}")
+    entry.check_ranks(config, size)
+
+
 def _changed(config: Config, section: str) -> str | None:
     """The first key of a section that has not its default value."""
     settings = getattr(config, section)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -64,6 +64,8 @@ class Diagnosis(NamedTuple):
     """Ranks that show where their threads are."""
     patient: bool = False
     """Bad input: probably every rank is about to say the same, in its own words."""
+    hosts: tuple[str, ...] = ()
+    """Where the ranks at fault run, as far as that is known."""
 
     def to_json(self) -> str:
         """One line of text."""
@@ -72,8 +74,8 @@ class Diagnosis(NamedTuple):
     @staticmethod
     def of_json(text: str | bytes) -> "Diagnosis":
         """The inverse of `to_json`."""
-        reason, found_by, gone, dumps, patient = json.loads(text)
-        return Diagnosis(reason, found_by, tuple(gone), tuple(dumps), patient)
+        reason, found_by, gone, dumps, patient, hosts = json.loads(text)
+        return Diagnosis(reason, found_by, tuple(gone), tuple(dumps), patient, tuple(hosts))
 
 
 def diagnose(
@@ -94,11 +96,12 @@ def diagnose(
     failed = {r: s.beat for r, s in seen.items() if s.beat and s.beat.state in ("failed", "refused")}
     if failed:
         text = _several([f"{name(r, b)} ended {b.where}: {b.error}" for r, b in failed.items()])
-        return Diagnosis(text, by, patient=all(b.state == "refused" for b in failed.values()))
+        refused = all(b.state == "refused" for b in failed.values())
+        return Diagnosis(text, by, patient=refused, hosts=_hosts(failed.values()))
     gone = [rank for rank in running if seen[rank].silent > dead_after]
     if gone:
         text = _several([f"{name(r, running[r])} is gone: {_silence(seen[r])}" for r in gone])
-        return Diagnosis(text, by, gone=tuple(gone))
+        return Diagnosis(text, by, gone=tuple(gone), hosts=_hosts(running[r] for r in gone))
     moving = [b is None or b.step == 0 or seen[r].still <= hang_timeout for r, b in running.items()]
     return _hang({r: b for r, b in running.items() if b}, by, hang_timeout) if running and not any(moving) else None
 
@@ -122,7 +125,12 @@ def _hang(running: dict[int, Beat], by: int, hang_timeout: float) -> Diagnosis:
         text = f"{stands}: all {len(running)} stand {running[min(running)].where}, so it is a collective that hangs"
         return Diagnosis(text, by, dumps=(by,))
     named = _several([f"{name(r, b)} {b.where}" for r, b in behind.items()])
-    return Diagnosis(f"{stands}; furthest behind: {named}", by, dumps=tuple(behind)[:_NAMED])
+    text = f"{stands}; furthest behind: {named}"
+    return Diagnosis(text, by, dumps=tuple(behind)[:_NAMED], hosts=_hosts(behind.values()))
+
+
+def _hosts(beats: Iterable[Beat | None]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(beat.host for beat in beats if beat))
 
 
 def _several(ranks: list[str]) -> str:

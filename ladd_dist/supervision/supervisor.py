@@ -9,6 +9,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, LaddError, Requeue
 from ladd_dist.files.run_lock import Lease
 from ladd_dist.log import log
+from ladd_dist.supervision import exits
 from ladd_dist.supervision.watchdog import Watchdog
 
 
@@ -19,17 +20,18 @@ def supervise(world: World, hang_timeout: float, work: Callable[[], None], lease
     """
     lease = lease or Lease()
     watchdog = Watchdog(world, hang_timeout, farewell=lease.release)
-    code = 0
+    code, reason = 0, ""
     try:
         code = _run(work)
         distributed.stop()
     except Exception as error:
         watchdog.await_diagnosis(error)
-        code = print_error(error)
+        code, reason = print_error(error), f"{type(error).__name__}: {error}"
         watchdog.fail(error)
     finally:
         watchdog.stop()
         lease.release()
+    exits.leave(code, reason)
     if code:
         sys.exit(code)
 

@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_PEER_LOST, LaddError
+from ladd_dist.supervision import exits
 from ladd_dist.supervision.diagnosis import Beat, Diagnosis, RankState, Sighting, diagnose, name
 
 TICK = 1.0
@@ -156,12 +157,15 @@ class Watchdog:
         if self._state != "runs" or self._diagnosis:
             return
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            text = f"the launcher's store on {os.environ.get('MASTER_ADDR')} {how}: that node is gone or cut off"
+            host = os.environ.get("MASTER_ADDR", "")
+            text = f"the launcher's store on {host} {how}: that node is gone or cut off"
         else:
             beat = self._records[0].beat
             last = f", last seen {beat.where}" if beat else ""
+            host = beat.host if beat else ""
             text = f"{name(0, beat)} is gone: the job's store, which it holds, {how}{last}"
-        self._diagnosis = Diagnosis(text, None, gone=tuple(range(self._world.size)))
+        gone = tuple(range(self._world.size))
+        self._diagnosis = Diagnosis(text, None, gone=gone, hosts=(host,) if host else ())
 
     def _end_process(self, diagnosis: Diagnosis) -> None:
         if diagnosis.patient:
@@ -172,6 +176,7 @@ class Watchdog:
             self._print(diagnosis)
             if diagnosis.found_by is not None:
                 self._leave("left", _LINGER)
+            exits.leave(EXIT_PEER_LOST, diagnosis.text, diagnosis.hosts)
             self._farewell()
         finally:  # whatever became of stderr
             os._exit(EXIT_PEER_LOST)

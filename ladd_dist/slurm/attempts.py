@@ -1,0 +1,145 @@
+"""Every attempt of a job: what it got done, how its ranks ended, and whether there is to be another one.
+
+A job that is requeued keeps its number and counts its restarts; each start is an attempt. While it runs, the exits of
+its ranks are collected in a folder of its own; a line in ``run_dir/slurm/attempts.jsonl`` is what stays of it.
+"""
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ladd_dist.checkpoints.folders import newest_iteration
+from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE
+from ladd_dist.supervision.exits import Exit, read
+
+RECORD = "attempts.jsonl"
+_START = "attempt.json"
+_FAILURES_TO_EXCLUDE = 2
+_FRUITLESS = 3
+"""So many attempts in a row that lost a rank and saved nothing new are no accident."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job, as it began."""
+
+    job: str
+    number: str
+    restart: int
+    nodes: str
+    started: float
+    saved: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to become of the job."""
+
+    code: int
+    requeue: bool
+    exclude: tuple[str, ...]
+    """Nodes that failed so often that they are not to be used again."""
+
+
+def folder_of(run_dir: Path) -> Path:
+    """Where a run's scripts, their output and the record of attempts lie."""
+    return run_dir / "slurm"
+
+
+def begin(run_dir: Path, job: str, env: Mapping[str, str]) -> Path:
+    """Start an attempt.
+
+    An earlier one of the same job that never ended, with its batch script killed or its node lost, is recorded first.
+
+    Returns:
+        The folder in which the ranks are to say how they end.
+    """
+    number, restart = env["SLURM_JOB_ID"], int(env.get("SLURM_RESTART_COUNT", "0"))
+    for left in sorted(folder_of(run_dir).glob(f"{job}-{number}.*")):
+        _close(run_dir, left, None)
+    folder = folder_of(run_dir) / f"{job}-{number}.{restart}"
+    folder.mkdir(parents=True)
+    nodes, saved = env["SLURM_JOB_NODELIST"], newest_iteration(run_dir)
+    attempt = Attempt(job, number, restart, nodes, time.time(), saved)
+    (folder / _START).write_text(json.dumps(asdict(attempt)), encoding="utf-8")
+    return folder
+
+
+def end(run_dir: Path, folder: Path, step_code: int) -> Verdict:
+    """Record an attempt that is over and decide what comes next.
+
+    Args:
+        folder: as `begin` returned it.
+        step_code: what srun ended with.
+    """
+    row = _close(run_dir, folder, step_code)
+    rows = attempts(run_dir)
+    failures = Counter(node for other in rows for node in other["failed_nodes"])
+    exclude = tuple(sorted(node for node, count in failures.items() if count >= _FAILURES_TO_EXCLUDE))
+    code = row["exit_code"]
+    return Verdict(code, code == EXIT_REQUEUE or (code == EXIT_PEER_LOST and not _fruitless(rows, row)), exclude)
+
+
+def attempts(run_dir: Path) -> list[Row]:
+    """All that are recorded."""
+    path = folder_of(run_dir) / RECORD
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def exit_code(exits: list[Exit], step_code: int) -> int:
+    """The code of all ranks together.
+
+    Bad input is not mended by another start. A rank that was lost, or that failed alone, may be its node's fault.
+    What no rank has said, the step's own code says.
+    """
+    said = {other.code for other in exits}
+    for code in (EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE):
+        if code in said:
+            return code
+    return max((code for code in said if code), default=step_code) if step_code else 0
+
+
+def failed_nodes(exits: list[Exit]) -> list[str]:
+    """The nodes whose processes the others ended for, or else those whose processes were killed."""
+    node_of = {other.host: other.node for other in exits}
+    named = {node_of.get(host, host) for other in exits for host in other.blamed}
+    survived = any(other.code == EXIT_PEER_LOST for other in exits)
+    return sorted(named or {other.node for other in exits if other.code is None and survived})
+
+
+def _close(run_dir: Path, folder: Path, step_code: int | None) -> Row:
+    attempt = Attempt(**json.loads((folder / _START).read_text(encoding="utf-8")))
+    exits = read(folder)
+    reasons = [other.reason for other in exits if other.reason]
+    row: Row = {
+        "job": attempt.job,
+        "number": attempt.number,
+        "restart": attempt.restart,
+        "nodes": attempt.nodes,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(attempt.started)),
+        "seconds": None if step_code is None else round(time.time() - attempt.started, 1),
+        "first_iteration": attempt.saved + 1,
+        "last_iteration": newest_iteration(run_dir),
+        "exit_code": None if step_code is None else exit_code(exits, step_code),
+        "reason": "the batch script was killed" if step_code is None else next(iter(reasons), ""),
+        "failed_nodes": [] if step_code is None else failed_nodes(exits),
+    }
+    with (folder_of(run_dir) / RECORD).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    shutil.rmtree(folder)
+    return row
+
+
+def _fruitless(rows: list[Row], last: Row) -> bool:
+    mine = [row for row in rows if row["job"] == last["job"]][-_FRUITLESS:]
+    lost = [
+        row for row in mine if row["exit_code"] == EXIT_PEER_LOST and row["last_iteration"] < row["first_iteration"]
+    ]
+    return len(lost) == _FRUITLESS

@@ -1,0 +1,80 @@
+"""How every process of a job ended, in a folder for who started them.
+
+A launcher's own exit code says little: torchrun ends with 1 whatever its ranks end with, srun with the greatest code
+of all. So under ``LADD_EXITS=FOLDER`` every process leaves a file there when it starts, and says in it how it ends.
+One that was killed has not said it.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ladd_dist.errors import LaddError
+
+VARIABLE = "LADD_EXITS"
+_SUFFIX = ".exit"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A process and its end.
+
+    Attributes:
+        node: what the scheduler calls its host.
+        code: exit code; None if it has not ended by itself.
+        reason: why, in one line; empty if all went well.
+        blamed: hosts of other processes for whose sake this one ended.
+    """
+
+    node: str
+    host: str
+    pid: int
+    code: int | None = None
+    reason: str = ""
+    blamed: tuple[str, ...] = ()
+
+
+def enter() -> None:
+    """Say that this process has started, if anybody asks for it.
+
+    Raises:
+        LaddError: if the folder cannot be written.
+    """
+    if VARIABLE not in os.environ:
+        return
+    host = socket.gethostname()
+    try:
+        _write(Exit(os.environ.get("SLURMD_NODENAME", host), host, os.getpid()))
+    except OSError as error:
+        raise LaddError(f"{VARIABLE}={os.environ[VARIABLE]} cannot be written ({error.strerror})") from None
+
+
+def leave(code: int, reason: str = "", blamed: Iterable[str] = ()) -> None:
+    """Say how this process ends; a folder that is gone by now does not keep it from ending."""
+    if VARIABLE in os.environ:
+        with suppress(OSError, ValueError):
+            _write(replace(_read(_mine()), code=code, reason=" ".join(reason.split()), blamed=tuple(blamed)))
+
+
+def read(folder: Path) -> list[Exit]:
+    """What all processes have said so far."""
+    return [_read(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))]
+
+
+def _mine() -> Path:
+    return Path(os.environ[VARIABLE]) / f"{socket.gethostname()}-{os.getpid()}{_SUFFIX}"
+
+
+def _write(own: Exit) -> None:
+    temporary = _mine().with_suffix(".new")
+    temporary.write_text(json.dumps(asdict(own)), encoding="utf-8")
+    temporary.replace(_mine())
+
+
+def _read(path: Path) -> Exit:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    return Exit(**(fields | {"blamed": tuple(fields["blamed"])}))

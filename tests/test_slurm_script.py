@@ -1,0 +1,441 @@
+"""The batch script without a Slurm: what is rendered, that no text becomes a command, and what it decides.
+
+Slurm's commands are shell functions here; tests/test_slurm.py has the real ones.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ladd_dist.config import load
+from ladd_dist.config.yaml import write_yaml
+from ladd_dist.errors import LaddError
+from ladd_dist.slurm import attempts
+from ladd_dist.slurm.cluster import JOBS, JobName, load_clusters, seconds
+from ladd_dist.slurm.script import Job, render
+from ladd_dist.slurm.submission import submit
+from ladd_dist.supervision import exits
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = ROOT / "launchers/slurm/job.sbatch"
+SMALL = {"nodes": 2, "gpus_per_node": 0, "time": "10", "signal_seconds": 60}
+TINY = ROOT / "configs/tiny_cpu.yaml"
+
+STUBS = """\
+cd() { printf '%s\\0' "$PWD" "$@" > "$OUT/cd"; }
+module() { printf '%s\\0' "$@" >> "$OUT/module"; }
+python() { case " $* " in
+    *" begin "*) echo "$OUT/exits";;
+    *) printf '%s\\0' "$@" > "$OUT/end"; echo "$VERDICT"; return "$CODE";; esac; }
+apptainer() { python "$@"; }
+srun() { case "$*" in
+    *attempt.py*) python "$@";;
+    *) env -0 > "$OUT/env"; printf '%s\\0' "$@" > "$OUT/srun"; eval "$STEP";; esac; }
+scancel() { echo "scancel $*" >> "$OUT/calls"; }
+scontrol() { [ "$1" = show ] && echo n1 || echo "scontrol $*" >> "$OUT/calls"; }
+squeue() { echo "$STATE"; }
+sleep() { command sleep 0.02; }
+export SLURM_JOB_ID=42 SLURM_JOB_NODELIST='n[1-2]' SLURM_JOB_NUM_NODES=2
+. "$OUT/job.sbatch"
+"""
+
+
+def write_cluster(folder: Path, **keys: Any) -> Path:
+    path = folder / "cluster.yaml"
+    write_yaml(path, SMALL | keys)
+    return path
+
+
+def job_of(folder: Path, name: JobName = "train", overrides: tuple[str, ...] = (), **keys: Any) -> Job:
+    clusters = load_clusters(write_cluster(folder, **keys))
+    return Job(name, load(TINY, list(overrides)), TINY, overrides, clusters[name], folder)
+
+
+def options_of(script: str) -> list[str]:
+    """Words of the #SBATCH lines, where a backslash and a comment mean what they mean to a shell."""
+    lines = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    words = [shlex.split(line, comments=True) for line in lines]
+    assert all(len(word) == 1 for word in words), words
+    return [word[0] for word in words]
+
+
+def act(folder: Path, script: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with Slurm's commands acted; what they were given lies in the folder."""
+    (folder / "job.sbatch").write_text(script)
+    for file in ("calls", "module"):
+        (folder / file).unlink(missing_ok=True)
+    acted = {"OUT": str(folder), "STATE": "RUNNING", "STEP": "return 0", "VERDICT": "end", "CODE": "0"}
+    return subprocess.run(
+        ["bash", "-c", STUBS], env=os.environ | acted | env, capture_output=True, text=True, timeout=60, cwd=folder
+    )
+
+
+def words_of(path: Path) -> list[str]:
+    return path.read_text().split("\0")[:-1]
+
+
+def calls(folder: Path) -> list[str]:
+    path = folder / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+# What is rendered
+
+
+def test_torchrun_starts_a_node_and_srun_a_rank(tmp_path: Path) -> None:
+    keys = {"gpus_per_node": 8, "ranks_per_node": None, "cpus_per_rank": 6}
+    overrides = ("train.global_batch=48",)
+    fsdp2 = render(job_of(tmp_path, overrides=(*overrides, "engine=fsdp2"), **keys), TEMPLATE)
+    assert {"--ntasks-per-node=1", "--cpus-per-task=48", "--gpus-per-node=8"} < set(options_of(fsdp2))
+    assert "torch.distributed.run --nproc-per-node=8" in fsdp2
+    zero3 = render(job_of(tmp_path, overrides=(*overrides, "engine=zero3"), **keys), TEMPLATE)
+    assert {"--ntasks-per-node=8", "--cpus-per-task=6"} < set(options_of(zero3))
+    assert "torch.distributed" not in zero3
+
+
+def test_a_job_has_its_own_limits_and_export_is_one_process(tmp_path: Path) -> None:
+    limits = {"synthesize": {"nodes": 4, "time": "1-0"}, "export": {"time": "5"}}
+    clusters = load_clusters(write_cluster(tmp_path, gpus_per_node=8, jobs=limits))
+    seen = {name: (c.nodes, c.ranks, c.gpus_per_node, c.time) for name, c in clusters.items()}
+    assert seen == {
+        "synthesize": (4, 8, 8, "1-0"),
+        "train": (2, 8, 8, "10"),
+        "evaluate": (2, 8, 8, "10"),
+        "export": (1, 1, 1, "5"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("10", 600), ("1:30", 90), ("2:00:00", 7200), ("1-0", 86_400), ("1-2:03", 93_780), ("1-0:0:1", 86_401)],
+)
+def test_a_time_limit_is_read_as_sbatch_reads_it(limit: str, expected: int) -> None:
+    assert seconds(limit) == expected
+
+
+def test_the_example_fits_the_large_configuration() -> None:
+    clusters = load_clusters(ROOT / "launchers/slurm/cluster.yaml")
+    path = ROOT / "configs/sd35_large.yaml"
+    for name in JOBS:
+        Job(name, load(path), path, (), clusters[name], ROOT).check()
+
+
+# No text becomes a command
+
+CHARACTERS = st.sampled_from("'\"\\$`;&|<>(){}[]*?!~# =%,") | st.characters(categories=["L", "N", "P", "S"])
+LINES = st.text(CHARACTERS, min_size=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(LINES, min_size=8, max_size=8), container=st.sampled_from([None, "apptainer", "pyxis"]))
+def test_hostile_text_reaches_every_program_as_it_is(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], container: str | None
+) -> None:
+    out = tmp_path_factory.mktemp("out")
+    project, account, partition, value, image, mount, option, place = texts
+    override = f"tracking.project={json.dumps(project, ensure_ascii=False)}"
+    run_dir = "r" + place.replace("\\", "/")
+    overrides = (override, f"run_dir={json.dumps(run_dir, ensure_ascii=False)}", "engine=zero3")
+    image = image if container != "apptainer" else "i" + image
+    inside = {"container": {"runtime": container, "image": image, "mounts": [mount]}} if container else {}
+    job = job_of(
+        out, overrides=overrides, account=account, partition=partition, environment={"HOSTILE": value},
+        modules=["cuda/12.8"], sbatch=[f"--comment={option}"], **inside,
+    )  # fmt: skip
+    job.check()
+    script = render(job, TEMPLATE)
+    (out / "job.sbatch").write_text(script)
+    assert subprocess.run(["bash", "-n", out / "job.sbatch"], capture_output=True).stderr == b""
+    expected = {f"--account={account}", f"--partition={partition}", f"--comment={option}"}
+    assert expected < set(options_of(script))
+    done = act(out, script)
+    assert (done.returncode, done.stderr) == (0, ""), script
+    assert words_of(out / "cd")[1:] == [str(out)]
+    assert words_of(out / "module") == ["load", "cuda/12.8"]
+    assert f"HOSTILE={value}" in words_of(out / "env")
+    step = words_of(out / "srun")
+    if container == "pyxis":
+        assert {f"--container-image={image}", f"--container-mounts={mount}"} < set(step)
+    if container == "apptainer":
+        first = step.index("apptainer")
+        assert step[first + 5 : first + 8] == ["--bind", mount, image]
+    assert step[-6:] == [str(ROOT / "launchers/train.py"), "--config", str(TINY), *overrides]
+    assert words_of(out / "end")[-4:] == ["--run-dir", str(job.run_dir), "--job", "train"]
+
+
+REFUSED = {
+    "a line break in a variable": ({"environment": {"A": "b\nc"}}, "environment.A"),
+    "a variable that is none": ({"environment": {"A B": "c"}}, "environment.A B"),
+    "a module that is a command": ({"modules": ["cuda; rm -rf /"]}, "modules.0"),
+    "an option that is none": ({"sbatch": ["exclusive"]}, "sbatch.0"),
+    "a node list that is none": ({"exclude": ["n1 n2"]}, "exclude.0"),
+    "a limit that is none": ({"time": "a day"}, "time: "),
+    "a mistyped key": ({"partitoin": "gpu"}, "unknown key 'partitoin': did you mean 'partition'?"),
+    "a mistyped key of a job": (
+        {"jobs": {"train": {"node": 2}}},
+        "unknown key 'jobs.train.node': did you mean 'nodes'?",
+    ),
+    "nodes for one process": ({"jobs": {"export": {"nodes": 2}}}, "unknown key 'jobs.export.nodes'"),
+    "more ranks than GPUs": ({"gpus_per_node": 4, "ranks_per_node": 8}, "ranks_per_node=8 is more than"),
+    "no time before the signal": (
+        {"time": "5", "signal_seconds": 300},
+        "time=5 is not longer than signal_seconds=300",
+    ),
+    "no time for one job": ({"jobs": {"train": {"time": "1"}}}, "jobs.train: config: time=1 is not longer than"),
+}
+
+
+@pytest.mark.parametrize(("keys", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_no_script_can_hold_is_refused_by_key(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(LaddError) as error:
+        load_clusters(write_cluster(tmp_path, **keys))
+    assert said in str(error.value) and str(error.value).startswith(str(tmp_path)) and "\n" not in str(error.value)
+
+
+UNFIT = {
+    "more ranks than samples": (
+        ("engine=fsdp2",),
+        {"nodes": 7, "gpus_per_node": 8},
+        "global_batch=48 is not a multiple",
+    ),
+    "many ranks of one process": ((), {}, "engine=local runs in one process, but 2 were started"),
+    "copies that ranks cannot share": (
+        ("engine=fsdp2", "fsdp2.replicas=3"),
+        {},
+        "fsdp2.replicas=3 does not divide 2",
+    ),
+    "a line break": (("engine=fsdp2", 'tracking.project="a\nb"'), {}, "has a line break"),
+    "a backslash": (("engine=fsdp2", "run_dir='a\\b'"), {}, "rename it"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "keys", "said"), UNFIT.values(), ids=UNFIT)
+def test_what_the_run_cannot_use_is_refused_before_it_waits_in_the_queue(
+    tmp_path: Path, overrides: tuple[str, ...], keys: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(LaddError, match=said):
+        job_of(tmp_path, overrides=overrides, **keys).check()
+
+
+# What the script decides
+
+REQUEUED = ["scontrol requeue 42"]
+DECISIONS = {
+    "done": ("end", 0, "RUNNING", [], []),
+    "bad input": ("end", 2, "RUNNING", [], []),
+    "saved": ("requeue", 75, "RUNNING", [], REQUEUED),
+    "lost a rank": ("requeue", 76, "RUNNING", [], REQUEUED),
+    "a node failed twice": ("requeue n2", 76, "RUNNING", [], [*REQUEUED, "scontrol update JobId=42 ExcNodeList=n2"]),
+    "another one, too": (
+        "requeue n2", 76, "RUNNING", ["n7", "n[8-9]"],
+        [*REQUEUED, "scontrol update JobId=42 ExcNodeList=n7,n[8-9],n2"],
+    ),
+    "cancelled": ("requeue", 75, "COMPLETING", [], []),
+    "no controller": ("requeue", 75, "", [], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("verdict", "code", "state", "exclude", "expected"), DECISIONS.values(), ids=DECISIONS)
+def test_a_job_is_requeued_unless_slurm_is_ending_it(
+    tmp_path: Path, verdict: str, code: int, state: str, exclude: list[str], expected: list[str]
+) -> None:
+    script = render(job_of(tmp_path, overrides=("engine=fsdp2",), exclude=exclude), TEMPLATE)
+    done = act(tmp_path, script, VERDICT=verdict, CODE=str(code), STATE=state, STEP=f"return {code}")
+    assert (done.returncode, calls(tmp_path), done.stderr) == (code, expected, "")
+    assert words_of(tmp_path / "end")[2:6] == ["--exits", str(tmp_path / "exits"), "--step-code", str(code)]
+
+
+def test_usr1_goes_to_the_ranks_until_they_are_gone_and_term_waits_for_them(tmp_path: Path) -> None:
+    script = render(job_of(tmp_path, overrides=("engine=fsdp2",)), TEMPLATE)
+    saved = 'until [ "$(grep -cs USR1 "$OUT/calls")" = 3 ]; do command sleep 0.01; done; return 75'
+    done = act(tmp_path, script, STEP=f"kill -TERM $$; kill -USR1 $$; {saved}", VERDICT="requeue", CODE="75")
+    assert done.returncode == 75
+    assert calls(tmp_path)[:3] == ["scancel --signal=USR1 42"] * 3 and calls(tmp_path)[-1:] == REQUEUED
+    assert "Slurm ends the job" in done.stdout
+
+
+# What becomes of an attempt
+
+
+def exit_of(node: str, code: int | None, *blamed: str) -> exits.Exit:
+    return exits.Exit(node, f"{node}.cluster", 1, code, "" if code in (0, None) else f"why {code}", blamed)
+
+
+CODES = {
+    "all done": ([0, 0], 0, 0),
+    "all saved": ([75, 75], 75, 75),
+    "under torchrun": ([75, 75], 1, 75),
+    "one was killed": ([76, None], 137, 76),
+    "one failed by itself": ([76, 1], 76, 76),
+    "bad input on one": ([2, 76], 76, 2),
+    "all failed": ([1, 1], 1, 1),
+    "killed alone": ([None], 137, 137),
+    "it never started": ([], 127, 127),
+    "the step was killed after the end": ([0, 0], 0, 0),
+}
+
+
+@pytest.mark.parametrize(("said", "step", "expected"), CODES.values(), ids=CODES)
+def test_the_code_of_a_job_is_what_its_ranks_say(said: list[int | None], step: int, expected: int) -> None:
+    assert attempts.exit_code([exit_of(f"n{i}", code) for i, code in enumerate(said)], step) == expected
+
+
+def test_nodes_at_fault_are_those_that_the_ranks_name_or_else_those_that_fell_silent() -> None:
+    assert attempts.failed_nodes([exit_of("n1", 76, "n2.cluster"), exit_of("n2", 76, "n2.cluster")]) == ["n2"]
+    assert attempts.failed_nodes([exit_of("n1", 76), exit_of("n2", None)]) == ["n2"]
+    assert attempts.failed_nodes([exit_of("n1", None), exit_of("n2", None)]) == []
+    assert attempts.failed_nodes([exit_of("n1", 75), exit_of("n2", 75)]) == []
+
+
+def attempt(
+    run_dir: Path, restart: int, saved: int, *ends: exits.Exit, step: int = 1, job: str = "train"
+) -> attempts.Verdict:
+    env = {"SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-2]"}
+    folder = attempts.begin(run_dir, job, env)
+    for number, end in enumerate(ends):
+        (folder / f"{number}.exit").write_text(json.dumps(vars(end)))
+    (run_dir / f"checkpoints/step-{saved:08d}").mkdir(parents=True, exist_ok=True)
+    return attempts.end(run_dir, folder, step)
+
+
+def test_each_attempt_is_a_line_of_the_record(tmp_path: Path) -> None:
+    assert attempt(tmp_path, 0, 20, exit_of("n1", 75), exit_of("n2", 75)) == attempts.Verdict(75, True, ())
+    assert attempt(tmp_path, 1, 50, exit_of("n1", 0), step=0) == attempts.Verdict(0, False, ())
+    keys = ("job", "number", "restart", "nodes", "first_iteration", "last_iteration", "exit_code", "reason")
+    rows = [tuple(row[key] for key in keys) for row in attempts.attempts(tmp_path)]
+    assert rows == [
+        ("train", "42", 0, "n[1-2]", 1, 20, 75, "why 75"), ("train", "42", 1, "n[1-2]", 21, 50, 0, "")
+    ]  # fmt: skip
+    assert [path.name for path in (tmp_path / "slurm").iterdir()] == ["attempts.jsonl"]
+
+
+def test_an_attempt_whose_script_was_killed_is_recorded_by_the_next(tmp_path: Path) -> None:
+    env = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "n[1-2]"}
+    attempts.begin(tmp_path, "train", env)
+    attempts.begin(tmp_path, "train", env | {"SLURM_JOB_ID": "43"})
+    attempt(tmp_path, 1, 10, exit_of("n1", 0), step=0)
+    rows = [(row["number"], row["restart"], row["exit_code"], row["reason"]) for row in attempts.attempts(tmp_path)]
+    assert rows == [("42", 0, None, "the batch script was killed"), ("42", 1, 0, "")]
+    assert (tmp_path / "slurm/train-43.0").is_dir(), "another job may still be running"
+
+
+def test_a_node_that_failed_twice_is_excluded(tmp_path: Path) -> None:
+    lost = exit_of("n1", 76, "n2.cluster"), exit_of("n2", None)
+    assert attempt(tmp_path, 0, 10, *lost).exclude == ()
+    assert attempt(tmp_path, 1, 20, exit_of("n1", None), exit_of("n2", 76)).exclude == ()
+    assert attempt(tmp_path, 2, 30, *lost).exclude == ("n2",)
+
+
+def test_a_job_that_loses_ranks_and_gets_nowhere_ends(tmp_path: Path) -> None:
+    lost = exit_of("n1", 76, "n2.cluster"), exit_of("n2", 1)
+    verdicts = [attempt(tmp_path, restart, saved, *lost) for restart, saved in enumerate([10, 20, 20, 20, 20])]
+    assert [verdict.requeue for verdict in verdicts] == [True, True, True, True, False]
+    assert {verdict.code for verdict in verdicts} == {76}
+
+
+def test_bad_input_is_never_requeued(tmp_path: Path) -> None:
+    assert not attempt(tmp_path, 0, 0, exit_of("n1", 2), exit_of("n2", 76)).requeue
+
+
+# What a process says of its end
+
+
+def test_a_process_says_that_it_runs_and_how_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exits.enter()
+    exits.leave(1)
+    monkeypatch.setenv("LADD_EXITS", str(tmp_path))
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    exits.enter()
+    (running,) = exits.read(tmp_path)
+    assert (running.node, running.pid, running.code) == ("n1", os.getpid(), None)
+    exits.leave(76, "rank 1\nis gone", ("h2",))
+    (ended,) = exits.read(tmp_path)
+    assert (ended.code, ended.reason, ended.blamed) == (76, "rank 1 is gone", ("h2",))
+    monkeypatch.setenv("LADD_EXITS", str(tmp_path / "gone"))
+    exits.leave(75)
+    with pytest.raises(LaddError, match="LADD_EXITS=.*gone cannot be written"):
+        exits.enter()
+
+
+# Handing it over
+
+SBATCH = """\
+#!/bin/sh
+echo "sbatch $*" >> "$CALLS"
+case "$*" in *"$REFUSE"*)
+    echo "sbatch: error: Batch job submission failed: Invalid partition name specified" >&2
+    exit 1;;
+esac
+case "$1" in --parsable) wc -l < "$CALLS";; esac
+"""
+
+
+@pytest.fixture
+def slurm_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in {"sbatch": SBATCH, "scancel": '#!/bin/sh\necho "scancel $*" >> "$CALLS"\n'}.items():
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(text)
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("REFUSE", "nothing")
+    return tmp_path / "calls"
+
+
+def test_a_chain_waits_for_good_ends(slurm_calls: Path) -> None:
+    submitted = submit([Path("a.sbatch"), Path("b.sbatch")])
+    assert submitted == [(Path("a.sbatch"), "3"), (Path("b.sbatch"), "4")]
+    assert slurm_calls.read_text().splitlines() == [
+        "sbatch --test-only a.sbatch",
+        "sbatch --test-only b.sbatch",
+        "sbatch --parsable a.sbatch",
+        "sbatch --parsable --dependency=afterok:3 --kill-on-invalid-dep=yes b.sbatch",
+    ]
+
+
+def test_what_slurm_refuses_is_one_line_and_nothing_is_submitted(
+    slurm_calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFUSE", "--test-only b")
+    with pytest.raises(LaddError, match="Slurm refuses b.sbatch: .*Invalid partition name specified: mend"):
+        submit([Path("a.sbatch"), Path("b.sbatch")])
+    assert "--parsable" not in slurm_calls.read_text()
+
+
+def test_a_chain_that_slurm_refuses_in_the_middle_is_taken_back(
+    slurm_calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFUSE", "--dependency")
+    with pytest.raises(LaddError, match="Slurm refuses b.sbatch"):
+        submit([Path("a.sbatch"), Path("b.sbatch")])
+    assert slurm_calls.read_text().splitlines()[-1] == "scancel 3"
+
+
+def run_submit(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "launchers/slurm/submit.py", "--config", str(TINY), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=120)
+
+
+def test_a_dry_run_prints_the_chain_and_writes_nothing(tmp_path: Path) -> None:
+    cluster, run_dir = str(write_cluster(tmp_path)), tmp_path / "run"
+    overrides = ["--job", "chain", "--dry-run", "engine=fsdp2", f"run_dir={run_dir}"]
+    done = run_submit(tmp_path, "--cluster", cluster, *overrides)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [done.stdout.count(f"launchers/{name}.py") for name in JOBS] == [1, 1, 1, 1]
+    assert not run_dir.exists()
+    done = run_submit(tmp_path, "--cluster", cluster, f"run_dir={run_dir}", "engine=fsdp2", PATH="/nowhere")
+    assert (done.returncode, done.stderr) == (
+        2, "error: there is no sbatch here: submit from a login node, or pass --dry-run\n"
+    )  # fmt: skip
+    missing = tmp_path / "none.yaml"
+    said = f"error: cluster file {missing} cannot be read (No such file or directory): pass --cluster FILE\n"
+    assert run_submit(tmp_path, "--cluster", str(missing)).stderr == said
