@@ -258,7 +258,7 @@ def test_usr1_goes_to_the_ranks_until_they_are_gone_and_term_waits_for_them(tmp_
     saved = 'until [ "$(grep -cs USR1 "$OUT/calls")" = 3 ]; do command sleep 0.01; done; return 75'
     done = act(tmp_path, script, STEP=f"kill -TERM $$; kill -USR1 $$; {saved}", VERDICT="requeue", CODE="75")
     assert done.returncode == 75
-    assert calls(tmp_path)[:3] == ["scancel --signal=USR1 42"] * 3 and calls(tmp_path)[-1:] == REQUEUED
+    assert calls(tmp_path)[:3] == ["scancel --quiet --signal=USR1 42"] * 3 and calls(tmp_path)[-1:] == REQUEUED
     assert "Slurm ends the job" in done.stdout
 
 
@@ -291,6 +291,7 @@ def test_the_code_of_a_job_is_what_its_ranks_say(said: list[int | None], step: i
 def test_nodes_at_fault_are_those_that_the_ranks_name_or_else_those_that_fell_silent() -> None:
     assert attempts.failed_nodes([exit_of("n1", 76, "n2.cluster"), exit_of("n2", 76, "n2.cluster")]) == ["n2"]
     assert attempts.failed_nodes([exit_of("n1", 76), exit_of("n2", None)]) == ["n2"]
+    assert attempts.failed_nodes([exit_of("n1", 75), exit_of("n2", None)]) == ["n2"]
     assert attempts.failed_nodes([exit_of("n1", None), exit_of("n2", None)]) == []
     assert attempts.failed_nodes([exit_of("n1", 75), exit_of("n2", 75)]) == []
 
@@ -314,17 +315,18 @@ def test_each_attempt_is_a_line_of_the_record(tmp_path: Path) -> None:
     assert rows == [
         ("train", "42", 0, "n[1-2]", 1, 20, 75, "why 75"), ("train", "42", 1, "n[1-2]", 21, 50, 0, "")
     ]  # fmt: skip
-    assert [path.name for path in (tmp_path / "slurm").iterdir()] == ["attempts.jsonl"]
+    assert not list((tmp_path / "slurm/running").iterdir())
 
 
 def test_an_attempt_whose_script_was_killed_is_recorded_by_the_next(tmp_path: Path) -> None:
     env = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "n[1-2]"}
     attempts.begin(tmp_path, "train", env)
+    (tmp_path / "slurm/train-42.out").touch()
     attempts.begin(tmp_path, "train", env | {"SLURM_JOB_ID": "43"})
     attempt(tmp_path, 1, 10, exit_of("n1", 0), step=0)
     rows = [(row["number"], row["restart"], row["exit_code"], row["reason"]) for row in attempts.attempts(tmp_path)]
     assert rows == [("42", 0, None, "the batch script was killed"), ("42", 1, 0, "")]
-    assert (tmp_path / "slurm/train-43.0").is_dir(), "another job may still be running"
+    assert (tmp_path / "slurm/running/train-43.0").is_dir(), "another job may still be running"
 
 
 def test_a_node_that_failed_twice_is_excluded(tmp_path: Path) -> None:

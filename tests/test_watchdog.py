@@ -95,6 +95,17 @@ def test_a_hang_at_one_place_is_a_collective() -> None:
     assert found.dumps == (0,), "one rank's stacks are enough: they are alike"
 
 
+def test_the_hosts_of_those_at_fault_are_told_apart() -> None:
+    def hosts(bad: Beat, silent: float = 0, still: float = 0) -> tuple[str, ...]:
+        table = seen(beat(), beat(), beat(), still=still) | {1: Sighting(bad._replace(host="n8"), silent, still)}
+        return diagnose(table, 0, 30, 900).hosts
+
+    assert hosts(beat(), silent=31) == ("n8",)
+    assert hosts(beat(state="failed", error="ValueError: no")) == ("n8",)
+    assert hosts(beat(4), still=901) == ("n8",)
+    assert hosts(beat(), still=901) == (), "a collective that hangs is nobody's fault"
+
+
 def test_work_that_does_not_name_its_phases_never_hangs() -> None:
     assert text(seen(beat(0, 0), beat(0, 0), still=1e6)) is None
 

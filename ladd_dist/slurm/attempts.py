@@ -18,7 +18,7 @@ from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE
 from ladd_dist.supervision.exits import Exit, read
 
 RECORD = "attempts.jsonl"
-_START = "attempt.json"
+_RUNNING, _START = "running", "attempt.json"
 _FAILURES_TO_EXCLUDE = 2
 _FRUITLESS = 3
 """So many attempts in a row that lost a rank and saved nothing new are no accident."""
@@ -62,9 +62,10 @@ def begin(run_dir: Path, job: str, env: Mapping[str, str]) -> Path:
         The folder in which the ranks are to say how they end.
     """
     number, restart = env["SLURM_JOB_ID"], int(env.get("SLURM_RESTART_COUNT", "0"))
-    for left in sorted(folder_of(run_dir).glob(f"{job}-{number}.*")):
+    running = folder_of(run_dir) / _RUNNING
+    for left in sorted(running.glob(f"{job}-{number}.*")):
         _close(run_dir, left, None)
-    folder = folder_of(run_dir) / f"{job}-{number}.{restart}"
+    folder = running / f"{job}-{number}.{restart}"
     folder.mkdir(parents=True)
     nodes, saved = env["SLURM_JOB_NODELIST"], newest_iteration(run_dir)
     attempt = Attempt(job, number, restart, nodes, time.time(), saved)
@@ -107,10 +108,10 @@ def exit_code(exits: list[Exit], step_code: int) -> int:
 
 
 def failed_nodes(exits: list[Exit]) -> list[str]:
-    """The nodes whose processes the others ended for, or else those whose processes were killed."""
+    """The nodes whose processes the others ended for, or else those whose processes alone did not say how they ended."""
     node_of = {other.host: other.node for other in exits}
     named = {node_of.get(host, host) for other in exits for host in other.blamed}
-    survived = any(other.code == EXIT_PEER_LOST for other in exits)
+    survived = any(other.code in (EXIT_REQUEUE, EXIT_PEER_LOST) for other in exits)
     return sorted(named or {other.node for other in exits if other.code is None and survived})
 
 

@@ -23,7 +23,11 @@ NodeList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,\[\]-]+$")]
 TimeLimit = Annotated[str, Field(pattern=r"^(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})$")]
 """As sbatch has it: minutes, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM`` or ``D-HH:MM:SS``."""
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-VariableValue = Annotated[Line, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+VariableValue = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    Field(pattern=r"^[^\x00-\x1f\x7f]*$"),
+]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")]
 SbatchOption = Annotated[str, Field(pattern=r"^--[a-z][a-z0-9-]*(=[^\x00-\x1f\x7f]+)?$")]
 
@@ -135,6 +139,7 @@ def seconds(limit: str) -> int:
     return int(days or 0) * _DAY + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
-def escape(text: str) -> str:
-    """Text as one word of an ``#SBATCH`` line, where quotes, spaces and ``#`` mean something to sbatch."""
-    return re.sub(r"([^\w@%+=:,./-])", r"\\\1", text)
+def quote_directive(text: str) -> str:
+    """Text as one word of an ``#SBATCH`` line: sbatch takes all between double quotes as it is, but for a backslash."""
+    inside = re.sub(r'(["\\])', r"\\\1", text)
+    return text if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", text) else f'"{inside}"'

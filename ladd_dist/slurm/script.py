@@ -14,7 +14,7 @@ from ladd_dist.engines.registry import engine_entry
 from ladd_dist.engines.settings import check_ranks, check_settings
 from ladd_dist.errors import LaddError
 from ladd_dist.slurm.attempts import folder_of
-from ladd_dist.slurm.cluster import Cluster, ContainerConfig, JobName, escape
+from ladd_dist.slurm.cluster import Cluster, ContainerConfig, JobName, quote_directive
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FLAGS: dict[JobName, list[str]] = {"synthesize": [], "train": [], "evaluate": [], "export": ["--overwrite"]}
@@ -80,7 +80,7 @@ def render(job: Job, template: Path) -> str:
         finalize=lambda value: value if isinstance(value, _Raw) else shlex.quote(str(value)),
     )
     environment.filters["words"] = lambda words: _Raw(shlex.join(words))
-    environment.filters["directive"] = lambda text: _Raw(escape(str(text)))
+    environment.filters["directive"] = lambda text: _Raw(quote_directive(str(text)))
     return environment.get_template(template.name).render(_values(job, template.parent))
 
 

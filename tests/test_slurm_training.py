@@ -1,0 +1,95 @@
+"""Training on a real Slurm: two nodes with a rank each, by torchrun and by srun alone, and over time limits."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import TINY, tiny_overrides
+from recorded import newest, tensors_of
+from slurm import Slurm, started
+
+from ladd_dist.config import load
+from ladd_dist.slurm.attempts import attempts
+from ladd_dist.training.tracking import read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+NODES = 2
+ENVIRONMENT = {"OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with started(tmp_path_factory.mktemp("slurm"), Path(sys.prefix), NODES) as cluster:
+        yield cluster
+
+
+def settings_of(run_dir: Path, dataset: Path, engine: str, *more: str) -> list[str]:
+    return [*tiny_overrides(run_dir, dataset), f"engine={engine}", "train.micro_batch=null", *more]
+
+
+def train(slurm: Slurm, config: str, *settings: str) -> str:
+    cluster = {"nodes": NODES, "environment": ENVIRONMENT, "signal_seconds": 150}
+    (job,) = slurm.submit("--config", config, *settings, **cluster)
+    return job
+
+
+def finished(slurm: Slurm, job: str, run_dir: Path) -> None:
+    fields = slurm.wait_for(job, *ENDED)
+    said = "\n".join(path.read_text() for path in (run_dir / "slurm").glob("*.out"))
+    assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), said
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_two_nodes_train_to_the_end(tmp_path: Path, dataset: Path, slurm: Slurm, engine: str) -> None:
+    job = train(slurm, TINY, *settings_of(tmp_path, dataset, engine))
+    finished(slurm, job, tmp_path)
+    state = newest(tmp_path).state
+    assert (state.engine, state.world_size, state.iteration) == (engine, NODES, 6)
+    (row,) = attempts(tmp_path)
+    assert (row["exit_code"], row["first_iteration"], row["last_iteration"], row["nodes"]) == (0, 1, 6, "n[1-2]")
+
+
+def drain(slurm: Slurm, *, on: bool) -> None:
+    """Keep what is requeued from starting at once."""
+    slurm.call("scontrol", "update", "NodeName=n1,n2", f"State={'DRAIN' if on else 'RESUME'}", "Reason=test")
+
+
+def meet_limit(slurm: Slurm, job: str, run_dir: Path, attempt: int) -> None:
+    """Bring the time limit near a training that has got somewhere, and wait until it has been requeued."""
+    before = len(read_metrics(run_dir))
+    slurm.wait_until(lambda: len(read_metrics(run_dir)) > before + 3, f"iterations of attempt {attempt}")
+    drain(slurm, on=True)
+    minutes = int(slurm.show(job)["RunTime"].split(":")[-2]) + 2
+    slurm.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+    slurm.wait_until(lambda: len(attempts(run_dir)) == attempt, f"the end of attempt {attempt}")
+    slurm.wait_for(job, "PENDING")
+    slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+
+
+def test_a_run_that_meets_its_limit_twice_ends_as_if_it_had_not(tmp_path: Path, dataset: Path, slurm: Slurm) -> None:
+    stopped, straight, config = tmp_path / "stopped", tmp_path / "straight", tmp_path / "config.yaml"
+    settings = settings_of(
+        stopped, dataset, "fsdp2", "student_optimizer.decay=constant", "head_optimizer.decay=constant"
+    )
+    load(TINY, [*settings, "train.iterations=100000"]).save(config)
+    job = train(slurm, str(config))
+    for attempt in (1, 2):
+        meet_limit(slurm, job, stopped, attempt)
+        if attempt == 2:  # as far as it has come, and some iterations more
+            iterations = newest(stopped).state.iteration + 5
+            load(TINY, [*settings, f"train.iterations={iterations}"]).save(config)
+        drain(slurm, on=False)
+    finished(slurm, job, stopped)
+    rows = attempts(stopped)
+    assert [(row["restart"], row["exit_code"]) for row in rows] == [(0, 75), (1, 75), (2, 0)]
+    assert [row["first_iteration"] for row in rows[1:]] == [row["last_iteration"] + 1 for row in rows[:-1]]
+    assert all(row["last_iteration"] >= row["first_iteration"] for row in rows)
+
+    load(TINY, [*settings, f"train.iterations={iterations}", f"run_dir={straight}"]).save(config)
+    finished(slurm, train(slurm, str(config)), straight)
+    ours, theirs = tensors_of(stopped), tensors_of(straight)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key].equal(theirs[key]) for key in theirs)
