@@ -1,7 +1,7 @@
 """Draw the training set: the guided teacher's latents in MDS shards."""
 
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.drawing.synthesis import synthesize
+from ladd_dist.supervision.signals import Signals
 
 _DESCRIPTION = """\
 Draw the training latents with the guided teacher into data.path: one MDS stream per aspect-ratio bucket and a
@@ -12,10 +12,15 @@ manifest. Shards over ranks under torchrun. Start it again to go on: finished pa
 """
 
 
-def main(launch: Launch) -> None:
+def main(launch: Launch, signals: Signals) -> None:
     """Write the dataset."""
-    synthesize(launch.config, launch.world, launch.lease)
+    from ladd_dist.drawing.synthesis import (
+        synthesize,  # late: until it is imported, many seconds, signals are heard already
+    )
+
+    synthesize(launch.config, launch.world, launch.lease, signals)
 
 
 if __name__ == "__main__":
-    run(parser(_DESCRIPTION), main, holds="data.path")
+    listening = Signals().listen()
+    run(parser(_DESCRIPTION), lambda launch: main(launch, listening), holds="data.path")

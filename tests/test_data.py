@@ -25,8 +25,9 @@ from ladd_dist.diffusion.noise import image_seed
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing import synthesis
 from ladd_dist.drawing.synthesis import synthesize
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.models.fingerprint import fingerprint
+from ladd_dist.supervision.signals import Signals
 
 # Prompts
 
@@ -286,6 +287,29 @@ def test_synthesis_killed_at_random_moments_with_other_ranks_each_time_ends_the_
             Manifest.read(data)
     run_ranks(_synthesize, config, size=2)
     assert tree_of(data) == tree_of(dataset)
+
+
+def _synthesize_until_asked(world: World, config: Config) -> str:
+    signals = Signals()
+    signals.stop = world.rank == world.size - 1
+    try:
+        synthesize(config, world, signals=signals)
+    except Requeue as stop:
+        return str(stop)
+    return ""
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_synthesis_that_is_asked_to_stop_says_so_on_all_ranks_and_goes_on(
+    dataset: Path, tmp_path: Path, size: int
+) -> None:
+    shutil.copy(dataset.parent / "prompts.jsonl", tmp_path)
+    config = tiny_config(tmp_path, tmp_path / "latents")
+    said = run_ranks(_synthesize_until_asked, config, size=size)
+    assert said == ["stopped by a signal: start the same command again, finished parts are kept"] * size
+    assert not (tmp_path / "latents/manifest.json").exists()
+    synthesize(config, ALONE)
+    assert tree_of(tmp_path / "latents") == tree_of(dataset)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,12 +30,13 @@ from ladd_dist.data.prompts import PromptEntry, read_prompts
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
 from ladd_dist.engines.build import compute_dtype
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.files.run_lock import Lease
 from ladd_dist.log import log, progress
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.fingerprint import fingerprint, is_of
 from ladd_dist.planning.networks import check_networks
+from ladd_dist.supervision.signals import Signals
 
 _PLAN = "plan.json"
 _SHARD_BYTES = 1 << 26
@@ -48,17 +50,24 @@ class Part:
     entries: list[PromptEntry]
 
 
-def synthesize(config: Config, world: World, lease: Lease | None = None) -> Manifest:
+class _Stopped(Exception):
+    """A signal asks to stop in the middle of a part."""
+
+
+def synthesize(config: Config, world: World, lease: Lease | None = None, signals: Signals | None = None) -> Manifest:
     """Draw every picture that is not there yet, then write the streams' indices and the manifest.
 
     Args:
         lease: what makes ``data.path`` this job's own; None takes it for granted.
+        signals: tell whether to stop after a batch; None never does.
 
     Raises:
         LaddError: for input that cannot be used, or if the folder holds another plan's samples or another job has
             taken it over.
+        Requeue: on all ranks, if a signal asked one of them to stop; finished parts are there.
     """
-    settings, root, lease = config.synthesis, Path(config.data.path), lease or Lease()
+    settings, root = config.synthesis, Path(config.data.path)
+    lease, signals = lease or Lease(), signals or Signals()
     space = check_networks(config)
     entries = read_prompts(settings.prompts, settings.buckets, settings.images_per_prompt)
     parts = plan_parts(root, entries, settings.part_samples)
@@ -82,10 +91,15 @@ def synthesize(config: Config, world: World, lease: Lease | None = None) -> Mani
     def advance(count: int) -> None:
         lease.check()
         bar.update(count)
+        if signals.stop:
+            raise _Stopped
 
-    for part in missing:
-        _write_part(part, pipeline, teacher, config, provenance, advance)
+    with suppress(_Stopped):
+        for part in missing:
+            _write_part(part, pipeline, teacher, config, provenance, advance)
     bar.close()
+    if any(world.gather(signals.stop)):
+        raise Requeue("stopped by a signal: start the same command again, finished parts are kept")
 
     world.barrier()
     if world.is_main:

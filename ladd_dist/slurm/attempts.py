@@ -108,7 +108,7 @@ def exit_code(exits: list[Exit], step_code: int) -> int:
 
 
 def failed_nodes(exits: list[Exit]) -> list[str]:
-    """The nodes whose processes the others ended for, or else those whose processes alone did not say how they ended."""
+    """The nodes that others ended for, or else those whose processes, unlike others, did not say how they ended."""
     node_of = {other.host: other.node for other in exits}
     named = {node_of.get(host, host) for other in exits for host in other.blamed}
     survived = any(other.code in (EXIT_REQUEUE, EXIT_PEER_LOST) for other in exits)

@@ -140,6 +140,6 @@ def seconds(limit: str) -> int:
 
 
 def quote_directive(text: str) -> str:
-    """Text as one word of an ``#SBATCH`` line: sbatch takes all between double quotes as it is, but for a backslash."""
+    """Text as one word of an ``#SBATCH`` line: between double quotes only a backslash means something to sbatch."""
     inside = re.sub(r'(["\\])', r"\\\1", text)
     return text if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", text) else f'"{inside}"'
