@@ -15,7 +15,7 @@ conf() { local N=$1 k
   cat > "$DIR/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$(hostname -s)($NET.1)
-SlurmctldPort=6817
+SlurmctldPort=$((6900 + ${NET##*.}))
 SlurmdPort=6818
 SlurmUser=root
 SlurmdUser=root
@@ -75,7 +75,7 @@ boot() { local n=$1 k=${1#n}
     ip -n "$TAG-$n" addr add "$NET.$((10+k))/24" dev eth0; ip -n "$TAG-$n" link set eth0 up; ip -n "$TAG-$n" link set lo up
   fi
   setsid nsenter --net=/run/netns/"$TAG-$n" unshare --pid --fork --kill-child --mount --mount-proc --uts \
-    bash -c "hostname $n; mount --bind $DIR/hosts /etc/hosts; slurmd -N $n -f $SLURM_CONF; tail -f /dev/null & wait" \
+    bash -c "hostname $n; mount -t tmpfs tmpfs /dev/shm; mount --bind $DIR/hosts /etc/hosts; slurmd -N $n -f $SLURM_CONF; tail -f /dev/null & wait" \
     </dev/null >"$DIR/log/$n.console" 2>&1 &
   echo $! > "$DIR/$n/pid"                       # the outer pid of the node
 }

@@ -76,8 +76,8 @@ def ended(jobs: Jobs) -> dict[str, list[dict[str, str]]]:
     """Every case, beside one another; the fields of its jobs when all have ended."""
     wait, lost = ["wait", "wait", "0"], ["76 n2", "76 n2", "0"]
     names = {
-        # Slurm sends the signal ten seconds after the start or sooner.
-        "limit": jobs.submit("limit", {"train": wait}, time="2", signal_seconds=110),
+        # Slurm sends the signal from 0 to 30 seconds early, so not before the script listens.
+        "limit": jobs.submit("limit", {"train": wait}, time="2", signal_seconds=85),
         "excluded": jobs.submit("excluded", {"train": lost}),
         "refused 'a' \"b\" #c $d %j": jobs.submit("refused 'a' \"b\" #c $d %j", {"train": ["2"]}),
         "broken chain": jobs.submit("broken chain", {"train": ["2"]}, "--job", "chain"),
@@ -92,7 +92,7 @@ def ended(jobs: Jobs) -> dict[str, list[dict[str, str]]]:
     slurm.call("scancel", *names["cancelled"])
     jobs.runs("lost")
     slurm.act("lose", LAST)
-    slurm.wait_for(names["lost"][0], "PENDING", "COMPLETING")
+    slurm.wait_for(names["lost"][0], "PENDING")
     slurm.act("boot", LAST)
     return {name: [slurm.wait_for(number, *ENDED) for number in numbers] for name, numbers in names.items()}
 
