@@ -5,6 +5,7 @@ Importing this file puts the tests and the processes that they start on the CPU,
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,10 @@ from ladd_dist.drawing.synthesis import synthesize
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 torch.set_num_threads(THREADS)
+
+# As from a terminal: `nohup` ignores the one and a shell's background jobs the other, and children inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Hypothesis fails an example that takes 200 ms and inputs that are slow to draw, as on a busy machine.
 settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -3,7 +3,8 @@
 import argparse
 import re
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -155,13 +156,20 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
+    """Every key, of a section that may be absent too; of one of several kinds, those of the first, LADD's."""
     found = []
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += fields(field.annotation, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, field.annotation))
+        sections = [
+            kind for kind in kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        found += fields(sections[0], f"{prefix}{name}.") if sections else [(prefix + name, field.annotation)]
     return found
+
+
+def kinds(annotation: Any) -> list[Any]:
+    """What a value may be, in order, below optional, union and annotated types."""
+    inner = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
+    return [kind for part in inner for kind in kinds(part)] or [annotation]
 
 
 def leaves(annotation: Any) -> set[Any]:
