@@ -20,8 +20,9 @@ SlurmdPort=6818
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# cred_expire is also the pause before a requeued job may start again (default 120 s)
-AuthInfo=socket=$DIR/munge/sock,cred_expire=6
+# cred_expire is also the pause before a requeued job may start again (default 120 s). All limits leave room for a busy
+# machine, on which a node is slow to answer and a rank slow to leave.
+AuthInfo=socket=$DIR/munge/sock,cred_expire=15
 CredType=cred/munge
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/%n/spool
@@ -42,17 +43,17 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
 SlurmctldTimeout=30
-SlurmdTimeout=10
+SlurmdTimeout=30
 InactiveLimit=0
-KillWait=30
+KillWait=120
 MinJobAge=300
 ReturnToService=2
 JobRequeue=1
 JobCompType=jobcomp/filetxt
 JobCompLoc=$DIR/log/jobcomp.log
-BatchStartTimeout=10
-MessageTimeout=5
-TCPTimeout=2
+BatchStartTimeout=60
+MessageTimeout=30
+TCPTimeout=5
 UnkillableStepTimeout=15
 CompleteWait=0
 OverTimeLimit=0

@@ -31,7 +31,7 @@ def settings_of(run_dir: Path, dataset: Path, engine: str, *more: str) -> list[s
 
 
 def train(slurm: Slurm, config: str, *settings: str) -> str:
-    cluster = {"nodes": NODES, "environment": ENVIRONMENT, "signal_seconds": 150}
+    cluster = {"nodes": NODES, "environment": ENVIRONMENT, "time": "60", "signal_seconds": 400}
     (job,) = slurm.submit("--config", config, *settings, **cluster)
     return job
 
@@ -62,11 +62,11 @@ def meet_limit(slurm: Slurm, job: str, run_dir: Path, attempt: int) -> None:
     before = len(read_metrics(run_dir))
     slurm.wait_until(lambda: len(read_metrics(run_dir)) > before + 3, f"iterations of attempt {attempt}")
     drain(slurm, on=True)
-    minutes = int(slurm.show(job)["RunTime"].split(":")[-2]) + 2
+    minutes = int(slurm.show(job)["RunTime"].split(":")[-2]) + 5
     slurm.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
     slurm.wait_until(lambda: len(attempts(run_dir)) == attempt, f"the end of attempt {attempt}")
     slurm.wait_for(job, "PENDING")
-    slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+    slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
 
 def test_a_run_that_meets_its_limit_twice_ends_as_if_it_had_not(tmp_path: Path, dataset: Path, slurm: Slurm) -> None:
