@@ -1,7 +1,6 @@
 """A real Slurm for tests: nodes that are namespaces of this machine, and what is submitted to them."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
+from system import require
 
 from ladd_dist.config.yaml import write_yaml
 
@@ -79,11 +78,8 @@ class Slurm:
 
 @contextmanager
 def started(folder: Path, programs: Path, nodes: int) -> Iterator[Slurm]:
-    """A cluster for as long as it is needed. LADD_REQUIRE_SLURM=1 makes it an error that it cannot be started."""
-    allowed = all(map(shutil.which, _PROGRAMS))
-    if not allowed or subprocess.run(["unshare", "-n", "-m", "-p", "-f", "true"], capture_output=True).returncode:
-        say = pytest.fail if os.environ.get("LADD_REQUIRE_SLURM") == "1" else pytest.skip
-        say("a Slurm of namespaces needs root, slurmctld, slurmd, slurm-client, munge, iproute2 and util-linux")
+    """A cluster for as long as it is needed."""
+    require(*_PROGRAMS, trial=("unshare", "-n", "-m", "-p", "-f", "true"))
     slurm = Slurm(folder, programs)
     try:
         slurm.act("start", str(nodes))

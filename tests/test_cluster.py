@@ -1,7 +1,6 @@
 """What nodes, links, containers and torchrun do to a job, acted out on one machine."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 from conftest import TINY, tiny_config, tiny_overrides
 from launch import ROOT, environment, join
 from recorded import newest, wait_until
+from system import require
 from test_watchdog import LOWERED, Job, _train
 
 from ladd_dist.errors import EXIT_PEER_LOST
@@ -27,12 +27,8 @@ def _run(*command: str) -> None:
 
 @pytest.fixture
 def privileged() -> None:
-    """Root with the right to make namespaces; LADD_REQUIRE_NAMESPACES=1 makes its absence an error."""
-    tools = all(map(shutil.which, ("ip", "unshare")))
-    allowed = tools and subprocess.run(["unshare", "-n", "-m", "true"], capture_output=True).returncode == 0
-    if not allowed:
-        say = pytest.fail if os.environ.get("LADD_REQUIRE_NAMESPACES") == "1" else pytest.skip
-        say("namespaces need root, iproute2 and util-linux")
+    """Root with the right to make namespaces."""
+    require("ip", "unshare", trial=("unshare", "-n", "-m", "true"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import base64
 import json
 import math
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from PIL import Image
 from selenium.webdriver import ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.chrome.webdriver import WebDriver
+from system import require
 
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
@@ -241,11 +241,7 @@ def test_big_pictures_many_heads_and_no_accuracy(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        if os.environ.get("LADD_REQUIRE_BROWSER") == "1":
-            pytest.fail("LADD_REQUIRE_BROWSER=1, but chromium or chromedriver is not on the PATH")
-        pytest.skip("chromium or chromedriver is not installed")
+    chromium, driver = require("chromium", "chromedriver")
     options = ChromeOptions()
     options.binary_location = chromium
     for flag in [*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"]:

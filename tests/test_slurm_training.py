@@ -42,14 +42,18 @@ def finished(slurm: Slurm, job: str, run_dir: Path) -> None:
     assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), said
 
 
-@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
-def test_two_nodes_train_to_the_end(tmp_path: Path, dataset: Path, slurm: Slurm, engine: str) -> None:
-    job = train(slurm, TINY, *settings_of(tmp_path, dataset, engine))
+def trained_at_one_go(run_dir: Path, engine: str, iterations: int) -> None:
+    state = newest(run_dir).state
+    assert (state.engine, state.world_size, state.iteration) == (engine, NODES, iterations)
+    (row,) = attempts(run_dir)
+    assert (row["exit_code"], row["first_iteration"], row["last_iteration"]) == (0, 1, iterations)
+    assert row["nodes"] == "n[1-2]"
+
+
+def test_srun_alone_starts_a_rank_on_each_of_two_nodes(tmp_path: Path, dataset: Path, slurm: Slurm) -> None:
+    job = train(slurm, TINY, *settings_of(tmp_path, dataset, "zero3"))
     finished(slurm, job, tmp_path)
-    state = newest(tmp_path).state
-    assert (state.engine, state.world_size, state.iteration) == (engine, NODES, 6)
-    (row,) = attempts(tmp_path)
-    assert (row["exit_code"], row["first_iteration"], row["last_iteration"], row["nodes"]) == (0, 1, 6, "n[1-2]")
+    trained_at_one_go(tmp_path, "zero3", 6)
 
 
 def drain(slurm: Slurm, *, on: bool) -> None:
@@ -69,7 +73,9 @@ def meet_limit(slurm: Slurm, job: str, run_dir: Path, attempt: int) -> None:
     slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
 
-def test_a_run_that_meets_its_limit_twice_ends_as_if_it_had_not(tmp_path: Path, dataset: Path, slurm: Slurm) -> None:
+def test_a_run_by_torchrun_that_meets_its_limit_twice_ends_as_if_it_had_not(
+    tmp_path: Path, dataset: Path, slurm: Slurm
+) -> None:
     stopped, straight, config = tmp_path / "stopped", tmp_path / "straight", tmp_path / "config.yaml"
     settings = settings_of(
         stopped, dataset, "fsdp2", "student_optimizer.decay=constant", "head_optimizer.decay=constant"
@@ -90,6 +96,7 @@ def test_a_run_that_meets_its_limit_twice_ends_as_if_it_had_not(tmp_path: Path, 
 
     load(TINY, [*settings, f"train.iterations={iterations}", f"run_dir={straight}"]).save(config)
     finished(slurm, train(slurm, str(config)), straight)
+    trained_at_one_go(straight, "fsdp2", iterations)
     ours, theirs = tensors_of(stopped), tensors_of(straight)
     assert ours.keys() == theirs.keys()
     assert all(ours[key].equal(theirs[key]) for key in theirs)

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Programs of the system that some tests need. Where one is missing and we may install it, do; where we may not, say so:
-# those tests are then skipped, except under LADD_REQUIRE_BROWSER=1 (set by CI), LADD_REQUIRE_NAMESPACES=1 or
-# LADD_REQUIRE_SLURM=1, where they fail.
+# those tests are then skipped, except under LADD_REQUIRE_SYSTEM=1 (set by CI), where they fail.
 set -eu
 
 # need PURPOSE PACKAGES COMMAND...
