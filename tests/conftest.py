@@ -5,7 +5,9 @@ Importing this file puts the tests and the processes that they start on the CPU,
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,3 +162,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_prompts(data.parent / "prompts.jsonl", PER_BUCKET // 3)
     synthesize(tiny_config(data.parent / "run", data), ALONE)
     return data
+
+
+@pytest.fixture
+def privileged() -> None:
+    """Root with the right to make namespaces; LADD_REQUIRE_NAMESPACES=1 makes its absence an error."""
+    tools = all(map(shutil.which, ("ip", "unshare")))
+    allowed = tools and subprocess.run(["unshare", "-n", "-m", "true"], capture_output=True).returncode == 0
+    if not allowed:
+        say = pytest.fail if os.environ.get("LADD_REQUIRE_NAMESPACES") == "1" else pytest.skip
+        say("namespaces need root, iproute2 and util-linux")
