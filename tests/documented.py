@@ -35,6 +35,12 @@ def documented(page: str, *words: str) -> Command:
     return found
 
 
+def hostfile() -> list[str]:
+    """The guide's, line by line."""
+    (block,) = re.findall(r"^```\n((?:\S+ slots=\d+\n)+)```", (ROOT / "docs/guides.md").read_text(), re.MULTILINE)
+    return block.splitlines()
+
+
 def _command(page: str, words: list[str]) -> Command:
     env = {}
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
