@@ -19,8 +19,8 @@ from ladd_dist.engines.settings import check_ranks, check_settings
 
 GUIDES = ROOT / "docs/guides.md"
 ALL = [command for page in PAGES for command in commands(page)]
-STARTED = [command for command in ALL if command.words[0] in ("python", "torchrun", "deepspeed")]
-OTHERS = {"make", "source", "docker", "enroot", "apptainer", "kubectl", "sbatch"}
+STARTED = [command for command in ALL if command.words[0] in ("python", "torchrun", "deepspeed", "srun")]
+OTHERS = {"make", "source", "cp", "docker", "enroot", "apptainer", "kubectl", "sbatch"}
 LAUNCHER = re.compile(r"launchers/.*\.py")
 
 Parse = Callable[[str, list[str]], argparse.Namespace]
