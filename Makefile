@@ -17,9 +17,8 @@ export GOMP_SPINCOUNT ?= 100000
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev]'
+$(INSTALLED): pyproject.toml constraints.txt container/install.sh
+	PYTHON=$(PYTHON) container/install.sh $(VENV) --editable '.[dev]'
 	touch $@
 
 $(TORCHAO): $(INSTALLED)
@@ -73,6 +72,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 # Rebuild the embedded teacher, its prompts and its judge from scikit-learn's digit scans (about half an hour).
 teacher: $(INSTALLED)

@@ -17,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from hypothesis import HealthCheck, settings
 from ranks import close_ranks
+from system import require
 
 from ladd_dist import config as config_module
 from ladd_dist.config import Config
@@ -160,3 +161,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_prompts(data.parent / "prompts.jsonl", PER_BUCKET // 3)
     synthesize(tiny_config(data.parent / "run", data), ALONE)
     return data
+
+
+@pytest.fixture(scope="session")
+def privileged() -> None:
+    """Root with the right to make namespaces."""
+    require("ip", "unshare", trial=("unshare", "-n", "-m", "true"))

@@ -32,6 +32,8 @@ _MEASURED = ("samples_per_second", "seconds", "host_memory_gib")
 _RECORD, _KILLS, _ENDS = "order-{}.jsonl", "kills.jsonl", "ends.jsonl"
 _PIECES, _PAUSE = 10, 0.02
 
+Note = tuple[int, int, int, list[int]]
+"""An iteration, the number of ranks, the rank, and the ids that it was trained on."""
 Order = dict[int, list[int]]
 """By iteration: the ids of its global batch, rank by rank."""
 
@@ -56,13 +58,17 @@ def rows_of(run_dir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in _MEASURED} for row in read_metrics(run_dir)]
 
 
+def notes_of(run_dir: Path, rank: int | str = "*") -> list[Note]:
+    """What a rank, or each one after the other, has noted, oldest first."""
+    paths = sorted(run_dir.glob(_RECORD.format(rank)))
+    return [tuple(json.loads(line)) for path in paths for line in path.read_text().splitlines()]
+
+
 def order_of(run_dir: Path) -> Order:
     """What every iteration was trained on; one that ran again, after a kill, saw the same samples again."""
     seen: dict[tuple[int, int, int], list[int]] = {}
-    for path in sorted(run_dir.glob(_RECORD.format("*"))):
-        for line in path.read_text().splitlines():
-            iteration, size, rank, ids = json.loads(line)
-            assert seen.setdefault((iteration, size, rank), ids) == ids, f"iteration {iteration} saw other samples"
+    for iteration, size, rank, ids in notes_of(run_dir):
+        assert seen.setdefault((iteration, size, rank), ids) == ids, f"iteration {iteration} saw other samples"
     order: Order = {}
     for (iteration, _, _), ids in sorted(seen.items()):
         order.setdefault(iteration, []).extend(ids)
@@ -98,17 +104,24 @@ def _append(path: Path, value: object) -> None:
         file.write(json.dumps(value) + "\n")
 
 
+def note_samples() -> None:
+    """Have trainers of this process write down what every iteration is trained on, for `order_of`."""
+    draw = Trainer.samples
+
+    def samples(self: Trainer, iteration: int) -> list[Any]:
+        drawn, world = draw(self, iteration), self.world
+        record = Path(self.config.run_dir) / _RECORD.format(world.rank)
+        _append(record, (iteration, world.size, world.rank, [i for sample in drawn for i in sample.batch.ids]))
+        return drawn
+
+    Trainer.samples = samples  # type: ignore[method-assign]
+
+
 def train(world: World, config: Config) -> None:
     """A rank's run as the launcher does it, recorded; returns when it is finished or was asked to stop."""
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    step, record = Ladd.iteration, run_dir / _RECORD.format(world.rank)
-
-    def iteration(self: Ladd, index: int, samples: list[Sample]) -> Any:
-        _append(record, (index, world.size, world.rank, [i for sample in samples for i in sample.batch.ids]))
-        return step(self, index, samples)
-
-    Ladd.iteration = iteration  # type: ignore[method-assign]
+    note_samples()
     trainer = Trainer(config, world, Signals().listen())
     try:
         trainer.run()

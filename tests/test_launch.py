@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ALONE, TINY, tiny_overrides
+from documented import documented, hostfile
 from launch import environment
 from PIL import Image
 
@@ -29,19 +31,47 @@ STARTERS = {
 EXACT = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4"]
 
 
-def train(engine: str, run_dir: Path, dataset: Path, *overrides: str) -> Checkpoint:
+def train(
+    engine: str, run_dir: Path, dataset: Path, *overrides: str, starters: list[list[str]] | None = None
+) -> Checkpoint:
     """Five fp32 iterations at a global batch of 8; the last checkpoint."""
     settings = [*tiny_overrides(run_dir, dataset), f"engine={engine}", "train.iterations=5", *EXACT, *overrides]
     settings.append("train.micro_batch=null")  # each rank's share, as configs/tiny_cpu.yaml has it
     port = ["--master_port", str(free_port())] if engine == "zero3" else []
-    command = [*STARTERS[engine], *port, "launchers/train.py", "--config", TINY, *settings]
     # deepspeed's launcher takes its environment from the caller's PATH and needs no compiler's leftovers.
     env = environment({"DS_ACCELERATOR": "cpu", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"})
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
+    started = [
+        subprocess.Popen(
+            [*starter, *port, "launchers/train.py", "--config", TINY, *settings],
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )
+        for starter in starters or [STARTERS[engine]]
+    ]  # fmt: skip
+    try:
+        for process in started:
+            said = process.communicate(timeout=900)[0]
+            assert process.returncode == 0, said
+    finally:
+        for process in started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     saved = open_newest(run_dir, ALONE)
     assert saved is not None
     return saved
+
+
+def by_hostfile(folder: Path) -> list[list[str]]:
+    """The guide's commands for two nodes, of which this machine plays both with a rank on each."""
+    names = [line.split()[0] for line in hostfile()]
+    file = folder / "hostfile"
+    file.write_text("".join(f"127.0.0.{number} slots=1\n" for number, _ in enumerate(names, 1)))
+    starters = []
+    for number, _ in enumerate(names):
+        words = documented("docs/guides.md", "deepspeed", f"--node_rank={number}").words
+        starter = words[1 : words.index("launchers/train.py")]
+        places = [f"--hostfile={file}", "--master_addr=127.0.0.1"]
+        starters.append([str(BIN / "deepspeed"), *starter, *places])
+    return starters
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +103,18 @@ def continued(tmp_path_factory, dataset, oracle):
     return resume("local", tmp_path_factory.mktemp("continued") / "run", dataset, oracle)
 
 
-def resume(engine: str, run_dir: Path, dataset: Path, oracle: Checkpoint) -> Checkpoint:
+def resume(
+    engine: str, run_dir: Path, dataset: Path, oracle: Checkpoint, starters: list[list[str]] | None = None
+) -> Checkpoint:
     """Copy the local run's folder and go on in it with an engine, drawing previews with the averaged weights."""
     shutil.copytree(oracle.path.parent.parent, run_dir)
-    return train(engine, run_dir, dataset, "train.iterations=7", "train.preview_every=7")
+    return train(engine, run_dir, dataset, "train.iterations=7", "train.preview_every=7", starters=starters)
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_a_local_checkpoint_goes_on_under_a_sharded_engine(tmp_path, dataset, oracle, continued, engine):
-    run = resume(engine, tmp_path / "run", dataset, oracle)
+    starters = by_hostfile(tmp_path) if engine == "zero3" else None
+    run = resume(engine, tmp_path / "run", dataset, oracle, starters)
     assert (run.state.iteration, run.state.engine, run.state.world_size) == (7, engine, 2)
     for network in ("student", "ema", "heads"):
         assert relative(run.network(network), continued.network(network)) < 1e-5
