@@ -1,7 +1,6 @@
 """What nodes, links, containers and torchrun do to a job, acted out on one machine."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,16 +22,6 @@ INTERFACE, ADDRESSES = "ladd0", ("10.77.0.1", "10.77.0.2")
 
 def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=300)
-
-
-@pytest.fixture
-def privileged() -> None:
-    """Root with the right to make namespaces; LADD_REQUIRE_NAMESPACES=1 makes its absence an error."""
-    tools = all(map(shutil.which, ("ip", "unshare")))
-    allowed = tools and subprocess.run(["unshare", "-n", "-m", "true"], capture_output=True).returncode == 0
-    if not allowed:
-        say = pytest.fail if os.environ.get("LADD_REQUIRE_NAMESPACES") == "1" else pytest.skip
-        say("namespaces need root, iproute2 and util-linux")
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ LIMIT = 30.0
 _REPEATS = 3
 _BYTES = {"cuda": 64 << 20, "cpu": 1 << 20}
 _SLOW = {"cuda": 0.7, "cpu": 0.25}
-"""Part of the usual speed below which a link stands out. A GPU's link that lost one of two lanes has half; on CPUs ranks
-take turns on the cores."""
+"""Part of the usual speed below which a link stands out. A GPU's link that lost one of two lanes has half; on CPUs
+ranks take turns on the cores."""
 
 
 class Pair(NamedTuple):
