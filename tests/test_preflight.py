@@ -4,23 +4,25 @@ import ctypes
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import ALONE, ROOT, TINY, tiny_config, tiny_overrides
+import torch.distributed as dist
+from conftest import ALONE, TINY, tiny_config, tiny_overrides
 from hypothesis import given
 from hypothesis import strategies as st
-from launch import environment, launch
+from launch import join, launch
 from ranks import Ranks
 
 from ladd_dist.checkpoints.folders import step_folder
 from ladd_dist.checkpoints.room import checkpoint_bytes
 from ladd_dist.config import Config
+from ladd_dist.distributed import connection
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
 from ladd_dist.preflight import clocks, collectives, folder, identity, links, memory
@@ -28,6 +30,7 @@ from ladd_dist.preflight.clocks import Visit, apart
 from ladd_dist.preflight.findings import Finding, Place, failures, odd_one, table
 from ladd_dist.preflight.links import Link, Pair
 from ladd_dist.preflight.run import preflight
+from ladd_dist.supervision import exits
 
 GB = 10**9
 
@@ -456,57 +459,35 @@ def test_a_slow_link_is_a_warning(three: Ranks, config: Config, cluster: list[st
 
 
 @pytest.mark.slow
-def test_a_link_that_dies(three: Ranks, config: Config, cluster: list[str]) -> None:
-    """Comes last: the ranks are of no use after it."""
-    _run("ip", "-n", cluster[2], "link", "set", "data0", "down")
+def test_a_dead_link_ends_the_job_by_name(three: Ranks, config: Config, cluster: list[str]) -> None:
+    """Comes last: the ranks are of no use after it. Their store has another network, which works: gloo alone would
+    wait for five times its limit of half an hour."""
+    _run("tc", "-n", cluster[2], "qdisc", "add", "dev", "data0", "root", "pfifo", "limit", "0")
     try:
-        answers = three(_looked_at, [config] * NODES)
-        assert len({line for line, *_ in answers}) == 1
-        line, _, seconds = answers[0]
+        (line,) = set(three(_connected_again))
+        assert re.match(r"rank 2 \(host n2\) gets no connection to rank [01] \(host n[01]\) \(", line)
+        line = _refusal(three, [config] * NODES)
         assert re.match(
-            r"no way between nodes: rank [01] \(host n[01]\) and rank 2 \(host n2\) cannot reach each", line
+            r"no way between nodes: rank \d \(host n\d\) and rank \d \(host n\d\) cannot reach each", line
         )
-        assert seconds < 60
+        assert "rank 2 (host n2)" in line
+        for end in three._ends:
+            end.send((_end, ()))
+        assert join(three._processes, 60) == [EXIT_BAD_INPUT] * NODES, "though a thread hangs in each"
     finally:
-        _run("ip", "-n", cluster[2], "link", "set", "data0", "up")
-        three._kill()
+        _run("tc", "-n", cluster[2], "qdisc", "delete", "dev", "data0", "root")
 
 
-@pytest.mark.slow
-def test_ranks_that_cannot_connect_end_by_name(
-    cluster: list[str],
-    tmp_path: Path,
-) -> None:
-    """With a network for the store that works, gloo alone would wait for five times its limit of half an hour."""
-    script = (
-        "import sys\n"
-        "from datetime import timedelta\n"
-        "from ladd_dist.distributed import connection, world\n"
-        "from ladd_dist.errors import LaddError\n"
-        "from ladd_dist.supervision import exits\n"
-        "from ladd_dist.supervision.supervisor import print_error\n"
-        "connection.LIMIT = timedelta(seconds=4)\n"
-        "try:\n"
-        "    world.start('cpu')\n"
-        "except LaddError as error:\n"
-        "    exits.end(print_error(error))\n"
-    )
-    env = on_nodes(cluster)["env"] | {"WORLD_SIZE": "2", "MASTER_PORT": "29600"}
-    _run("ip", "-n", cluster[1], "link", "set", "data0", "down")
-    _run("ip", "-n", cluster[1], "link", "set", "data0", "up")
-    _run("tc", "-n", cluster[1], "qdisc", "add", "dev", "data0", "root", "pfifo", "limit", "0")
-    try:
-        processes = [
-            subprocess.Popen(
-                ["ip", "netns", "exec", cluster[rank], sys.executable, "-c", script],
-                cwd=ROOT, env=environment(env | {"RANK": str(rank)}), stderr=subprocess.PIPE, text=True,
-            )
-            for rank in range(2)
-        ]  # fmt: skip
-        said = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        _run("tc", "-n", cluster[1], "qdisc", "delete", "dev", "data0", "root")
-    assert [process.returncode for process in processes] == [EXIT_BAD_INPUT] * 2, said
-    for text in said:
-        (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-        assert re.match(r"error: rank 1 \(host \S+\) gets no connection to rank 0 \(host \S+\) \(", line)
+def _connected_again(world: World) -> str:
+    def group(limit: timedelta) -> object:
+        return dist.new_group(backend="gloo", timeout=limit)
+
+    connection.LIMIT = timedelta(seconds=4)
+    assert world.store is not None
+    with pytest.raises(LaddError) as refused:
+        connection.connect(group, dist.PrefixStore("again", world.store.clone()), world.rank, world.size)
+    return str(refused.value)
+
+
+def _end(world: World) -> None:
+    exits.end(EXIT_BAD_INPUT)
