@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,21 @@ from launch import join, launch
 from ranks import Ranks
 
 from ladd_dist.checkpoints.folders import step_folder
-from ladd_dist.checkpoints.room import checkpoint_bytes
+from ladd_dist.checkpoints.room import checkpoint_bytes, missing_room
 from ladd_dist.config import Config
+from ladd_dist.data.handing_over import handed_over
+from ladd_dist.data.mds import Manifest
+from ladd_dist.data.reader import LatentReader
 from ladd_dist.distributed import connection
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
-from ladd_dist.preflight import clocks, collectives, folder, identity, links, memory
+from ladd_dist.preflight import board, clocks, collectives, folder, identity, links, memory
 from ladd_dist.preflight.clocks import Visit, apart
 from ladd_dist.preflight.findings import Finding, Place, failures, odd_one, table
 from ladd_dist.preflight.links import Link, Pair
 from ladd_dist.preflight.run import preflight
 from ladd_dist.supervision import exits
+from ladd_dist.training.trainer import Trainer
 
 GB = 10**9
 
@@ -122,8 +126,8 @@ def test_memory_is_held_against_what_is_free() -> None:
     assert line.startswith("81 GB of state, 80 GB of 80 GB free on rank 1 (host n1): ")
     (line,) = refused(host=65)
     assert line.startswith("65 GB of host memory needed, 64 GB free on host n1: take more nodes")
-    (line,) = refused(shared=1)
-    assert line.startswith("1 GB of /dev/shm needed, 1 GB free on host n1: ") and "data.workers=2" in line
+    (line,) = refused(shared=2)
+    assert line.startswith("2 GB of /dev/shm needed, 1 GB free on host n1: ") and "data.workers=2" in line
 
 
 def test_ranks_of_one_node_share_its_memory() -> None:
@@ -145,6 +149,24 @@ def test_the_fullest_disk_and_the_slowest_writer_are_named() -> None:
     assert judged(10, 20).status == "warning" and "longer than train.hang_timeout=900" in judged(10, 20).text
     full = [ranks[0], folder.Written("b", 0, 0, 0, "No space left on device")]
     assert "run_dir=r cannot be written to by rank 1 (host n1) (No space left on device): " in judged(0, 0, full).text
+
+
+def test_the_room_for_a_checkpoint_is_what_one_takes(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_config(tmp_path, dataset, "train.iterations=2")
+    Trainer(config, ALONE).run()
+    taken = sum(file.stat().st_size for file in step_folder(tmp_path, 2).glob("*.safetensors"))
+    assert 1 <= taken / checkpoint_bytes(config) < 1.02, "names and shapes come on top"
+    assert missing_room(config) == config.train.keep_checkpoints * checkpoint_bytes(config)
+
+
+def test_what_loader_processes_hand_over_is_what_batches_take(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_config(tmp_path, dataset)
+    batches = islice(LatentReader(config, Manifest.read(dataset), ALONE), 6)
+    tensors = [(b.latents, b.cond.context, b.cond.pooled) for micro in batches for b in micro]
+    largest = max(sum(t.numel() * t.element_size() for t in batch) for batch in tensors)
+    with_one = handed_over(tiny_config(tmp_path, dataset, "data.workers=1"), 1)
+    under_way = with_one - handed_over(config, 1)
+    assert 1 <= under_way / (2 * largest) < 1.01, "two are kept ready; numbers of samples come on top"
 
 
 # --- links
@@ -250,6 +272,20 @@ def test_a_clock_is_odd_from_a_second_on_and_wrong_from_five_minutes_on() -> Non
 def test_the_table_is_aligned() -> None:
     lines = table([Finding("a", "ok", "x"), Finding("longer", "warning", "y")])
     assert lines == ["a       ok       x", "longer  warning  y"]
+
+
+# --- the board
+
+
+def test_a_rank_that_says_nothing_or_something_else_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "PATIENCE", timedelta(seconds=1))
+    two = replace(ALONE, size=2)
+    with pytest.raises(LaddError, match="no word of own/1 in 1 s: look at that rank's node"):
+        board.Board(two).collect("own", 1, int)
+    notes = board.Board(two)
+    notes._store.set("own/1", '{"of": "other code"}')
+    with pytest.raises(LaddError, match="not all ranks run the same code"):
+        notes.collect("own", 1, int)
 
 
 # --- one process

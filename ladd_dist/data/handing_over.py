@@ -10,22 +10,24 @@ from ladd_dist.methods.registry import method_of
 
 _PREFETCH = 2
 """Batches that a DataLoader keeps ready per process, by default."""
+_STREAMING = 4_000_000
+"""A run with one loader process got by on 4 MiB (`tests/test_cluster.py`), most of it Streaming's own."""
 _WIDENED = 2
 """Latents and conditioning lie on disk as bf16 and are handed over as fp32."""
 
 
 def handed_over(config: Config, ranks: int) -> int:
-    """Bytes of this rank's batches that may be under way at once.
+    """Bytes of this rank's batches that may be under way at once, and of what Streaming keeps there.
 
     Raises:
         LaddError: if an index cannot be read.
     """
     if not config.data.workers:
-        return 0
+        return _STREAMING
     root, share = Path(config.data.path), config.train.global_batch // ranks
     sample = max(_sample_bytes(root / bucket / INDEX) for bucket in Manifest.read(root).counts)
     samples = share * (2 if method_of(config).mismatched_prompts(config) else 1)
-    return config.data.workers * _PREFETCH * samples * sample * _WIDENED
+    return _STREAMING + config.data.workers * _PREFETCH * samples * sample * _WIDENED
 
 
 def _sample_bytes(index: Path) -> int:

@@ -18,8 +18,8 @@ from ladd_dist.errors import LaddError
 T = TypeVar("T")
 
 LIMIT = timedelta(seconds=60)
-"""How long ranks that have all met may take to connect. gloo takes five times its own limit to
-give up waiting for another's call (seen in torch 2.15), so nobody waits for that."""
+"""How long ranks that have all met may take to connect. gloo takes up to five times its own limit to give up waiting
+for another's call (8 s became 40 with torch 2.15), so nobody waits for that."""
 _MARGIN = timedelta(seconds=10)
 """gloo, told to try for 4 s, was seen to try for 9."""
 _OUTCOME, _CONNECTED = "outcome", "connected"

@@ -30,7 +30,8 @@ class Board:
         """Every rank's measurement in rank order, on rank 0; nothing on the others.
 
         Raises:
-            LaddError: on rank 0, naming a rank from which none comes; the others hear of it from the watchdog.
+            LaddError: on rank 0, naming a rank from which none comes, or if one is none; the others hear of it from
+                the watchdog.
         """
         adapter = TypeAdapter(kind)
         keys = [f"{name}/{rank}" for rank in range(self._world.size)]
@@ -42,7 +43,11 @@ class Board:
         except dist.DistError:
             late = [key for key in keys if not self._store.check([key])]
             raise LaddError(f"no word of {late[0]} in {PATIENCE.seconds} s: look at that rank's node") from None
-        return [adapter.validate_json(text) for text in self._store.multi_get(keys)]
+        texts = self._store.multi_get(keys)
+        try:
+            return [adapter.validate_json(text) for text in texts]
+        except ValueError:
+            raise LaddError("not all ranks run the same code: give every node the same, best from one disk") from None
 
     def tell(self, name: str, value: T, kind: Any) -> T:
         """Rank 0's value, on every rank."""

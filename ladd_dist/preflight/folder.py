@@ -44,7 +44,7 @@ class Seen:
 
 def nearest(folder: Path) -> Path:
     """The folder, or the nearest around it that is there: what is only looked at is not made."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def look_for(folder: Path, names: dict[int, str]) -> Seen:
     """Look for other ranks' files, by their names: a listing may be an old one."""
     deadline, missing = time.monotonic() + _PATIENCE, dict(names)
     while True:
-        missing = {rank: name for rank, name in missing.items() if not (folder / name).exists()}
+        missing = {rank: name for rank, name in missing.items() if not os.path.exists(folder / name)}
         if not missing or time.monotonic() > deadline:
             return Seen(tuple(missing))
         time.sleep(_POLL)

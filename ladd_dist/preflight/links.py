@@ -21,8 +21,8 @@ from ladd_dist.distributed.hanging import in_thread
 from ladd_dist.distributed.world import World
 from ladd_dist.preflight.findings import Finding, Place, and_more
 
-LIMIT = 30.0
-"""Seconds for a round. NCCL needs about one to connect two ranks; at .3 MB/s a link is as good as dead."""
+LIMIT = 60.0
+"""Seconds for a round, NCCL's first start among them; a link that is slower than .1 MB/s is as good as dead."""
 _REPEATS = 3
 _BYTES = {"cuda": 64 << 20, "cpu": 1 << 20}
 _SLOW = {"cuda": 0.7, "cpu": 0.25}

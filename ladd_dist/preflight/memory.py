@@ -13,8 +13,6 @@ from ladd_dist.preflight.findings import Finding, Place
 
 SHM = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
 _MEMINFO, _LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-_SHM_LEAST = 4_000_000
-"""A run with one loader process got by on 4 MiB (`tests/test_cluster.py`), most of it Streaming's own."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def judge(ranks: Sequence[Memory], places: Sequence[Place], workers: int) -> lis
     found = [_device(ranks, places)] if ranks[0].device_total else []
     nodes = _by_node(places)
     host = {node: sum(ranks[place.rank].needs.host for place in there) for node, there in nodes.items()}
-    shared = {node: _SHM_LEAST + sum(ranks[p.rank].needs.shared for p in there) for node, there in nodes.items()}
+    shared = {node: sum(ranks[p.rank].needs.shared for p in there) for node, there in nodes.items()}
     host_free = {node: ranks[there[0].rank].host_free for node, there in nodes.items()}
     shared_free = {node: ranks[there[0].rank].shared_free for node, there in nodes.items()}
     fewer = f"raise its limit (docker --shm-size, a memory volume), or lower data.workers={workers}"

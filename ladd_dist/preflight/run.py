@@ -3,10 +3,13 @@
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from ladd_dist.config import Config
@@ -60,7 +63,7 @@ class _Own:
 class _Preflight:
     def __init__(self, config: Config, world: World, job: Job) -> None:
         self._config, self._world, self._job, self._board = config, world, job, Board(world)
-        self._where = f"{job.key}={config.run_dir if job.key == 'run_dir' else config.data.path}"
+        self._where = f"{job.key}={attrgetter(job.key)(config)}"
         self._places: list[Place] = []
         self._speeds: dict[links.Pair, float] = {}
         self.findings: list[Finding] = []
@@ -87,7 +90,12 @@ class _Preflight:
     def _own(self, mine: folder.Written) -> _Own:
         config, world, job = self._config, self._world, self._job
         who = identity.identity(config, partial(job.check, config, world), job.inputs(config), world)
-        needs = memory.Needs() if who.problem else job.needs(config, world)
+        needs = memory.Needs()
+        if not who.problem:
+            try:
+                needs = job.needs(config, world)
+            except LaddError as error:
+                who = replace(who, problem=str(error))
         node = world.rank - world.local_rank
         return _Own(socket.gethostname(), node, who, memory.memory(needs, world), mine)
 
@@ -97,14 +105,14 @@ class _Preflight:
         found = identity.judge([own.identity for own in ranks], places)
         if failures(found):
             return found
-        room, slow = self._job.room(self._config), self._config.train.hang_timeout
+        room, limit = self._job.room(self._config), self._config.train.hang_timeout
         return [
             *found,
             *memory.judge([own.memory for own in ranks], places, self._config.data.workers),
-            folder.judge_written([own.written for own in ranks], places, self._where, room, slow),
+            folder.judge_written([own.written for own in ranks], places, self._where, room, limit),
         ]
 
-    def _look(self, place: Any, names: dict[int, str]) -> folder.Seen:
+    def _look(self, place: Path, names: dict[int, str]) -> folder.Seen:
         """Rank 0 looks for everybody's file, and they for rank 0's."""
         return folder.look_for(place, self._names if self._world.is_main else names)
 
@@ -113,9 +121,10 @@ class _Preflight:
 
     def _connections(self) -> None:
         """On GPUs over a group of their own, whose buffers are given back."""
-        group = dist.new_group() if self._world.device.type == "cuda" else None
+        group = dist.new_group() if self._device == "cuda" else None
         if self._links(group) and self._collectives(group) and group is not None:
             dist.destroy_process_group(group)
+            torch.cuda.empty_cache()
 
     def _links(self, group: Any) -> bool:
         plan = self._board.tell("rounds", links.rounds(self._places), list[list[links.Pair]])
