@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,13 +53,19 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds: str | None = None) -> None:
+def run(
+    command: argparse.ArgumentParser,
+    main: Callable[[Launch], None],
+    holds: str | None = None,
+    job: str | None = None,
+) -> None:
     """Parse, validate, start the process group, run ``main`` and leave in order.
 
     Bad input ends with one line on stderr and exit code 2.
 
     Args:
         holds: key of the folder that ``main`` writes in, which then belongs to this job alone until it ends.
+        job: what it is to `preflight`, which several ranks go through first; None goes through none.
     """
     console.outlive()
     args = command.parse_intermixed_args()
@@ -79,7 +84,7 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds:
         world = distributed.start(config.device)
     except LaddError as error:
         exits.leave(EXIT_BAD_INPUT, str(error))
-        sys.exit(print_error(error))
+        exits.end(print_error(error))
     log.setup(world)
     if holds and (idle := idle_tasks(os.environ)):
         log.warn(
@@ -88,6 +93,10 @@ def run(command: argparse.ArgumentParser, main: Callable[[Launch], None], holds:
     lease = Lease()
 
     def work() -> None:
+        if job and world.size > 1:
+            from ladd_dist.preflight.run import preflight  # late: it knows every job
+
+            preflight(config, world, job)
         if holds:
             lease.acquire(attrgetter(holds)(config), holds, world)
         main(Launch(args, config, world, lease))

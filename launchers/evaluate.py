@@ -23,4 +23,4 @@ if __name__ == "__main__":
         "--checkpoint", type=as_path, metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)"
     )
     command.add_argument("--weights", choices=["ema", "student"], default="ema", help="averaged or last weights")
-    run(command, main)
+    run(command, main, job="evaluate")

@@ -23,4 +23,4 @@ def main(launch: Launch, signals: Signals) -> None:
 
 if __name__ == "__main__":
     listening = Signals().listen()
-    run(parser(_DESCRIPTION), lambda launch: main(launch, listening), holds="run_dir")
+    run(parser(_DESCRIPTION), lambda launch: main(launch, listening), holds="run_dir", job="train")

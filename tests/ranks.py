@@ -23,14 +23,15 @@ ENGINES: dict[str, list[str]] = {
 class Ranks:
     """A gloo group of ``size`` processes that run functions on demand, and are replaced after one has failed."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, **options: Any) -> None:
+        """`options` are those of `start_ranks`."""
+        self._size, self._options = size, options
         self._start()
 
     def _start(self) -> None:
         pairs = [multiprocessing.Pipe() for _ in range(self._size)]
         self._ends = [ours for ours, _ in pairs]
-        self._processes = start_ranks(_serve, [theirs for _, theirs in pairs], size=self._size)
+        self._processes = start_ranks(_serve, [theirs for _, theirs in pairs], size=self._size, **self._options)
 
     def __call__(self, function: Callable[..., Any], *args: Any, timeout: float = 600) -> list[Any]:
         """Run ``function(world, *args)`` on every rank and return the picklable results, in rank order.

@@ -24,7 +24,7 @@ ROOMS = """
     planning
     drawing checkpoints
     evaluation training
-    report measuring slurm
+    report measuring slurm preflight
     cli
 """
 """From the ground up: a room may use those of the lines above it, and rooms of one line do not know each other."""

@@ -9,10 +9,11 @@ import torch.distributed as dist
 from ladd_dist.errors import LaddError
 
 _POLL = 0.05
+_ALL = "all are here"
 
 
 def fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
-    """A prefix of ``store`` that all ranks of this start share and that nobody has written to yet.
+    """A prefix of ``store`` that all ranks of this start share and nobody else has written to; once all are there.
 
     torchrun keeps its store over ``--max-restarts``: a restarted rank could read what a dead one has left there, its
     address or a diagnosis, and take it for its partner's (https://github.com/pytorch/pytorch/issues/135712).
@@ -27,11 +28,15 @@ def fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.S
         deadline = time.monotonic() + timeout.total_seconds()
         for other in range(1, size):
             _answer(store, other, own, deadline)
-        return dist.PrefixStore(own, store)
+        common = dist.PrefixStore(own, store)
+        common.set(_ALL, "yes")
+        return common
     store.set(_asks(rank), own)
     name = store.get(_answers(rank, own)).decode()
     store.set(_heard(rank, name), "yes")
-    return dist.PrefixStore(name, store)
+    common = dist.PrefixStore(name, store)
+    common.wait([_ALL], timeout)  # what follows has a shorter limit than a rank that starts late
+    return common
 
 
 def _answer(store: dist.Store, rank: int, name: str, deadline: float) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ladd_dist.distributed.connection import connect
 from ladd_dist.distributed.rendezvous import fresh
 from ladd_dist.distributed.tasks import group_variables
 from ladd_dist.errors import LaddError
@@ -116,7 +117,8 @@ def start(device: str = "auto") -> World:
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
 
     Raises:
-        LaddError: if ``cuda`` is asked for and not there, or for one of several tasks that cannot join the others.
+        LaddError: if ``cuda`` is asked for and not there, for one of several tasks that cannot join the others, or on
+            every rank, naming two that cannot reach each other.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise LaddError("device=cuda, but no GPU is visible: set device=auto or device=cpu")
@@ -134,7 +136,7 @@ def start(device: str = "auto") -> World:
     store = None
     if "RANK" in os.environ and not dist.is_initialized():
         store = fresh(_meet(), rank, size, TIMEOUT)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        _join(backend, store, rank, size)
     return World(rank, size, local_rank, chosen, store=store)
 
 
@@ -148,6 +150,18 @@ def _meet() -> dist.Store:
             f"no meeting of the ranks at {place} ({reason}): set both to rank 0's host and a free port"
         ) from None
     return store
+
+
+def _join(backend: str, store: dist.Store, rank: int, size: int) -> None:
+    """NCCL connects with its first collective, gloo at once."""
+
+    def join(timeout: timedelta) -> None:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+    if backend == "nccl":
+        return join(TIMEOUT)
+    connect(join, dist.PrefixStore("connect", store), rank, size)
+    dist.set_timeout(TIMEOUT)
 
 
 def stop() -> None:

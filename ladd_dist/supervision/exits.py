@@ -8,11 +8,14 @@ One that was killed has not said it.
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
+from ladd_dist.distributed.hanging import hangs
 from ladd_dist.errors import LaddError
 
 VARIABLE = "LADD_EXITS"
@@ -58,6 +61,15 @@ def leave(code: int, reason: str = "", blamed: Iterable[str] = ()) -> None:
     if VARIABLE in os.environ:
         with suppress(OSError, ValueError):
             _write(replace(_read(_mine()), code=code, reason=" ".join(reason.split()), blamed=tuple(blamed)))
+
+
+def end(code: int) -> NoReturn:
+    """End the process, at once if a thread of it hangs in a connection."""
+    if hangs():
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def read(folder: Path) -> list[Exit]:

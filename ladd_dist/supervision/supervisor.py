@@ -33,7 +33,7 @@ def supervise(world: World, hang_timeout: float, work: Callable[[], None], lease
         lease.release()
     exits.leave(code, reason)
     if code:
-        sys.exit(code)
+        exits.end(code)
 
 
 def _run(work: Callable[[], None]) -> int:

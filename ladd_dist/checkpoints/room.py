@@ -1,0 +1,22 @@
+"""Disk space for a run's checkpoints, from the networks' shapes."""
+
+from ladd_dist.checkpoints.folders import STEP_FOLDERS, checkpoints_of, is_pinned
+from ladd_dist.config import Config
+from ladd_dist.engines.base import STATE_KINDS
+from ladd_dist.methods.base import STUDENT
+from ladd_dist.methods.registry import method_of
+
+_FP32 = 4
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """Tensors of one checkpoint: fp32 weights and moments of all that is trained, and the student's average."""
+    trained = method_of(config).networks(config).trained
+    elements = {name: sum(p.numel() for p in net.parameters() if p.requires_grad) for name, net in trained.items()}
+    return _FP32 * (len(STATE_KINDS) * sum(elements.values()) + elements[STUDENT])
+
+
+def missing_room(config: Config) -> int:
+    """Bytes that a run will still need: it keeps some checkpoints, and writes one before it drops another."""
+    there = sum(not is_pinned(folder) for folder in checkpoints_of(config.run_dir).glob(STEP_FOLDERS))
+    return checkpoint_bytes(config) * max(1, config.train.keep_checkpoints + 1 - there)

@@ -1,0 +1,122 @@
+"""What each kind of job reads, holds and writes: what `preflight` asks about it. Another kind is one more entry."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+
+from ladd_dist.checkpoints.folders import checkpoints_of
+from ladd_dist.checkpoints.room import checkpoint_bytes, missing_room
+from ladd_dist.config import Config
+from ladd_dist.data.handing_over import handed_over
+from ladd_dist.data.mds import MANIFEST, Manifest
+from ladd_dist.data.prompts import read_prompts
+from ladd_dist.distributed.world import World
+from ladd_dist.drawing.synthesis import plan_parts
+from ladd_dist.engines.build import check_launch
+from ladd_dist.models.fingerprint import fingerprint
+from ladd_dist.planning.memory import expected_state, on
+from ladd_dist.planning.networks import check_networks
+from ladd_dist.preflight.folder import Room
+from ladd_dist.preflight.memory import Needs
+
+Digest = Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A kind of job. Its functions raise LaddError for input that it would refuse.
+
+    Attributes:
+        key: setting of the folder that it writes in.
+        folder: where exactly.
+        check: what it checks before it loads anything.
+        inputs: what all ranks have to read alike, as functions that make a digest of it.
+        room: what it will write into the folder at the least.
+        needs: what a rank holds in memory.
+    """
+
+    key: str
+    folder: Callable[[Config], Path]
+    check: Callable[[Config, World], object]
+    inputs: Callable[[Config], Mapping[str, Digest]]
+    room: Callable[[Config], Room] = lambda config: Room()
+    needs: Callable[[Config, World], Needs] = lambda config, world: Needs()
+
+
+def _check_training(config: Config, world: World) -> None:
+    check_launch(config, world)
+    config.accumulation(world.size)
+    check_networks(config)
+
+
+def _training_inputs(config: Config) -> Mapping[str, Digest]:
+    return {"dataset": partial(_manifest, Path(config.data.path)), **_networks(config)}
+
+
+def _networks(config: Config) -> dict[str, Digest]:
+    folders = {"teacher": config.teacher.path, "student": config.student.path}
+    return {name: partial(fingerprint, folder) for name, folder in folders.items() if folder}
+
+
+def _manifest(root: Path) -> str:
+    Manifest.read(root)
+    return _digest(root / MANIFEST)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def _training_needs(config: Config, world: World) -> Needs:
+    """The state, and in host memory the copy of it from which checkpoints are written."""
+    state = expected_state(config, world.size, world.rank)
+    device, host = on(state, "device"), on(state, "host") + checkpoint_bytes(config) // world.size
+    shared = handed_over(config, world.size)
+    return Needs(device, host, shared) if world.device.type == "cuda" else Needs(0, device + host, shared)
+
+
+def _latents(config: Config) -> Room:
+    """Of the pictures that are not drawn yet, in bf16, without their text."""
+    settings, space = config.synthesis, check_networks(config)
+    entries = read_prompts(settings.prompts, settings.buckets, settings.images_per_prompt)
+    parts = plan_parts(Path(config.data.path), entries, settings.part_samples)
+    missing = [part for part in parts if not part.folder.exists()]
+    return Room(sum(2 * prod(space.shape(part.entries[0].bucket)) * len(part.entries) for part in missing))
+
+
+def _prompts(file: str, config: Config) -> Mapping[str, Digest]:
+    return {"prompts": partial(_read, file, config.synthesis.buckets), **_networks(config)}
+
+
+def _read(file: str, buckets: list[str]) -> str:
+    read_prompts(file, buckets)
+    return _digest(Path(file))
+
+
+JOBS: dict[str, Job] = {
+    "train": Job(
+        "run_dir",
+        lambda config: checkpoints_of(config.run_dir),
+        _check_training,
+        _training_inputs,
+        lambda config: Room(missing_room(config), checkpoint_bytes(config)),
+        _training_needs,
+    ),
+    "synthesize": Job(
+        "data.path",
+        lambda config: Path(config.data.path),
+        lambda config, world: check_networks(config),
+        lambda config: _prompts(config.synthesis.prompts, config),
+        _latents,
+    ),
+    "evaluate": Job(
+        "run_dir",
+        lambda config: Path(config.run_dir),
+        lambda config, world: check_networks(config),
+        lambda config: _prompts(config.evaluation.prompts, config),
+    ),
+}
+"""By the name of their launcher."""

@@ -1,0 +1,102 @@
+"""Does it fit: the formula of `planning` against free memory, and loader processes' batches against /dev/shm."""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ladd_dist.distributed.world import World
+from ladd_dist.preflight.findings import Finding, Place
+
+SHM = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
+_MEMINFO, _LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a rank will hold at the least; 0 where nobody knows."""
+
+    device: int = 0
+    host: int = 0
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a rank needs, and what is free where it runs; a CPU's device memory is the host's."""
+
+    needs: Needs
+    device_free: int
+    device_total: int
+    host_free: int
+    shared_free: int
+
+
+def memory(needs: Needs, world: World) -> Memory:
+    """This rank's."""
+    free, total = torch.cuda.mem_get_info(world.device) if world.device.type == "cuda" else (0, 0)
+    return Memory(needs, free, total, _host_free(), _free(SHM))
+
+
+def _free(folder: Path) -> int:
+    if not folder.is_dir():
+        return 0
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def _host_free() -> int:
+    """As the kernel reckons it, or the container's whole limit if that is less."""
+    lines = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
+    return available if limit == "max" else min(available, int(limit))
+
+
+def judge(ranks: Sequence[Memory], places: Sequence[Place], workers: int) -> list[Finding]:
+    """Device memory by rank, host and shared memory by node."""
+    found = [_device(ranks, places)] if ranks[0].device_total else []
+    nodes = _by_node(places)
+    host = {node: sum(ranks[place.rank].needs.host for place in there) for node, there in nodes.items()}
+    shared = {node: sum(ranks[p.rank].needs.shared for p in there) for node, there in nodes.items()}
+    host_free = {node: ranks[there[0].rank].host_free for node, there in nodes.items()}
+    shared_free = {node: ranks[there[0].rank].shared_free for node, there in nodes.items()}
+    fewer = f"raise its limit (docker --shm-size, a memory volume), or lower data.workers={workers}"
+    return [
+        *found,
+        _node("host memory", host, host_free, nodes, "take more nodes, or fewer ranks on each"),
+        _node(str(SHM), shared, shared_free, nodes, fewer),
+    ]
+
+
+def _by_node(places: Sequence[Place]) -> dict[int, list[Place]]:
+    nodes: dict[int, list[Place]] = defaultdict(list)
+    for place in places:
+        nodes[place.node].append(place)
+    return nodes
+
+
+def _device(ranks: Sequence[Memory], places: Sequence[Place]) -> Finding:
+    worst = min(places, key=lambda place: ranks[place.rank].device_free - ranks[place.rank].needs.device)
+    rank = ranks[worst.rank]
+    text = f"{_gb(rank.needs.device)} of state, {_gb(rank.device_free)} of {_gb(rank.device_total)} free on {worst}"
+    if rank.needs.device <= rank.device_free:
+        return Finding("GPU memory", "ok", text)
+    return Finding("GPU memory", "failed", f"{text}: end what else runs there, take more ranks, or shard the teacher")
+
+
+def _node(
+    check: str, needed: Mapping[int, int], free: Mapping[int, int], nodes: Mapping[int, list[Place]], remedy: str
+) -> Finding:
+    worst = min(needed, key=lambda node: free[node] - needed[node])
+    text = f"{_gb(needed[worst])} of {check} needed, {_gb(free[worst])} free on host {nodes[worst][0].host}"
+    if needed[worst] <= free[worst]:
+        return Finding(check, "ok", text)
+    return Finding(check, "failed", f"{text}: {remedy}")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
