@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from ladd_dist.distributed.rendezvous import fresh
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import PeerLost
 
 SOON = timedelta(seconds=60)
 
@@ -39,5 +39,15 @@ def test_every_start_shares_a_store_of_its_own(order: list[int]) -> None:
 
 
 def test_a_rank_that_never_comes_is_named() -> None:
-    with pytest.raises(LaddError, match="rank 1 has not started in time"):
+    with pytest.raises(PeerLost, match="rank 1 has not started in time"):
         fresh(dist.HashStore(), 0, 2, timedelta(seconds=0.1))
+
+
+def test_a_store_that_goes_before_all_have_met_is_another_ranks_loss() -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    other = dist.TCPStore("127.0.0.1", store.port, is_master=False, timeout=SOON)
+    threading.Timer(0.2, lambda: stores.clear()).start()
+    stores = [store]
+    del store
+    with pytest.raises(PeerLost, match="gone before all have met"):
+        fresh(other, 1, 2, SOON)

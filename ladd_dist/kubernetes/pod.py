@@ -64,7 +64,6 @@ def _container(job: Job) -> Tree:
         "command": [literal(word) for word in main],
         "args": [literal(word) for word in ranks],
         "env": _environment(job),
-        "ports": [{"name": "ranks", "containerPort": PORT}],
         "resources": {"requests": resources, "limits": dict(resources)},
         "securityContext": {
             "allowPrivilegeEscalation": False,
