@@ -13,13 +13,14 @@ JobName = Literal["synthesize", "train", "evaluate", "export"]
 JOBS: tuple[JobName, ...] = get_args(JobName)
 """In the order in which each needs what the one before it has made."""
 
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""Text without line breaks."""
+CONTROL = r"[\x00-\x1f\x7f-\x9f]"
+"""Line breaks and other characters that do not come through every script and manifest."""
+Line = Annotated[str, Field(min_length=1, pattern=rf"^[^{CONTROL[1:]}*$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 VariableValue = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) is int else value),
-    Field(pattern=r"^[^\x00-\x1f\x7f]*$"),
+    Field(pattern=rf"^[^{CONTROL[1:]}*$"),
 ]
 
 

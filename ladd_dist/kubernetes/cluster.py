@@ -33,7 +33,7 @@ LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z
 SecretKey = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
 Bytes = Annotated[str, Field(pattern=r"^[1-9]\d*(Ki|Mi|Gi|Ti)$")]
 """Such as 64Gi."""
-MountPath = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f:]+$"), AfterValidator(_mount_path)]
+MountPath = Annotated[Line, Field(pattern="^[^:]+$"), AfterValidator(_mount_path)]
 Image = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")]
 
 
@@ -142,9 +142,11 @@ class Cluster(NodesConfig):
                 "lower it, or raise memory"
             )
         if both := self.secrets.keys() & self.environment.keys():
-            raise ValueError(f"{min(both)} is in environment and in secrets: keep one")
+            raise ValueError(f"environment and secrets both have {min(both)}: keep one")
         if reserved := [name for name in (*self.secrets, *self.environment) if name.startswith("PET_")]:
-            raise ValueError(f"{reserved[0]} is torchrun's, and set by the manifests: leave it out")
+            raise ValueError(
+                f"environment has {reserved[0]}, which is torchrun's: the manifests set it, leave it out"
+            )
         paths = [self.code, *(volume.path for volume in self.volumes), "/dev/shm", "/tmp"]  # noqa: S108
         if twice := next((path for path in paths if paths.count(path) > 1), None):
             raise ValueError(f"two things would be at {twice} in a pod: choose another path")

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from ladd_dist.config import Config
 from ladd_dist.errors import LaddError
-from ladd_dist.jobs.cluster import JobName
+from ladd_dist.jobs.cluster import CONTROL, JobName
 from ladd_dist.jobs.fit import check_fit
 from ladd_dist.kubernetes.cluster import LONGEST_NAME, Cluster
 
@@ -76,6 +76,8 @@ class Job:
             )
 
     def _check_place(self, key: str, path: PurePosixPath, *, written: bool) -> None:
+        if re.search(CONTROL, str(path)):
+            raise LaddError(f"{key}={str(path)!a} has a line break or control character: rename it")
         around = [volume for volume in self.cluster.volumes if path.is_relative_to(volume.path)]
         if not around or ".." in path.parts:
             known = ", ".join(volume.path for volume in self.cluster.volumes)

@@ -1,7 +1,7 @@
 """The pods of one start find one another, before torchrun is started in any of them.
 
 torchrun waits ten minutes for its other nodes, where pods may wait for hours, and takes whoever answers at its first
-node for a partner: a pod that is replaced before the others have missed it would join them, and be lost when they end.
+node for a partner: a pod that is replaced before the others have missed it would join them, and be lost as they end.
 So every pod asks the first one, again and again, until that says that all are there. Once all know, it says nothing
 more: a pod that comes later asks in vain until the first pod is a new one, too.
 """
@@ -92,24 +92,26 @@ def _gather(nodes: int, port: int, say: Say) -> str:
 def _ask(node: int, host: str, port: int, say: Say) -> str:
     said = time.monotonic()
     while True:
-        answer = "waits for others"
         try:
-            with socket.create_connection((host, port), _PATIENCE) as connection:
-                with connection.makefile("rw", encoding="ascii") as lines:
-                    if name := _question(lines, node):
-                        return name
-        except OSError as error:
-            answer = f"does not answer yet ({error.strerror or error})"
+            if name := _question(node, host, port):
+                return name
+            answer = "waits for others"
+        except (OSError, ValueError) as error:
+            answer = f"does not answer yet ({error})"
         if time.monotonic() - said > _SAY_EVERY:
             said = time.monotonic()
             say(f"waiting, {host} {answer}")
         time.sleep(ASK_EVERY)
 
 
-def _question(lines: TextIO, node: int) -> str:
-    lines.write(f"{node}\n")
-    lines.flush()
-    if name := lines.readline(_LONGEST).strip():
-        lines.write(_HEARD)
+def _question(node: int, host: str, port: int) -> str:
+    with (
+        socket.create_connection((host, port), _PATIENCE) as connection,
+        connection.makefile("rw", encoding="ascii") as lines,
+    ):
+        lines.write(f"{node}\n")
         lines.flush()
-    return name
+        if name := lines.readline(_LONGEST).strip():
+            lines.write(_HEARD)
+            lines.flush()
+        return name

@@ -12,12 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ladd_dist.config import Config
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.errors import LaddError
-from ladd_dist.jobs.cluster import JobName
+from ladd_dist.jobs.cluster import CONTROL, JobName
 from ladd_dist.jobs.fit import FLAGS, check_fit
 from ladd_dist.slurm.attempts import folder_of
 from ladd_dist.slurm.cluster import Cluster, ContainerConfig, quote_directive
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Job:
         """
         check_fit(self.name, self.config, self.cluster)
         for text in (str(self.folder), str(self.run_dir), str(self.config_file), *self.overrides):
-            if _CONTROL.search(text):
+            if re.search(CONTROL, text):
                 raise LaddError(f"{text!a} cannot stand in a batch script: it has a line break or control character")
         if "\\" in str(self.run_dir):
             raise LaddError(f"run_dir={self.run_dir}: Slurm writes no output to a path with a backslash, rename it")

@@ -16,16 +16,16 @@ from ladd_dist.kubernetes.meeting import meet
 from ladd_dist.supervision import exits
 
 _DESCRIPTION = """\
-The main process of the pods that launchers/kubernetes/render.py describes. Once all pods are there it starts torchrun,
-which has its own settings from PET_NNODES, PET_NODE_RANK and their like. torchrun ends with 1 whatever its ranks end
-with; this ends as they do.
+The main process of the pods that launchers/kubernetes/render.py describes. Once all pods are there it starts
+torchrun, which has its own settings from PET_NNODES, PET_NODE_RANK and their like. torchrun ends with 1 whatever its
+ranks end with; this ends as they do.
 
   python launchers/kubernetes/pod.py --run-dir /runs/sd35 launchers/train.py --config /etc/ladd_dist/config.yaml
 """
 _TERMINATION_LOG = Path("/dev/termination-log")
 """A file of the kubelet's, whose content `kubectl describe pod` shows."""
 
-_REASONS = {EXIT_REQUEUE: "asked to stop, and saved", EXIT_PEER_LOST: "another rank is gone"}
+_REASONS = {EXIT_REQUEUE: "asked to stop", EXIT_PEER_LOST: "another rank is gone"}
 
 
 class Ranks:
