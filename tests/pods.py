@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -129,11 +128,6 @@ class Pods:
     def kill(self, index: int) -> None:
         """End a pod as a lost node does."""
         self._running[index].kill()
-
-    def evict(self, index: int) -> None:
-        """Ask a pod to end, as an eviction does: its first process hears it."""
-        parent = self._running[index].pid
-        os.kill(int(Path(f"/proc/{parent}/task/{parent}/children").read_text()), signal.SIGTERM)
 
     def link(self, index: int, *, up: bool) -> None:
         """Plug a pod's network in, or out."""

@@ -259,6 +259,10 @@ def test_a_job_gets_what_its_cluster_file_says(built: dict[Kind, dict[str, Tree]
     assert 0 < int(variables["PET_SHUTDOWN_TIMEOUT"]["value"]) < pod["terminationGracePeriodSeconds"]
 
 
+def test_objects_are_called_after_the_run(tmp_path: Path) -> None:
+    assert job_of(tmp_path, name=None).object_name == "demo-train"
+
+
 def test_pods_meet_at_the_first_ones_host(built: dict[Kind, dict[str, Tree]]) -> None:
     job, service, pod = built["job"]["Job"], built["job"]["Service"], pod_of(built["job"])
     name = job["metadata"]["name"]
