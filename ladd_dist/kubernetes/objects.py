@@ -1,12 +1,8 @@
 """The objects of a job: a plain Job with its service, a JobSet, or a TrainJob with its runtime."""
 
-from typing import Any
-
-from ladd_dist.kubernetes.job import GROUP, Job
+from ladd_dist.kubernetes.job import GROUP, Job, Tree
 from ladd_dist.kubernetes.pod import PORT, labels, pod_template
-from ladd_dist.kubernetes.policies import alone, in_set, set_failure_policy
-
-Tree = dict[str, Any]
+from ladd_dist.kubernetes.policies import limits_alone, limits_in_set, set_failure_policy
 
 _JOBSET, _TRAINER = "jobset.x-k8s.io/v1alpha2", "trainer.kubeflow.org/v1alpha1"
 
@@ -43,9 +39,8 @@ def _service_spec(job: Job) -> Tree:
 
 
 def _job_spec(job: Job) -> Tree:
-    template = pod_template(job)
-    template["spec"] = {"subdomain": job.object_name, **template["spec"]}
-    return _indexed(job.cluster.nodes) | alone(job.cluster.restarts) | {"template": template}
+    limits = limits_alone(job.cluster.restarts)
+    return _indexed(job.cluster.nodes) | limits | {"template": pod_template(job)}
 
 
 def _set_spec(job: Job) -> Tree:
@@ -60,15 +55,14 @@ def _set_spec(job: Job) -> Tree:
     }
 
 
-def _replicated_job(job: Job, metadata: Tree | None = None) -> Tree:
-    spec = _indexed(job.cluster.nodes) | in_set() | {"template": pod_template(job)}
-    return {"name": GROUP, "replicas": 1, "template": {**({"metadata": metadata} if metadata else {}), "spec": spec}}
+def _replicated_job(job: Job) -> Tree:
+    step = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"} if job.kind == "trainjob" else {}
+    spec = _indexed(job.cluster.nodes) | limits_in_set() | {"template": pod_template(job)}
+    return {"name": GROUP, "replicas": 1, "template": {"metadata": {"labels": labels(job) | step}, "spec": spec}}
 
 
 def _runtime_spec(job: Job) -> Tree:
-    trainer = {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}}
-    spec = _set_spec(job) | {"replicatedJobs": [_replicated_job(job, trainer)]}
-    return {"mlPolicy": {"numNodes": job.cluster.nodes, "torch": {}}, "template": {"spec": spec}}
+    return {"mlPolicy": {"numNodes": job.cluster.nodes, "torch": {}}, "template": {"spec": _set_spec(job)}}
 
 
 def _train_spec(job: Job) -> Tree:

@@ -4,13 +4,10 @@ It keeps to the pod security standard "restricted": not root, no privileges, no 
 """
 
 from pathlib import PurePosixPath
-from typing import Any
 
 from ladd_dist.jobs.fit import FLAGS
 from ladd_dist.kubernetes.cluster import LEAVING, Cluster, TolerationConfig
-from ladd_dist.kubernetes.job import GROUP, Job
-
-Tree = dict[str, Any]
+from ladd_dist.kubernetes.job import GROUP, Job, Tree
 
 CONFIG_FILE = "config.yaml"
 PORT = 29_500
@@ -33,24 +30,37 @@ def pod_template(job: Job) -> Tree:
     cluster = job.cluster
     spec = {
         "restartPolicy": "Never",  # a failed pod is replaced, which is what a Job's policies are about
+        "subdomain": job.object_name if job.kind == "job" else None,
         "terminationGracePeriodSeconds": cluster.grace_seconds,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            **({"runAsUser": cluster.user} if cluster.user else {}),
-            **({"fsGroup": cluster.group, "fsGroupChangePolicy": "OnRootMismatch"} if cluster.group else {}),
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        **({"imagePullSecrets": [{"name": name} for name in cluster.pull_secrets]} if cluster.pull_secrets else {}),
-        **({"nodeSelector": dict(cluster.node_selector)} if cluster.node_selector else {}),
-        **({"tolerations": [_toleration(taint) for taint in cluster.tolerations]} if cluster.tolerations else {}),
+        "securityContext": _security(cluster),
+        "imagePullSecrets": [{"name": name} for name in cluster.pull_secrets],
+        "nodeSelector": dict(cluster.node_selector),
+        "tolerations": [_toleration(taint) for taint in cluster.tolerations],
         "topologySpreadConstraints": [_spread(job, key) for key in cluster.spread],
         "containers": [_container(job)],
         "volumes": _volumes(cluster, job.object_name),
     }
-    annotations = {"annotations": dict(cluster.pod_annotations)} if cluster.pod_annotations else {}
-    return {"metadata": {"labels": labels(job), **annotations}, "spec": spec}
+    metadata = {"labels": labels(job), "annotations": dict(cluster.pod_annotations)}
+    return {"metadata": _given(metadata), "spec": _given(spec)}
+
+
+def _given(tree: Tree) -> Tree:
+    """Without what nobody has asked for."""
+    return {key: value for key, value in tree.items() if value not in (None, [], {})}
+
+
+def _security(cluster: Cluster) -> Tree:
+    return _given(
+        {
+            "runAsNonRoot": True,
+            "runAsUser": cluster.user,
+            "fsGroup": cluster.group,
+            "fsGroupChangePolicy": "OnRootMismatch" if cluster.group else None,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+    )
 
 
 def _container(job: Job) -> Tree:
@@ -149,5 +159,5 @@ def _spread(job: Job, key: str) -> Tree:
 
 
 def _toleration(taint: TolerationConfig) -> Tree:
-    value = {"operator": "Exists"} if taint.value is None else {"operator": "Equal", "value": taint.value}
-    return {"key": taint.key, **value, **({"effect": taint.effect} if taint.effect else {})}
+    operator = "Exists" if taint.value is None else "Equal"
+    return _given({"key": taint.key, "operator": operator, "value": taint.value, "effect": taint.effect})

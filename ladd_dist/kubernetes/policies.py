@@ -8,12 +8,8 @@
 and a pod that Kubernetes itself ends, by eviction, preemption or with its node, is replaced and not counted.
 """
 
-from typing import Any
-
 from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_REQUEUE
-from ladd_dist.kubernetes.job import GROUP
-
-Tree = dict[str, Any]
+from ladd_dist.kubernetes.job import GROUP, Tree
 
 
 def pod_failure_policy() -> Tree:
@@ -27,7 +23,7 @@ def pod_failure_policy() -> Tree:
     }
 
 
-def alone(restarts: int) -> Tree:
+def limits_alone(restarts: int) -> Tree:
     """Limits of a Job that restarts pods one by one.
 
     When one is lost all others end too, so each pod has a count of its own: one for all would be used up by as many
@@ -36,7 +32,7 @@ def alone(restarts: int) -> Tree:
     return {"backoffLimitPerIndex": restarts, "maxFailedIndexes": 0, "podFailurePolicy": pod_failure_policy()}
 
 
-def in_set() -> Tree:
+def limits_in_set() -> Tree:
     """Limits of a Job in a JobSet: what counts as a failure is for the JobSet, which restarts all pods together."""
     return {"backoffLimit": 0, "podFailurePolicy": pod_failure_policy()}
 

@@ -55,9 +55,7 @@ class Ranks:
 
 def main(run_dir: Path, command: list[str]) -> int:
     """Meet the other pods and run the command's ranks to their end; returns the exit code."""
-    ranks, number = Ranks(), {name: int(os.environ[f"PET_{name}"]) for name in ("NODE_RANK", "NNODES", "MASTER_PORT")}
-    host, port = os.environ["PET_MASTER_ADDR"], number["MASTER_PORT"] + 1
-    start = meet(number["NODE_RANK"], number["NNODES"], host, port, _say)
+    ranks, start = Ranks(), _meet()
     saved = newest_iteration(run_dir)
     ends, code = ranks.run(command, start)
     if code == EXIT_PEER_LOST and newest_iteration(run_dir) > saved:
@@ -67,6 +65,11 @@ def main(run_dir: Path, command: list[str]) -> int:
     if code:
         _tell(f"exit code {code}: {exits.reason(ends) or _REASONS.get(code, 'see the log')}")
     return code
+
+
+def _meet() -> str:
+    node, nodes, port = (int(os.environ[f"PET_{name}"]) for name in ("NODE_RANK", "NNODES", "MASTER_PORT"))
+    return meet(node, nodes, os.environ["PET_MASTER_ADDR"], port + 1, _say)
 
 
 def _say(line: str) -> None:
