@@ -429,7 +429,7 @@ UNFIT: dict[str, tuple[tuple[str, ...], Tree, str]] = {
     "a run that no host can be called after": (
         ("run_dir=Ünd_so",), {"name": None}, r"run_dir=/ladd/Ünd_so: '\xdcnd_so' cannot begin the name of a host"
     ),
-    "a name that is too long": ((), {"name": "a" * 60}, "68 characters where a host's name has at most 63"),
+    "a name that is too long": ((), {"name": "a" * 60}, "68 characters where a name has at most 63"),
     "a missing secret": (("tracking.wandb=online",), {}, "online needs WANDB_API_KEY: name its Secret"),
 }  # fmt: skip
 
@@ -467,6 +467,14 @@ def test_the_guides_commands_run_and_its_claim_is_valid(tmp_path: Path, monkeypa
             shutil.copy(*command[1:])
         else:
             assert command[-1] == f"job/{name}"
+
+
+def test_names_are_as_long_as_each_kind_allows(tmp_path: Path) -> None:
+    longest: dict[Kind, int] = {"job": 63 - len("-train-1"), "jobset": 63 - len("-train-node-0-1-xxxxx")}
+    for kind, length in longest.items():
+        job_of(tmp_path, kind, name="a" * length).check()
+        with pytest.raises(LaddError, match="64 characters"):
+            job_of(tmp_path, kind, name="a" * (length + 1)).check()
 
 
 def test_the_command_writes_a_folder_and_refuses_in_one_line(tmp_path: Path) -> None:

@@ -71,9 +71,10 @@ class Job:
                 f"run_dir={self.run_dir}: {self.run_dir.name!a} cannot begin the name of a host (lower-case letters, "
                 "digits and -): set name in the cluster file"
             )
-        if len(host := f"{self._hosts}-{self.cluster.nodes - 1}") > LONGEST_NAME:
+        suffix = "" if self.kind == "job" else "-xxxxx"  # JobSet takes only names that leave room for the pod's own
+        if len(longest := f"{self._hosts}-{self.cluster.nodes - 1}{suffix}") > LONGEST_NAME:
             raise LaddError(
-                f"a pod would be called {host}, {len(host)} characters where a host's name has at most "
+                f"a pod would be called {longest}, {len(longest)} characters where a name has at most "
                 f"{LONGEST_NAME}: set a shorter name in the cluster file"
             )
 
