@@ -372,7 +372,10 @@ def test_hostile_text_reaches_the_pod_as_it_is(
 REFUSED: dict[str, tuple[Tree, str]] = {
     "a line break in a variable": ({"environment": {"A": "b\nc"}}, "environment.A"),
     "a line break to some": ({"environment": {"A": "b\x85c"}}, "environment.A"),
-    "a variable of torchrun's": ({"environment": {"PET_NNODES": "3"}}, "has PET_NNODES, which is torchrun's"),
+    "a variable of torchrun's": (
+        {"environment": {"PET_NNODES": "3"}},
+        "environment: PET_NNODES is one of torchrun's",
+    ),
     "a variable and a secret": (
         {"environment": {"A": "b"}, "secrets": {"A": {"name": "a", "key": "b"}}},
         "environment and secrets both have A: keep one",
@@ -382,9 +385,13 @@ REFUSED: dict[str, tuple[Tree, str]] = {
     "no volume": ({"volumes": []}, "volumes: "),
     "a path that is none": ({"volumes": [{"claim": "a", "path": "ladd"}]}, "must be an absolute path below /"),
     "a path that leads out": ({"volumes": [{"claim": "a", "path": "/ladd/../etc"}]}, "without .."),
-    "two things at one path": (
-        {"volumes": [{"claim": "a", "path": "/tmp"}]},
-        "two things would be at /tmp in a pod: choose another path",
+    "two volumes at one path": (
+        {"volumes": [{"claim": "a", "path": "/a"}, {"claim": "b", "path": "/a/"}]},
+        "there are two volumes at /a: choose another path for one",
+    ),
+    "a volume over the code": (
+        {"volumes": [{"claim": "a", "path": "/opt"}]},
+        "a volume at /opt would hide a pod's /opt/ladd_dist: choose another path",
     ),
     "an image that is none": ({"image": "a b"}, "image: "),
     "memory without a unit": ({"memory": "32"}, "memory: "),

@@ -13,14 +13,15 @@ JobName = Literal["synthesize", "train", "evaluate", "export"]
 JOBS: tuple[JobName, ...] = get_args(JobName)
 """In the order in which each needs what the one before it has made."""
 
-CONTROL = r"[\x00-\x1f\x7f-\x9f]"
+_CONTROLS = r"\x00-\x1f\x7f-\x9f"
+CONTROL = f"[{_CONTROLS}]"
 """Line breaks and other characters that do not come through every script and manifest."""
-Line = Annotated[str, Field(min_length=1, pattern=rf"^[^{CONTROL[1:]}*$")]
+Line = Annotated[str, Field(pattern=f"^[^{_CONTROLS}]+$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 VariableValue = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) is int else value),
-    Field(pattern=rf"^[^{CONTROL[1:]}*$"),
+    Field(pattern=f"^[^{_CONTROLS}]*$"),
 ]
 
 
@@ -34,6 +35,8 @@ class NodesConfig(Section):
     cpus_per_rank: PositiveInt | None = None
     """For the rank itself and its loader processes; null is the scheduler's default."""
     environment: dict[VariableName, VariableValue] = Field(default={})
+    jobs: Section = Section()
+    """What a job needs in place of these, by its name."""
 
     @model_validator(mode="after")
     def _ranks_have_gpus(self) -> "NodesConfig":
@@ -58,7 +61,7 @@ def load_jobs(kind: type[_Cluster], path: Path, example: str) -> dict[JobName, _
     An export is one process on one node, by default with one GPU if there are any.
 
     Args:
-        kind: the scheduler's description of a cluster, which has a section ``jobs``.
+        kind: the scheduler's description of a cluster.
         path: the file.
         example: a file of that kind.
 
@@ -67,7 +70,7 @@ def load_jobs(kind: type[_Cluster], path: Path, example: str) -> dict[JobName, _
     """
     tree = read_yaml(path, "cluster", example)
     cluster = validate(kind, tree, path)
-    limits = {name: getattr(cluster.jobs, name).model_dump(exclude_none=True) for name in JOBS}  # type: ignore[attr-defined]
+    limits = {name: getattr(cluster.jobs, name).model_dump(exclude_none=True) for name in JOBS}
     one = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": min(1, cluster.gpus_per_node)}
     limits["export"] = one | limits["export"]
     return {name: validate(kind, tree | own, f"{path}: jobs.{name}") for name, own in limits.items()}

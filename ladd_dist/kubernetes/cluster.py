@@ -9,6 +9,8 @@ from ladd_dist.config.section import NonNegativeInt, Section
 from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, VariableName, load_jobs
 
 EXAMPLE = "launchers/kubernetes/cluster.yaml"
+CONFIG_FOLDER = "/etc/ladd_dist"
+"""Where a pod finds the configuration."""
 LEAVING = 30
 """Seconds of the grace period that are left for torchrun and the kubelet once the ranks must be gone."""
 LONGEST_NAME = 63
@@ -145,12 +147,19 @@ class Cluster(NodesConfig):
             raise ValueError(f"environment and secrets both have {min(both)}: keep one")
         if reserved := [name for name in (*self.secrets, *self.environment) if name.startswith("PET_")]:
             raise ValueError(
-                f"environment has {reserved[0]}, which is torchrun's: the manifests set it, leave it out"
+                f"environment: {reserved[0]} is one of torchrun's, which the manifests set: leave it out"
             )
-        paths = [self.code, *(volume.path for volume in self.volumes), "/dev/shm", "/tmp"]  # noqa: S108
-        if twice := next((path for path in paths if paths.count(path) > 1), None):
-            raise ValueError(f"two things would be at {twice} in a pod: choose another path")
+        self._check_places()
         return self
+
+    def _check_places(self) -> None:
+        paths = [volume.path for volume in self.volumes]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"there are two volumes at {path}: choose another path for one")
+            for place in (self.code, CONFIG_FOLDER, "/dev/shm", "/tmp"):  # noqa: S108
+                if PurePosixPath(place).is_relative_to(path):
+                    raise ValueError(f"a volume at {path} would hide a pod's {place}: choose another path")
 
     @property
     def working_folder(self) -> str:

@@ -92,7 +92,7 @@ class Job:
             raise LaddError(f"{key}={path} is written to, but the volume at {inner.path} is read_only: change one")
 
     def _check_secret(self, variable: str, why: str) -> None:
-        if variable not in self.cluster.secrets and variable not in self.cluster.environment:
+        if variable not in self.cluster.secrets:
             raise LaddError(
                 f"{why} needs {variable}: name its Secret in the cluster file, secrets: "
                 f"{{{variable}: {{name: NAME, key: KEY}}}}"

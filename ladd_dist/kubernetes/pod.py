@@ -6,13 +6,12 @@ It keeps to the pod security standard "restricted": not root, no privileges, no 
 from pathlib import PurePosixPath
 
 from ladd_dist.jobs.fit import FLAGS
-from ladd_dist.kubernetes.cluster import LEAVING, Cluster, TolerationConfig
+from ladd_dist.kubernetes.cluster import CONFIG_FOLDER, LEAVING, Cluster, TolerationConfig
 from ladd_dist.kubernetes.job import GROUP, Job, Tree
 
 CONFIG_FILE = "config.yaml"
 PORT = 29_500
 """Where the ranks meet; Kubeflow's Trainer sets the same."""
-_CONFIG_FOLDER = "/etc/ladd_dist"
 _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 
@@ -65,7 +64,7 @@ def _security(cluster: Cluster) -> Tree:
 
 def _container(job: Job) -> Tree:
     resources, launchers = _resources(job.cluster), PurePosixPath(job.cluster.code) / "launchers"
-    ranks = [f"{launchers / job.name}.py", "--config", f"{_CONFIG_FOLDER}/{CONFIG_FILE}", *FLAGS[job.name]]
+    ranks = [f"{launchers / job.name}.py", "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *FLAGS[job.name]]
     main = ["python", f"{launchers}/kubernetes/pod.py", "--run-dir", str(job.run_dir)]
     return {
         "name": GROUP,
@@ -137,7 +136,7 @@ def _volumes(cluster: Cluster, config_map: str) -> list[Tree]:
 def _mounts(cluster: Cluster) -> list[Tree]:
     names = _claims(cluster)
     return [
-        {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
+        {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
         {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108
         {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108
         *(
