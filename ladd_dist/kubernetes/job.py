@@ -9,7 +9,8 @@ from ladd_dist.config import Config
 from ladd_dist.errors import LaddError
 from ladd_dist.jobs.cluster import CONTROL, JobName
 from ladd_dist.jobs.fit import check_fit
-from ladd_dist.kubernetes.cluster import LONGEST_NAME, Cluster
+from ladd_dist.kubernetes.cluster import Cluster
+from ladd_dist.kubernetes.values import LONGEST_NAME
 
 Tree = dict[str, Any]
 """An object of Kubernetes, or a part of one."""
