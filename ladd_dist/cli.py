@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ladd_dist.config import Config, load
 from ladd_dist.config.arguments import as_path, as_text
-from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
+from ladd_dist.errors import LaddError, PeerLost
 from ladd_dist.supervision import console, exits
 
 if TYPE_CHECKING:
@@ -82,9 +82,10 @@ def run(
         config = load(args.config, args.overrides)
         check_settings(config)
         world = distributed.start(config.device)
-    except LaddError as error:
-        exits.leave(EXIT_BAD_INPUT, str(error))
-        exits.end(print_error(error))
+    except (LaddError, PeerLost) as error:
+        code = print_error(error)
+        exits.leave(code, str(error))
+        exits.end(code)
     log.setup(world)
     if holds and (idle := idle_tasks(os.environ)):
         log.warn(

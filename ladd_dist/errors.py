@@ -16,5 +16,9 @@ class DamagedError(LaddError):
     """A checkpoint that cannot be read whole."""
 
 
+class PeerLost(Exception):
+    """Another rank is gone, or did not come; said in one line. The same command, started again, goes on."""
+
+
 class Requeue(Exception):
     """The run was asked to stop, and is safe on disk."""

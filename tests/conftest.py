@@ -5,9 +5,7 @@ Importing this file puts the tests and the processes that they start on the CPU,
 
 import json
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,16 +108,6 @@ def own_ranks() -> Iterator[None]:
     """Ranks that stay serve one file's tests."""
     yield
     close_ranks()
-
-
-@pytest.fixture(scope="session")
-def privileged() -> None:
-    """Root with the right to make namespaces; LADD_REQUIRE_NAMESPACES=1 makes its absence an error."""
-    tools = all(map(shutil.which, ("ip", "unshare")))
-    allowed = tools and subprocess.run(["unshare", "-n", "-m", "true"], capture_output=True).returncode == 0
-    if not allowed:
-        say = pytest.fail if os.environ.get("LADD_REQUIRE_NAMESPACES") == "1" else pytest.skip
-        say("namespaces need root, iproute2 and util-linux")
 
 
 @pytest.fixture(scope="session")

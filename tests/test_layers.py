@@ -21,10 +21,10 @@ ROOMS = """
     models engines supervision
     methods
     data digits
-    planning
+    planning jobs
     drawing checkpoints
     evaluation training
-    report measuring slurm preflight
+    report measuring slurm kubernetes preflight
     cli
 """
 """From the ground up: a room may use those of the lines above it, and rooms of one line do not know each other."""

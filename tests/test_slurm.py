@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from slurm import Slurm, started
 
+from ladd_dist.jobs.cluster import JOBS
 from ladd_dist.slurm.attempts import attempts
-from ladd_dist.slurm.cluster import JOBS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from ladd_dist.config import load
 from ladd_dist.config.yaml import write_yaml
 from ladd_dist.errors import LaddError
+from ladd_dist.jobs.cluster import JOBS, JobName
 from ladd_dist.slurm import attempts
-from ladd_dist.slurm.cluster import JOBS, JobName, load_clusters, seconds
+from ladd_dist.slurm.cluster import load_clusters, seconds
 from ladd_dist.slurm.script import Job, render
 from ladd_dist.slurm.submission import submit
 from ladd_dist.supervision import exits
@@ -285,7 +286,7 @@ CODES = {
 
 @pytest.mark.parametrize(("said", "step", "expected"), CODES.values(), ids=CODES)
 def test_the_code_of_a_job_is_what_its_ranks_say(said: list[int | None], step: int, expected: int) -> None:
-    assert attempts.exit_code([exit_of(f"n{i}", code) for i, code in enumerate(said)], step) == expected
+    assert exits.exit_code([exit_of(f"n{i}", code) for i, code in enumerate(said)], step) == expected
 
 
 def test_nodes_at_fault_are_those_that_the_ranks_name_or_else_those_that_fell_silent() -> None:

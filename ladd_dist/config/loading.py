@@ -69,7 +69,7 @@ def _locate(location: tuple[int | str, ...], kind: type[Section]) -> tuple[list[
         keys.append(str(part))
         section = inner
         field = getattr(section, "model_fields", {}).get(part)
-        inner = _required(field.annotation) if field else None
+        inner = _required(field.annotation) if field else _item(section)
         kinds = dict(_kinds(inner))
     return keys, section
 
@@ -78,6 +78,11 @@ def _required(annotation: Any) -> Any:
     """The section that an optional one (``Section | None``) is if it is there."""
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     return kinds[0] if len(kinds) == 1 and type(None) in get_args(annotation) else annotation
+
+
+def _item(annotation: Any) -> Any:
+    """What is in a list or, by its keys, in a mapping."""
+    return get_args(annotation)[-1] if get_origin(annotation) in (list, dict) else None
 
 
 def _kinds(annotation: Any) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import torch.distributed as dist
 
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import PeerLost
 
 _POLL = 0.05
 _ALL = "all are here"
@@ -21,8 +21,15 @@ def fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.S
     random name, and rank 0 answers each with the random prefix that it has chosen for this start.
 
     Raises:
-        LaddError: on rank 0, if a rank does not ask in time.
+        PeerLost: if a rank does not ask in time, or rank 0 is gone.
     """
+    try:
+        return _agreed(store, rank, size, timeout)
+    except dist.DistError as error:
+        raise PeerLost(f"the ranks' store is gone before all have met ({str(error).splitlines()[0]})") from None
+
+
+def _agreed(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
     own = uuid4().hex
     if rank == 0:
         deadline = time.monotonic() + timeout.total_seconds()
@@ -42,7 +49,7 @@ def fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.S
 def _answer(store: dist.Store, rank: int, name: str, deadline: float) -> None:
     while not store.check([_heard(rank, name)]):
         if time.monotonic() > deadline:
-            raise LaddError(f"rank {rank} has not started in time: look at its node's log")
+            raise PeerLost(f"rank {rank} has not started in time: look at its node's log")
         if store.check([_asks(rank)]):  # an old question is answered too: nobody reads it
             store.set(_answers(rank, store.get(_asks(rank)).decode()), name)
         time.sleep(_POLL)

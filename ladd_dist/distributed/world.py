@@ -119,6 +119,7 @@ def start(device: str = "auto") -> World:
     Raises:
         LaddError: if ``cuda`` is asked for and not there, for one of several tasks that cannot join the others, or on
             every rank, naming two that cannot reach each other.
+        PeerLost: if another rank is gone before all have met.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise LaddError("device=cuda, but no GPU is visible: set device=auto or device=cpu")

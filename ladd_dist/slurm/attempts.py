@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ladd_dist.checkpoints.folders import newest_iteration
-from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE
-from ladd_dist.supervision.exits import Exit, read
+from ladd_dist.errors import EXIT_PEER_LOST, EXIT_REQUEUE
+from ladd_dist.supervision.exits import Exit, exit_code, read, reason
 
 RECORD = "attempts.jsonl"
 _RUNNING, _START = "running", "attempt.json"
@@ -94,19 +94,6 @@ def attempts(run_dir: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def exit_code(exits: list[Exit], step_code: int) -> int:
-    """The code of all ranks together.
-
-    Bad input is not mended by another start. A rank that was lost, or that failed alone, may be its node's fault.
-    What no rank has said, the step's own code says.
-    """
-    said = {other.code for other in exits}
-    for code in (EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE):
-        if code in said:
-            return code
-    return max((code for code in said if code), default=step_code) if step_code else 0
-
-
 def failed_nodes(exits: list[Exit]) -> list[str]:
     """The nodes that others ended for, or else those whose processes, unlike others, did not say how they ended."""
     node_of = {other.host: other.node for other in exits}
@@ -118,7 +105,6 @@ def failed_nodes(exits: list[Exit]) -> list[str]:
 def _close(run_dir: Path, folder: Path, step_code: int | None) -> Row:
     attempt = Attempt(**json.loads((folder / _START).read_text(encoding="utf-8")))
     exits = read(folder)
-    reasons = [other.reason for other in exits if other.reason]
     row: Row = {
         "job": attempt.job,
         "number": attempt.number,
@@ -129,7 +115,7 @@ def _close(run_dir: Path, folder: Path, step_code: int | None) -> Row:
         "first_iteration": attempt.saved + 1,
         "last_iteration": newest_iteration(run_dir),
         "exit_code": None if step_code is None else exit_code(exits, step_code),
-        "reason": "the batch script was killed" if step_code is None else next(iter(reasons), ""),
+        "reason": "the batch script was killed" if step_code is None else reason(exits),
         "failed_nodes": [] if step_code is None else failed_nodes(exits),
     }
     with (folder_of(run_dir) / RECORD).open("a", encoding="utf-8") as file:

@@ -2,32 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from ladd_dist.config.loading import validate
 from ladd_dist.config.section import NonNegativeInt, Section
 from ladd_dist.config.values import PathName
-from ladd_dist.config.yaml import read_yaml
+from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, load_jobs
 
 EXAMPLE = "launchers/slurm/cluster.yaml"
-JobName = Literal["synthesize", "train", "evaluate", "export"]
-JOBS: tuple[JobName, ...] = get_args(JobName)
-"""In the order in which each needs what the one before it has made."""
-
 _DAY, _HOUR, _MINUTE = 86_400, 3_600, 60
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""Text that fits on a line of a script, where it is quoted."""
 NodeList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,\[\]-]+$")]
 TimeLimit = Annotated[str, Field(pattern=r"^(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})$")]
 """As sbatch has it: minutes, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM`` or ``D-HH:MM:SS``."""
-VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-VariableValue = Annotated[
-    str,
-    BeforeValidator(lambda value: str(value) if type(value) is int else value),
-    Field(pattern=r"^[^\x00-\x1f\x7f]*$"),
-]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")]
 SbatchOption = Annotated[str, Field(pattern=r"^--[a-z][a-z0-9-]*(=[^\x00-\x1f\x7f]+)?$")]
 
@@ -63,18 +50,11 @@ class JobsConfig(Section):
     train: JobLimits = JobLimits()
     evaluate: JobLimits = JobLimits()
     export: ProcessLimits = ProcessLimits()
-    """One process on one node, by default with one GPU if there are any."""
 
 
-class Cluster(Section):
+class Cluster(NodesConfig):
     """Everything that the script has from the cluster file."""
 
-    nodes: PositiveInt
-    gpus_per_node: NonNegativeInt
-    ranks_per_node: PositiveInt | None = None
-    """null is a rank per GPU, or one without GPUs."""
-    cpus_per_rank: PositiveInt | None = None
-    """For the rank itself and its loader processes; null is the partition's default."""
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None = None
     """Per node, such as 900G; 0 is all of it, null the partition's default."""
     partition: Line | None = None
@@ -91,17 +71,12 @@ class Cluster(Section):
     """null is the environment that renders the script."""
     container: ContainerConfig | None = None
     modules: list[ModuleName] = Field(default=[])
-    environment: dict[VariableName, VariableValue] = Field(default={})
     sbatch: list[SbatchOption] = Field(default=[])
     """Other options of sbatch, such as ``--exclusive`` or ``--reservation=NAME``."""
     jobs: JobsConfig = JobsConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> "Cluster":
-        if self.gpus_per_node and self.ranks_per_node and self.ranks_per_node > self.gpus_per_node:
-            raise ValueError(
-                f"ranks_per_node={self.ranks_per_node} is more than gpus_per_node={self.gpus_per_node}: leave it out"
-            )
         if seconds(self.time) <= self.signal_seconds:
             raise ValueError(
                 f"time={self.time} is not longer than signal_seconds={self.signal_seconds}: every attempt would end "
@@ -111,11 +86,6 @@ class Cluster(Section):
             raise ValueError("venv is not used inside of a container: leave one of them out")
         return self
 
-    @property
-    def ranks(self) -> int:
-        """Processes per node."""
-        return self.ranks_per_node or self.gpus_per_node or 1
-
 
 def load_clusters(path: Path) -> dict[JobName, Cluster]:
     """The cluster file as each kind of job sees it.
@@ -123,12 +93,7 @@ def load_clusters(path: Path) -> dict[JobName, Cluster]:
     Raises:
         LaddError: naming the file, key or value at fault and what would be right.
     """
-    tree = read_yaml(path, "cluster", EXAMPLE)
-    cluster = validate(Cluster, tree, path)
-    limits = {name: getattr(cluster.jobs, name).model_dump(exclude_none=True) for name in JOBS}
-    one = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": min(1, cluster.gpus_per_node)}
-    limits["export"] = one | limits["export"]
-    return {name: validate(Cluster, tree | own, f"{path}: jobs.{name}") for name, own in limits.items()}
+    return load_jobs(Cluster, path, EXAMPLE)
 
 
 def seconds(limit: str) -> int:

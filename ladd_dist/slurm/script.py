@@ -11,13 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ladd_dist.config import Config
 from ladd_dist.engines.registry import engine_entry
-from ladd_dist.engines.settings import check_ranks, check_settings
 from ladd_dist.errors import LaddError
+from ladd_dist.jobs.cluster import CONTROL, JobName
+from ladd_dist.jobs.fit import FLAGS, check_fit
 from ladd_dist.slurm.attempts import folder_of
-from ladd_dist.slurm.cluster import Cluster, ContainerConfig, JobName, quote_directive
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_FLAGS: dict[JobName, list[str]] = {"synthesize": [], "train": [], "evaluate": [], "export": ["--overwrite"]}
+from ladd_dist.slurm.cluster import Cluster, ContainerConfig, quote_directive
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,9 @@ class Job:
         Raises:
             LaddError: naming the setting that does not fit the cluster, or that no script can hold.
         """
-        check_settings(self.config)
-        if self.name == "train":
-            size = self.cluster.nodes * self.cluster.ranks
-            check_ranks(self.config, size)
-            self.config.accumulation(size)
+        check_fit(self.name, self.config, self.cluster)
         for text in (str(self.folder), str(self.run_dir), str(self.config_file), *self.overrides):
-            if _CONTROL.search(text):
+            if re.search(CONTROL, text):
                 raise LaddError(f"{text!a} cannot stand in a batch script: it has a line break or control character")
         if "\\" in str(self.run_dir):
             raise LaddError(f"run_dir={self.run_dir}: Slurm writes no output to a path with a backslash, rename it")
@@ -88,7 +82,7 @@ def _values(job: Job, launchers: Path) -> dict[str, Any]:
     cluster = job.cluster
     torchrun = engine_entry(job.config.engine).launcher == "torchrun" and job.name != "export"
     tasks = 1 if torchrun else cluster.ranks
-    arguments = ["--config", str(job.config_file), *_FLAGS[job.name], *job.overrides]
+    arguments = ["--config", str(job.config_file), *FLAGS[job.name], *job.overrides]
     return {
         "job": job.name,
         "options": _options(job, tasks),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ladd_dist.distributed.hanging import hangs
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE, LaddError
 
 VARIABLE = "LADD_EXITS"
 _SUFFIX = ".exit"
@@ -75,6 +75,24 @@ def end(code: int) -> NoReturn:
 def read(folder: Path) -> list[Exit]:
     """What all processes have said so far."""
     return [_read(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))]
+
+
+def exit_code(ends: list[Exit], launcher_code: int) -> int:
+    """The code of all processes together.
+
+    Bad input is not mended by another start. A rank that was lost, or that failed alone, may be its node's fault.
+    What no rank has said, the launcher's own code says.
+    """
+    said = {end.code for end in ends}
+    for code in (EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE):
+        if code in said:
+            return code
+    return max((code for code in said if code), default=launcher_code) if launcher_code else 0
+
+
+def reason(ends: list[Exit]) -> str:
+    """Why they ended, as the first of them says it; empty if all went well."""
+    return next((end.reason for end in ends if end.reason), "")
 
 
 def _mine() -> Path:

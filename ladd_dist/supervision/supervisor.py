@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ladd_dist.distributed import world as distributed
 from ladd_dist.distributed.world import World
-from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, LaddError, Requeue
+from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE, LaddError, PeerLost, Requeue
 from ladd_dist.files.run_lock import Lease
 from ladd_dist.log import log
 from ladd_dist.supervision import exits
@@ -47,8 +47,8 @@ def _run(work: Callable[[], None]) -> int:
 
 def print_error(error: Exception) -> int:
     """Print an error, at once: the launcher may end this process when others leave. Returns the exit code."""
-    if isinstance(error, LaddError):
+    if isinstance(error, LaddError | PeerLost):
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_BAD_INPUT
+        return EXIT_BAD_INPUT if isinstance(error, LaddError) else EXIT_PEER_LOST
     traceback.print_exception(error)
     return 1

@@ -7,7 +7,8 @@ from pathlib import Path
 from ladd_dist.config import load
 from ladd_dist.config.arguments import as_path, as_text
 from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
-from ladd_dist.slurm.cluster import JOBS, load_clusters
+from ladd_dist.jobs.cluster import JOBS
+from ladd_dist.slurm.cluster import load_clusters
 from ladd_dist.slurm.script import Job, render
 from ladd_dist.slurm.submission import submit, write
 
