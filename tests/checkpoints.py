@@ -47,21 +47,21 @@ def config_in(run_dir: Path, *overrides: str) -> Config:
     return tiny_config(run_dir, run_dir / "latents", *overrides)
 
 
-def run_state(iteration: int, world: World = ALONE) -> RunState:
+def run_state(iteration: int, world: World = ALONE, teacher: str = "abc") -> RunState:
     return RunState(
         iteration=iteration,
         updates={"student": iteration},
         data=DATA,
-        teacher="abc",
+        teacher=teacher,
         engine="local",
         world_size=world.size,
     )
 
 
-def save(config: Config, world: World, shards: Shards, iteration: int = 1) -> Path:
+def save(config: Config, world: World, shards: Shards, iteration: int = 1, teacher: str = "abc") -> Path:
     """Write a checkpoint and wait until it is on disk; its folder."""
     writer = CheckpointWriter(config, world)
-    writer.save(shards, run_state(iteration, world))
+    writer.save(shards, run_state(iteration, world, teacher))
     writer.wait()
     return Path(config.run_dir) / "checkpoints" / f"step-{iteration:08d}"
 

@@ -45,6 +45,11 @@ def check(config: Config, world: World = ALONE) -> Manifest:
     return check_dataset(config, *teacher(), world)
 
 
+def test_text_of_another_length_than_the_datasets_is_refused(tmp_path: Path, dataset: Path) -> None:
+    with pytest.raises(LaddError, match=r"drawn with teacher\.max_t5_tokens=10, .* has 12: set it to 10, or synth"):
+        check(tiny_config(tmp_path, dataset, "teacher.max_t5_tokens=12"))
+
+
 def trained_on(data: Path) -> list[tuple[Any, ...]]:
     rows = rows_of(data)
     return [

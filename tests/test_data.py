@@ -331,6 +331,15 @@ def test_another_plan_in_the_same_folder_is_refused(dataset: Path, override: str
         synthesize(config, ALONE)
 
 
+@pytest.mark.parametrize("text", ["[]", "null", '"x"'])
+def test_a_plan_that_is_none_is_damaged(dataset: Path, tmp_path: Path, text: str) -> None:
+    (data := tmp_path / "latents").mkdir()
+    (data / "plan.json").write_text(text)
+    config = tiny_config(tmp_path, data, f"synthesis.prompts={dataset.parent / 'prompts.jsonl'}")
+    with pytest.raises(LaddError, match=r"plan\.json is damaged .*: set data\.path to a new folder"):
+        synthesize(config, ALONE)
+
+
 @pytest.mark.parametrize("file", ["32x64/index.json", "manifest.json"])
 def test_a_folder_with_other_data_is_refused_and_stays(dataset: Path, tmp_path: Path, file: str) -> None:
     data = tmp_path / "latents"

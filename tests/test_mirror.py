@@ -10,7 +10,7 @@ import wandb
 from conftest import ALONE, tiny_config
 from wandb.proto.wandb_internal_pb2 import Record
 
-from ladd_dist.training import mirror
+from ladd_dist.training import mirror, tracking
 from ladd_dist.training.tracking import Tracker, read_metrics
 
 _BLOCK, _HEADER = 32768, 7
@@ -113,3 +113,24 @@ def test_a_picture_that_cannot_be_read_is_a_warning_too(
     tracker.picture(2, tmp_path / "none.png")
     tracker.close()
     assert len(said) == 1 and said[0].startswith("W&B could not take a picture (") and run.calls == []
+
+
+def test_a_damaged_line_costs_its_row_alone_and_the_file_is_kept_as_it_was(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(tracking, "warn", said.append)
+    lines = [b'{"iteration": 1}', b'{"iterat', b"5", b"\xff", b'{"iteration": 3}', b'{"iteration": 4']
+    record = tmp_path / "metrics.jsonl"
+    record.write_bytes(b"\n".join(lines))
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 3]
+    Tracker(tiny_config(tmp_path, dataset, "tracking.wandb=off"), ALONE, 3).close()
+    assert record.read_text() == '{"iteration": 1}\n{"iteration": 3}\n'
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == b"\n".join(lines)
+    assert len(said) == 2 and all("2, 3, 4" in line for line in said)
+
+
+def test_a_last_line_cut_short_is_nothing_to_speak_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "warn", pytest.fail)
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n{"iteration": 2')
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1]

@@ -18,6 +18,7 @@ from ladd_dist.drawing.sampling import sample_ode, sample_student
 from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
 from ladd_dist.methods.registry import build_method
+from ladd_dist.models.fingerprint import fingerprint
 
 CPU = World(0, 1, 0, torch.device("cpu"))
 METHOD = LaddConfig()
@@ -85,7 +86,7 @@ def trained(tmp_path):
     for parameter in ladd.student.module.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     ema = {f"ema/param/{n}": s for n, s in Ema(ladd.student, 0.9, on_host=False).shards().items()}
-    path = save(config, CPU, network_shards("student", ladd.student) | ema)
+    path = save(config, CPU, network_shards("student", ladd.student) | ema, teacher=fingerprint(config.teacher.path))
     return config, Checkpoint(path, CPU)
 
 

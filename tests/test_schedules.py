@@ -15,6 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import retrieve_timesteps
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from ladd_dist.checkpoints.export import export
 from ladd_dist.checkpoints.reader import Checkpoint, network_shards
@@ -31,6 +32,7 @@ from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.evaluate import entrants, evaluate
 from ladd_dist.methods.registry import build_method
+from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.training.preview import Preview
 
 EULER = "FlowMatchEulerDiscreteScheduler"
@@ -85,7 +87,30 @@ def trained_at(run_dir: Path, data: Path, *overrides: str) -> tuple[Config, Chec
     for parameter in ladd.student.module.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     ema = {f"ema/param/{n}": s for n, s in Ema(ladd.student, 0.9, on_host=False).shards().items()}
-    return config, Checkpoint(save(config, ALONE, network_shards("student", ladd.student) | ema), ALONE)
+    path = save(
+        config, ALONE, network_shards("student", ladd.student) | ema, teacher=fingerprint(config.teacher.path)
+    )
+    return config, Checkpoint(path, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["teacher.max_t5_tokens=12"], "trained with teacher.max_t5_tokens=10, but this configuration has 12: pass"),
+        (["method.student_times=[1,0.7,0.5,0.2]"], "trained with method.student_times=[1.0, 0.75, 0.5, 0.25], but"),
+        (["teacher.path={other}"], "was trained with teacher "),
+    ],
+)
+def test_a_student_is_not_drawn_unlike_it_was_trained(
+    tmp_path: Path, dataset: Path, overrides: list[str], said: str
+) -> None:
+    config, checkpoint = trained_at(tmp_path, dataset)
+    other = Path(shutil.copytree(config.teacher.path, tmp_path / "other"))
+    vae = other / "vae/diffusion_pytorch_model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(vae).items()}, vae)
+    now = tiny_config(tmp_path, dataset, *(text.format(other=other) for text in overrides))
+    with pytest.raises(LaddError, match=re.escape(said)):
+        load_student(now, checkpoint, "ema", torch.float32)
 
 
 # The student's times

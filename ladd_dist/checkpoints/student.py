@@ -10,6 +10,7 @@ from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import DamagedError, LaddError
 from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.fingerprint import is_of
 from ladd_dist.models.registry import family_of
 
 Weights = Literal["ema", "student"]
@@ -36,13 +37,23 @@ def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype
     """The student on the CPU with the averaged (``ema``) or the last (``student``) weights.
 
     Raises:
-        LaddError: if the checkpoint is of another network than the configuration's, or trained at other times.
+        LaddError: if the checkpoint is of another network than the configuration's, or trained at other times, by
+            another teacher or with another length of its text.
     """
-    trained = checkpoint.config.method.student_times
-    if trained != config.method.student_times:
+    trained = checkpoint.config
+    for key, before, now in (
+        ("method.student_times", trained.method.student_times, config.method.student_times),
+        ("teacher.max_t5_tokens", trained.teacher.max_t5_tokens, config.teacher.max_t5_tokens),
+    ):
+        if before != now:
+            raise LaddError(
+                f"checkpoint {checkpoint.path} was trained with {key}={before}, but this configuration "
+                f"has {now}: pass the run's own config.yaml"
+            )
+    if not is_of(config.teacher.path, checkpoint.state.teacher):
         raise LaddError(
-            f"checkpoint {checkpoint.path} was trained with method.student_times={trained}, but this configuration "
-            f"has {config.method.student_times}: pass the run's own config.yaml"
+            f"checkpoint {checkpoint.path} was trained with teacher {checkpoint.state.teacher}, which is not at "
+            f"teacher.path={config.teacher.path}: restore that teacher, or name the folder that it is in"
         )
     folder = config.student.path or config.teacher.path
     student = family_of(folder).load(folder, dtype)

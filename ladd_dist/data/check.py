@@ -78,6 +78,11 @@ def _check_manifest(config: Config, manifest: Manifest, space: LatentSpace, teac
             f"{where} was made by teacher {made.teacher}, not by {config.teacher.path} ({teacher}): "
             "synthesize again, or set teacher.path to the one that made it, with the files it had then"
         )
+    if made.max_t5_tokens != config.teacher.max_t5_tokens:
+        raise LaddError(
+            f"{where} was drawn with teacher.max_t5_tokens={made.max_t5_tokens}, but this configuration has "
+            f"{config.teacher.max_t5_tokens}: set it to {made.max_t5_tokens}, or synthesize again"
+        )
     for bucket, count in manifest.counts.items():
         space.shape(Bucket.parse(bucket))
         if count < config.train.global_batch:

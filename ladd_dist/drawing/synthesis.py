@@ -152,6 +152,8 @@ def _check_plan(root: Path, provenance: Provenance, folder: str, world: World) -
             before = json.loads(plan.read_text(encoding="utf-8"))
         except ValueError as error:
             raise LaddError(f"{plan} is damaged ({error}): set data.path to a new folder, or remove {root}") from None
+        if not isinstance(before, dict):
+            raise LaddError(f"{plan} is damaged (no mapping): set data.path to a new folder, or remove {root}")
         if is_of(folder, before.get("teacher")):
             provenance = replace(provenance, teacher=before["teacher"])
         now = asdict(provenance)

@@ -71,6 +71,15 @@ class Method(ABC):
     student: Engine
 
     @classmethod
+    def check(cls, config: Config) -> None:
+        """Check its settings against the networks' configurations.
+
+        Raises:
+            LaddError: naming the setting that does not fit.
+        """
+        return None
+
+    @classmethod
     @abstractmethod
     def build(cls, config: Config, world: World, clock: Clock) -> "Method":
         """Build the networks where the configuration puts them.
@@ -120,6 +129,11 @@ class Method(ABC):
     def milestones(cls, config: Config) -> Mapping[int, str]:
         """Iterations at which something changes, and what, for the report."""
         return {}
+
+    @classmethod
+    def blocks(cls, config: Config) -> Sequence[int] | None:
+        """The teacher's blocks that curves "by block" have an entry each for; None is all of them."""
+        return None
 
     @classmethod
     def facts(cls, config: Config) -> Mapping[str, str]:

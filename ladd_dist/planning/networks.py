@@ -3,15 +3,15 @@
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.errors import LaddError
-from ladd_dist.methods.ladd.heads import tapped_blocks
 from ladd_dist.methods.networks import meta_backbone
+from ladd_dist.methods.registry import method_of
 from ladd_dist.models.folder import check_files
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.weights import FolderWeights
 
 
 def check_networks(config: Config) -> LatentSpace:
-    """Check that teacher, student, heads and buckets fit one another, by configs and headers of weights.
+    """Check that teacher, student, method and buckets fit one another, by configs and headers of weights.
 
     Returns:
         The space in which all of them work.
@@ -22,7 +22,7 @@ def check_networks(config: Config) -> LatentSpace:
     check_files(config.teacher.path)
     family_of(config.teacher.path).check(config.teacher.path)
     check_student(config)
-    tapped_blocks(config.discriminator, meta_backbone(config.teacher.path).depth)
+    method_of(config).check(config)
     space = LatentSpace.of(config.teacher.path, config.student.path)
     for bucket in config.synthesis.buckets:
         space.shape(Bucket.parse(bucket))

@@ -6,6 +6,7 @@ from typing import Any
 
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
+from ladd_dist.log import warn
 from ladd_dist.training.mirror import Mirror
 
 METRICS = "metrics.jsonl"
@@ -29,11 +30,17 @@ class Tracker:
         folder = Path(config.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         config.save(folder / "config.yaml")
-        kept = [row for row in read_metrics(folder) if row["iteration"] <= iteration]
+        record = folder / METRICS
+        rows, damaged = _read(record)
+        if damaged:
+            aside = folder / f"{METRICS}.damaged"
+            record.replace(aside)
+            warn(f"{record} has damaged lines ({', '.join(map(str, damaged))}): as it was it is {aside} now")
         temporary = folder / f".{METRICS}"
+        kept = [row for row in rows if row["iteration"] <= iteration]
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(folder / METRICS)
-        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        temporary.replace(record)
+        self._file = record.open("a", encoding="utf-8")
         self._mirror = Mirror(config, folder, iteration)
 
     def write(self, row: Row) -> None:
@@ -70,13 +77,25 @@ def _flat(row: Row) -> dict[str, float | int]:
     return flat
 
 
-def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The rows recorded so far; a last line cut short by a kill is left out."""
+def read_metrics(run_dir: str | Path) -> list[Row]:
+    """The rows recorded so far, but for damaged lines, with a warning, and a last one that a kill cut short."""
     path = Path(run_dir) / METRICS
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+    rows, damaged = _read(path)
+    if damaged:
+        warn(f"{path} has damaged lines, which are left out: {', '.join(map(str, damaged))}")
     return rows
+
+
+def _read(path: Path) -> tuple[list[Row], list[int]]:
+    """All rows, and the numbers of the lines that are none."""
+    text = path.read_bytes() if path.is_file() else b""
+    lines = [_row(line) for line in text.split(b"\n")[:-1]]  # what follows the last line break is cut short
+    return [row for row in lines if row], [number for number, row in enumerate(lines, 1) if not row]
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # UnicodeDecodeError is one
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("iteration"), int) else None

@@ -81,6 +81,11 @@ class Ladd(LaddStep, Method):
         self.trained, self.frozen = {"student": student, "heads": heads}, {"teacher": teacher}
 
     @classmethod
+    def check(cls, config: Config) -> None:
+        """Check that the teacher has the blocks behind which there are heads."""
+        tapped_blocks(config.discriminator, meta_backbone(config.teacher.path).depth)
+
+    @classmethod
     def build(cls, config: Config, world: World, clock: Clock) -> "Ladd":
         """Student under its engine, teacher where it is placed, heads whole on every rank."""
         student = student_blueprint(config, world)
@@ -129,6 +134,11 @@ class Ladd(LaddStep, Method):
     def milestones(cls, config: Config) -> Mapping[int, str]:
         """Where the noise levels of the warm-up end."""
         return {settings(config).warmup_iterations: "warm-up ends"}
+
+    @classmethod
+    def blocks(cls, config: Config) -> Sequence[int] | None:
+        """Those behind which there are heads."""
+        return config.discriminator.blocks
 
     @classmethod
     def facts(cls, config: Config) -> Mapping[str, str]:
