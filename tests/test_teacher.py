@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ALONE, TEACHER, tiny_config
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
 from ladd_dist.checkpoints.export import export
@@ -486,6 +487,14 @@ def other(part: str, **changes: Any) -> Change:
     return lambda folder: edit(folder / part, **changes)
 
 
+def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Change:
+    def spoil(folder: Path) -> None:
+        file = folder / "transformer/diffusion_pytorch_model.safetensors"
+        save_file(change(load_file(file)), file)
+
+    return spoil
+
+
 MISFITS: dict[str, tuple[Change, list[str], str]] = {
     "vae channels": (
         other("vae/config.json", latent_channels=16), [],
@@ -529,6 +538,15 @@ MISFITS: dict[str, tuple[Change, list[str], str]] = {
         "bucket 32x128: a latent of 8x32 exceeds the teacher's position table of 16x16",
     ),
     "weights": (transformer(num_layers=5), [], "has shape [128, 64], but config.json says [384, 64]"),
+    "norms that are not asked for": (
+        transformer(qk_norm=None), [],
+        "has a tensor transformer_blocks.0.attn.norm_added_k.weight, for which its config.json has no place",
+    ),
+    "one tensor more": (tensors(lambda all: all | {"quux": torch.zeros(1)}), [], "has a tensor quux, for which its"),
+    "quantized": (
+        tensors(lambda all: {name: tensor.to(torch.int8) for name, tensor in all.items()}), [],
+        " is I8: save the teacher in one of F64, F32, F16, BF16",
+    ),
 }  # fmt: skip
 
 

@@ -10,6 +10,9 @@ from ladd_dist.models.folder import component, component_files, weight_files
 
 _FAULTS = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError)
 
+_COUNTED = "position_ids"
+"""0, 1, 2, ...: older versions of the libraries wrote them beside the weights."""
+
 
 def load_model(kind: type, folder: str | Path, name: str, **options: Any) -> Any:
     """A component with weights, of class ``kind``, on the CPU.
@@ -25,6 +28,8 @@ def load_model(kind: type, folder: str | Path, name: str, **options: Any) -> Any
     model, report = _loaded(kind, path, use_safetensors=True, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):  # which the libraries would fill with random numbers
         raise LaddError(f"{path} has no tensor {missing[0]}: its weights do not belong to its config.json")
+    if extra := sorted(key for key in report["unexpected_keys"] if not key.endswith(_COUNTED)):
+        raise LaddError(f"{path} has a tensor {extra[0]}, for which its config.json has no place")
     return model
 
 

@@ -11,6 +11,8 @@ from ladd_dist.errors import LaddError
 from ladd_dist.models.folder import component, weight_files
 
 _PREFIX = "net."
+_DTYPES = ("F64", "F32", "F16", "BF16")
+"""As safetensors names them."""
 
 
 class FolderWeights:
@@ -29,10 +31,11 @@ class FolderWeights:
         self._where = {key: file for file in files for key in file.keys()}  # noqa: SIM118
 
     def check(self, module: nn.Module) -> None:
-        """Hold names and shapes against a network's, before anything is allocated.
+        """Hold names, shapes and dtypes against a network's, before anything is allocated.
 
         Raises:
-            LaddError: naming the first tensor that is missing or differs.
+            LaddError: naming the first tensor that is missing, differs, or has no place in the network, which would
+                then be another one than the weights were trained in.
         """
         for name, tensor in module.state_dict().items():
             key = name.removeprefix(_PREFIX)
@@ -41,6 +44,10 @@ class FolderWeights:
             shape = self._where[key].get_slice(key).get_shape()
             if list(tensor.shape) != shape:
                 raise LaddError(f"{self.path}: {key} has shape {shape}, but config.json says {list(tensor.shape)}")
+            if (dtype := self._where[key].get_slice(key).get_dtype()) not in _DTYPES:
+                raise LaddError(f"{self.path}: {key} is {dtype}: save the teacher in one of {', '.join(_DTYPES)}")
+        if extra := sorted(self._where.keys() - {name.removeprefix(_PREFIX) for name in module.state_dict()}):
+            raise LaddError(f"{self.path} has a tensor {extra[0]}, for which its config.json has no place")
 
     def read(self, name: str, offset: int, length: int) -> Tensor:
         """Elements ``[offset, offset + length)`` of a flattened parameter or buffer of `Backbone`."""
