@@ -154,7 +154,7 @@ def _check_plan(root: Path, provenance: Provenance, folder: str, world: World) -
             raise LaddError(f"{plan} is damaged ({error}): set data.path to a new folder, or remove {root}") from None
         if not isinstance(before, dict):
             raise LaddError(f"{plan} is damaged (no mapping): set data.path to a new folder, or remove {root}")
-        if is_of(folder, before.get("teacher")):
+        if is_of(folder, str(before.get("teacher"))):
             provenance = replace(provenance, teacher=before["teacher"])
         now = asdict(provenance)
         if changed := [key for key in now if before.get(key) != now[key]]:

@@ -68,7 +68,7 @@ def _draw_chart(rows: Rows, config: Config, chart: Chart, top: Axes, bottom: Axe
         _scale(axes, panel, rows)
     if chart.top.by_block:
         heads = _entries(rows, chart.top.curves[0].metric)
-        _depth_bar(method_of(config).blocks(config) or list(range(heads)), top, bottom)
+        _depth_bar(list(method_of(config).blocks(config) or range(heads)), top, bottom)
 
 
 def _scale(axes: Axes, panel: Panel, rows: Rows) -> None:
