@@ -15,6 +15,7 @@ from ladd_dist.config.yaml import write_yaml
 
 ROOT = Path(__file__).parent.parent
 HANG = 600
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 _SCRIPT = ROOT / "tests/slurm_cluster.sh"
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm import Slurm, started
+from slurm import ENDED, Slurm, started
 
 from ladd_dist.jobs.cluster import JOBS
 from ladd_dist.slurm.attempts import attempts
@@ -18,7 +18,6 @@ from ladd_dist.slurm.attempts import attempts
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CONFIG = "configs/tiny_cpu.yaml"
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 DONE = {name: ["0"] for name in JOBS}
 LAST = "n4"
 """The node that loses its power; no other job uses it."""

@@ -298,12 +298,12 @@ def test_nodes_at_fault_are_those_that_the_ranks_name_or_else_those_that_fell_si
 
 
 def attempt(
-    run_dir: Path, restart: int, saved: int, *ends: exits.Exit, step: int = 1, job: str = "train"
+    run_dir: Path, restart: int, saved: int, *ends: exits.Exit, step: int = 1, number: int = 42
 ) -> attempts.Verdict:
-    env = {"SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-2]"}
-    folder = attempts.begin(run_dir, job, env)
-    for number, end in enumerate(ends):
-        (folder / f"{number}.exit").write_text(json.dumps(vars(end)))
+    env = {"SLURM_JOB_ID": str(number), "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-2]"}
+    folder = attempts.begin(run_dir, "train", env)
+    for i, end in enumerate(ends):
+        (folder / f"{i}.exit").write_text(json.dumps(vars(end)))
     (run_dir / f"checkpoints/step-{saved:08d}").mkdir(parents=True, exist_ok=True)
     return attempts.end(run_dir, folder, step)
 
@@ -342,6 +342,7 @@ def test_a_job_that_loses_ranks_and_gets_nowhere_ends(tmp_path: Path) -> None:
     verdicts = [attempt(tmp_path, restart, saved, *lost) for restart, saved in enumerate([10, 20, 20, 20, 20])]
     assert [verdict.requeue for verdict in verdicts] == [True, True, True, True, False]
     assert {verdict.code for verdict in verdicts} == {76}
+    assert attempt(tmp_path, 0, 20, *lost, number=43).requeue, "who submits it again has seen to it"
 
 
 def test_bad_input_is_never_requeued(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, tiny_overrides
 from recorded import newest, tensors_of
-from slurm import Slurm, started
+from slurm import ENDED, Slurm, started
 
 from ladd_dist.config import load
 from ladd_dist.slurm.attempts import attempts
@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 NODES = 2
 ENVIRONMENT = {"OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,7 @@ def _close(run_dir: Path, folder: Path, step_code: int | None) -> Row:
 
 
 def _fruitless(rows: list[Row], last: Row) -> bool:
-    mine = [row for row in rows if row["job"] == last["job"]][-_FRUITLESS:]
+    mine = [row for row in rows if row["number"] == last["number"]][-_FRUITLESS:]
     lost = [
         row for row in mine if row["exit_code"] == EXIT_PEER_LOST and row["last_iteration"] < row["first_iteration"]
     ]
