@@ -90,7 +90,7 @@ def _versions(world: World) -> dict[str, str]:
 
 def _driver() -> str:
     """Such as 580.65.06; containers may hide it."""
-    words = _DRIVER.read_text().split() if _DRIVER.is_file() else []
+    words = _DRIVER.read_text(encoding="utf-8").split() if _DRIVER.is_file() else []
     return next((word for word in words if word[0].isdigit()), "unknown")
 
 

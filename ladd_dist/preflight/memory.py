@@ -50,9 +50,9 @@ def _free(folder: Path) -> int:
 
 def _host_free() -> int:
     """As the kernel reckons it, or the container's whole limit if that is less."""
-    lines = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+    lines = dict(line.split(":") for line in _MEMINFO.read_text(encoding="utf-8").splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
+    limit = _LIMIT.read_text(encoding="utf-8").strip() if _LIMIT.is_file() else "max"
     return available if limit == "max" else min(available, int(limit))
 
 
