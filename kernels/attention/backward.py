@@ -13,20 +13,39 @@ from kernels.attention.tiles import SIZES, load_prepared, load_rows, load_weight
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
+@triton.jit
+def add_to_dq(
+    acc, q, d_out, row_lse, dots, k_prepared, v_image, v_text, tile, batch, head, heads, image_length, text_length,
+    HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The sum of dS k after another tile of keys; RAGGED leaves out those past the end."""
+    is_text, start, length, _ = tile_of(tile, image_length, text_length, BLOCK_K)
+    k = load_prepared(k_prepared, tile * BLOCK_K, BLOCK_K, HEAD_DIM)
+    v = load_rows(v_image, v_text, is_text, batch, head, heads, start, length, BLOCK_K, HEAD_DIM, RAGGED)
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) - row_lse[:, None]
+    if RAGGED:
+        logits = tl.where((start + tl.arange(0, BLOCK_K) < length)[None, :], logits, float("-inf"))
+    dp = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
+    ds = tl.exp2(logits) * (dp - dots[:, None])
+    return tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def attention_backward_q(
     q_image, q_text, q_prepared, k_prepared, v_image, v_text, wq_image, wq_text,
-    out_image, out_text, d_out_image, d_out_text, lse, delta, dq_image, dq_text, d_weight,
+    out_image, out_text, d_out_image, d_out_text, lse, padded_lse, delta, dq_image, dq_text, d_weight,
     heads, image_length, text_length, scale, eps,
     HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PAD_Q: tl.constexpr,
     IMAGE_NORM: tl.constexpr, TEXT_NORM: tl.constexpr, WEIGHT_GRADIENT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one query tile, its ``delta`` = rowsum(dO O) for the other kernel, and its share of d(w_q).
+    """dQ of one query tile, its share of d(w_q), and for the other kernel both statistics of its rows.
 
     Grid: query tiles, image then text; batch times heads.
 
     Args:
-        q_prepared: padded by PAD_Q; ``k_prepared`` is padded by BLOCK_K.
+        q_prepared: padded by PAD_Q, at most BLOCK_Q; ``k_prepared`` is padded by BLOCK_K.
+        padded_lse: ``lse`` again, ``(B H, P)`` padded as ``q_prepared`` is; infinite past the end of a stream.
+        delta: rowsum(dO O), ``(B H, P)``; zero past the end.
         d_weight: ``(tiles, B H, D)`` in fp32.
         scale: softmax scale.
     """
@@ -39,26 +58,35 @@ def attention_backward_q(
     d_out = load_rows(d_out_image, d_out_text, is_text, batch, head, heads, start, length, BLOCK_Q, HEAD_DIM)
     out = load_rows(out_image, out_text, is_text, batch, head, heads, start, length, BLOCK_Q, HEAD_DIM)
     dots = tl.sum(d_out.to(tl.float32) * out.to(tl.float32), 1)
-    tl.store(delta + statistics, dots, mask=inside)
     row_lse = tl.load(lse + statistics, mask=inside, other=float("inf"))
     image_rows = tl.cdiv(image_length, PAD_Q) * PAD_Q
     text_rows = tl.cdiv(text_length, PAD_Q) * PAD_Q
     own = tl.program_id(1).to(tl.int64) * (image_rows + text_rows) + tl.where(is_text, image_rows, 0)
+    padded = tokens < tl.where(is_text, text_rows, image_rows)
+    tl.store(padded_lse + own + tokens, row_lse, mask=padded)
+    tl.store(delta + own + tokens, dots, mask=padded)
     offsets = tokens[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
     q = tl.load(q_prepared + own * HEAD_DIM + offsets, mask=inside[:, None], other=0.0)
 
     acc = tl.zeros((BLOCK_Q, HEAD_DIM), tl.float32)
     key_tiles = tl.cdiv(image_length, BLOCK_K) + tl.cdiv(text_length, BLOCK_K)
     k_prepared += tl.program_id(1).to(tl.int64) * key_tiles * BLOCK_K * HEAD_DIM
-    for tile in range(0, key_tiles):
-        text_keys, key, keys, _ = tile_of(tile, image_length, text_length, BLOCK_K)
-        k = load_prepared(k_prepared, tile * BLOCK_K, BLOCK_K, HEAD_DIM)
-        v = load_rows(v_image, v_text, text_keys, batch, head, heads, key, keys, BLOCK_K, HEAD_DIM)
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) - row_lse[:, None]
-        p = tl.exp2(tl.where((key + tl.arange(0, BLOCK_K) < keys)[None, :], logits, float("-inf")))
-        dp = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
-        ds = p * (dp - dots[:, None])
-        acc = tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
+    image_tiles = tl.cdiv(image_length, BLOCK_K)
+    full_image, full_text = image_length // BLOCK_K, text_length // BLOCK_K
+    # At most one tile of either stream ends inside: only there keys are masked.
+    ragged_image = image_tiles - full_image
+    for step in tl.range(0, key_tiles - full_image - full_text, num_stages=1):
+        tile = tl.where(step < ragged_image, image_tiles, key_tiles) - 1
+        acc = add_to_dq(
+            acc, q, d_out, row_lse, dots, k_prepared, v_image, v_text, tile, batch, head, heads, image_length,
+            text_length, HEAD_DIM, BLOCK_K, True, PRECISION,
+        )  # fmt: skip
+    for step in range(0, full_image + full_text):
+        tile = tl.where(step < full_image, step, image_tiles + step - full_image)
+        acc = add_to_dq(
+            acc, q, d_out, row_lse, dots, k_prepared, v_image, v_text, tile, batch, head, heads, image_length,
+            text_length, HEAD_DIM, BLOCK_K, False, PRECISION,
+        )  # fmt: skip
 
     rows = load_rows(q_image, q_text, is_text, batch, head, heads, start, length, BLOCK_Q, HEAD_DIM)
     weight = load_weight(tl.where(is_text, wq_text, wq_image), HEAD_DIM)
@@ -73,7 +101,7 @@ def attention_backward_q(
 @triton.jit(do_not_specialize=SIZES)
 def attention_backward_kv(
     k_image, k_text, q_prepared, k_prepared, v_image, v_text, wk_image, wk_text,
-    d_out_image, d_out_text, lse, delta, dk_image, dk_text, dv_image, dv_text, d_weight,
+    d_out_image, d_out_text, padded_lse, delta, dk_image, dk_text, dv_image, dv_text, d_weight,
     heads, image_length, text_length, eps,
     HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PAD_K: tl.constexpr,
     IMAGE_NORM: tl.constexpr, TEXT_NORM: tl.constexpr, WEIGHT_GRADIENT: tl.constexpr, PRECISION: tl.constexpr,
@@ -84,7 +112,7 @@ def attention_backward_kv(
     makes every probability 0.
 
     Args:
-        q_prepared: padded by BLOCK_Q; ``k_prepared`` is padded by PAD_K.
+        q_prepared: padded by BLOCK_Q, as ``padded_lse`` and ``delta`` are; ``k_prepared`` is padded by PAD_K.
         d_weight: ``(tiles, B H, D)`` in fp32.
     """
     batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
@@ -100,15 +128,13 @@ def attention_backward_kv(
 
     dk = tl.zeros((BLOCK_K, HEAD_DIM), tl.float32)
     dv = tl.zeros((BLOCK_K, HEAD_DIM), tl.float32)
-    statistics = tl.program_id(1).to(tl.int64) * (image_length + text_length)
     query_tiles = tl.cdiv(image_length, BLOCK_Q) + tl.cdiv(text_length, BLOCK_Q)
-    q_prepared += tl.program_id(1).to(tl.int64) * query_tiles * BLOCK_Q * HEAD_DIM
+    first = tl.program_id(1).to(tl.int64) * (query_tiles * BLOCK_Q)
     for tile in range(0, query_tiles):
-        text_queries, query, queries, first = tile_of(tile, image_length, text_length, BLOCK_Q)
-        asked = query + tl.arange(0, BLOCK_Q)
-        row_lse = tl.load(lse + statistics + first + asked, mask=asked < queries, other=float("inf"))
-        dots = tl.load(delta + statistics + first + asked, mask=asked < queries, other=0.0)
-        q = load_prepared(q_prepared, tile * BLOCK_Q, BLOCK_Q, HEAD_DIM)
+        text_queries, query, queries, _ = tile_of(tile, image_length, text_length, BLOCK_Q)
+        rows = first + tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+        row_lse, dots = tl.load(padded_lse + rows), tl.load(delta + rows)
+        q = load_prepared(q_prepared, first + tile * BLOCK_Q, BLOCK_Q, HEAD_DIM)
         d_out = load_rows(
             d_out_image, d_out_text, text_queries, batch, head, heads, query, queries, BLOCK_Q, HEAD_DIM
         )

@@ -152,21 +152,21 @@ def backward(
     """Gradients of the streams, and of the norm weights if asked for; the same bits every time."""
     with on(x.q.device):
         launcher, gradients = Launcher(x, norms, eps), Streams(*map(torch.empty_like, x))
-        weights, delta = launcher.weights, launcher.statistics()
-        on_q, on_kv = launcher.config("backward_q"), launcher.config("backward_kv")
+        weights, on_q, on_kv = launcher.weights, launcher.config("backward_q"), launcher.config("backward_kv")
         q = launcher.prepared(x.q, x.text_q, weights.q, weights.text_q, launcher.log2_scale, on_kv.block_q)
         k = launcher.prepared(x.k, x.text_k, weights.k, weights.text_k, 1.0, on_q.block_k)
-        shares = [delta, delta]  # not written
+        statistics = lse.new_empty(2, launcher.rows, launcher.tiles(on_kv.block_q) * on_kv.block_q)
+        shares = [statistics, statistics]  # not written
         if weight_gradient:
             tiles = launcher.tiles(on_q.block_q), launcher.tiles(on_kv.block_k)
-            shares = [delta.new_empty(count, launcher.rows, launcher.head_dim) for count in tiles]
+            shares = [lse.new_empty(count, launcher.rows, launcher.head_dim) for count in tiles]
         attention_backward_q[(launcher.tiles(on_q.block_q), launcher.rows)](
-            x.q, x.text_q, q, k, x.v, x.text_v, weights.q, weights.text_q, *outs, d_out, d_text, lse, delta,
+            x.q, x.text_q, q, k, x.v, x.text_v, weights.q, weights.text_q, *outs, d_out, d_text, lse, *statistics,
             gradients.q, gradients.text_q, shares[0], *launcher.lengths, launcher.scale, eps,
             PAD_Q=on_kv.block_q, WEIGHT_GRADIENT=weight_gradient, **launcher.options(on_q),
         )  # fmt: skip
         attention_backward_kv[(launcher.tiles(on_kv.block_k), launcher.rows)](
-            x.k, x.text_k, q, k, x.v, x.text_v, weights.k, weights.text_k, d_out, d_text, lse, delta,
+            x.k, x.text_k, q, k, x.v, x.text_v, weights.k, weights.text_k, d_out, d_text, *statistics,
             gradients.k, gradients.text_k, gradients.v, gradients.text_v, shares[1], *launcher.lengths, eps,
             PAD_K=on_q.block_k, WEIGHT_GRADIENT=weight_gradient, **launcher.options(on_kv),
         )  # fmt: skip

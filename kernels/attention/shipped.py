@@ -76,4 +76,4 @@ def _type(name: str, dtype: str) -> str:
         return "i32"
     if name in ("scale", "eps"):
         return "fp32"
-    return "*fp32" if name in ("lse", "delta", "d_weight") else f"*{dtype}"
+    return "*fp32" if name in ("lse", "padded_lse", "delta", "d_weight") else f"*{dtype}"

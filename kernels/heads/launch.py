@@ -1,4 +1,4 @@
-"""The Triton kernels in order: seven launches forward, eleven backward, however many heads there are."""
+"""The Triton kernels in order: eight launches forward, fifteen backward, however many heads there are."""
 
 from dataclasses import asdict
 from typing import NamedTuple
@@ -7,8 +7,10 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.heads.convolution import convolve, pack_filters, weight_gradient
+from kernels.heads.convolution import convolve, pack_filters, unpack_filters, weight_gradient
 from kernels.heads.pointwise import (
+    activate,
+    activation_sums,
     finish_gradients,
     finish_statistics,
     logits,
@@ -36,8 +38,8 @@ class Saved(NamedTuple):
 def forward(x: Tensor, weights: HeadWeights, groups: int) -> tuple[Tensor, Saved]:
     """Logits ``(G, B, H, W)`` in fp32, and what the backward pass needs."""
     w = weights
-    y1, moments1 = _layer(x, None, w.conv1, w.bias1, (w.gamma1, w.beta1), groups)
-    y2, moments2 = _layer(y1, moments1, w.conv2, w.bias2, (w.gamma2, w.beta2), groups)
+    y1, moments1 = _layer(x, w.conv1, w.bias1, (w.gamma1, w.beta1), groups)
+    y2, moments2 = _layer(_activated(y1, moments1), w.conv2, w.bias2, (w.gamma2, w.beta2), groups)
     out = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     grid, images, batch, positions, n = _pointwise(y2)
     logits[grid[:2]](
@@ -56,24 +58,23 @@ def backward(
     """
     w, y1, y2, moments1, moments2 = weights, *saved
     gradient = gradient.float().contiguous()
-    dn2, partial2 = _logits_backward(gradient, y2, moments2, w.logit)
-    dy2, (dgamma2, dbeta2, dbias2) = _norm_backward(dn2, partial2, y2, moments2, w.gamma2, groups)
-    dn1, partial1 = _input_gradient(dy2, w.conv2, activation=(y1, moments1))
-    dy1, (dgamma1, dbeta1, dbias1) = _norm_backward(dn1, partial1, y1, moments1, w.gamma1, groups)
-    dx, _ = _input_gradient(dy1, w.conv1, activation=None)
+    dh2, partial2 = _logits_backward(gradient, y2, moments2, w.logit)
+    dy2, (dgamma2, dbeta2, dbias2) = _norm_backward(dh2, partial2, y2, moments2, w.gamma2, groups)
+    dh1, _, _ = _convolve(dy2, _pack(w.conv2, dy2), None)
+    dy1, (dgamma1, dbeta1, dbias1) = _norm_backward(dh1, _sums(dh1, y1, moments1), y1, moments1, w.gamma1, groups)
+    dx, _, _ = _convolve(dy1, _pack(w.conv1, dy1), None)
     if not by_weights:
         return (dx,)
-    first = (_weight_gradient(x, None, dy1), dbias1, dgamma1, dbeta1)
-    second = (_weight_gradient(y1, moments1, dy2), dbias2, dgamma2, dbeta2)
+    first = (_weight_gradient(x, dy1), dbias1, dgamma1, dbeta1)
+    second = (_weight_gradient(_activated(y1, moments1), dy2), dbias2, dgamma2, dbeta2)
     return dx, *first, *second, partial2[2].sum(1).view_as(w.logit), gradient.sum((1, 2, 3))
 
 
 def _layer(
-    x: Tensor, x_moments: Tensor | None, filters: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor], groups: int
+    x: Tensor, filters: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor], groups: int
 ) -> tuple[Tensor, Tensor]:
-    """A convolution of ``x``, normalised on load where its moments are given, and the output's own moments."""
-    packed = _pack(filters, x)
-    y, partial, block = _convolve(x, x_moments, packed, bias, turn=False, activation=None)
+    """A convolution of ``x``, and the moments of its output."""
+    y, partial, block = _convolve(x, _pack(filters, x), bias)
     heads, batch, height, width, n = y.shape
     out = torch.empty(5, heads * batch, n, dtype=torch.float32, device=x.device)
     group = n // groups
@@ -93,66 +94,71 @@ def _pack(filters: Tensor, x: Tensor) -> Tensor:
     return packed
 
 
-def _convolve(
-    x: Tensor,
-    x_moments: Tensor | None,
-    packed: Tensor,
-    bias: Tensor | None,
-    turn: bool,
-    activation: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor, int]:
-    """Output, its partial sums ``(2, I, T, N)`` and positions per tile. ``turn`` makes it the input's gradient."""
+def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, int]:
+    """Output, its partial sums ``(2, I, T, N)`` and positions per tile. Without bias it is the input's gradient."""
     heads, batch, height, width, k = x.shape
-    strides = (packed.shape[3], 1) if turn else (1, packed.shape[3])
-    n = packed.shape[3] if turn else packed.shape[2]
+    forward = bias is not None
+    strides = (1, packed.shape[3]) if forward else (packed.shape[3], 1)
+    n = packed.shape[2] if forward else packed.shape[3]
     tiles = conv_tiles(height * width, k, n, x.itemsize)
     count = triton.cdiv(height * width, tiles.BLOCK_M)
     y = torch.empty(*x.shape[:-1], n, dtype=x.dtype, device=x.device)
-    partial = torch.empty(2, heads * batch, count, n, dtype=torch.float32, device=x.device)
-    epilogue = "statistics" if bias is not None else "activation" if activation is not None else "none"
-    before, moments = activation or (None, None)
+    partial = torch.empty(2, heads * batch, count if forward else 0, n, dtype=torch.float32, device=x.device)
     convolve[(count * triton.cdiv(n, tiles.BLOCK_N), heads * batch)](
-        x, packed, bias, x_moments, y, before, moments, partial, heads * batch, batch, height, width, *strides,
-        K=k, N=n, TURN=turn, NORMALISE=x_moments is not None, EPILOGUE=epilogue, **asdict(tiles),
+        x, packed, bias, y, partial, heads * batch, batch, height, width, *strides,
+        K=k, N=n, FORWARD=forward, **asdict(tiles),
     )  # fmt: skip
     return y, partial, tiles.BLOCK_M
 
 
-def _input_gradient(dy: Tensor, filters: Tensor, activation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Gradient by a convolution's input, through the ``activation`` (norm's input, moments) that made it if given."""
-    dx, partial, _ = _convolve(dy, None, _pack(filters, dy), None, turn=True, activation=activation)
-    return dx, partial
-
-
-def _weight_gradient(x: Tensor, moments: Tensor | None, dy: Tensor) -> Tensor:
+def _weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
+    """By the filters, ``(heads*N, K, 3, 3)`` in fp32."""
     heads, batch, height, width, k = x.shape
     n = dy.shape[-1]
-    out = torch.empty(heads * n, k, 3, 3, dtype=torch.float32, device=x.device)
+    packed = torch.empty(heads, 9, n, k, dtype=torch.float32, device=x.device)
     tiles = weight_tiles(height * width, k, n, x.itemsize)
     grid = (9 * triton.cdiv(k, tiles.BLOCK_K) * triton.cdiv(n, tiles.BLOCK_N), heads)
-    weight_gradient[grid](
-        x, moments, dy, out, heads * batch, batch, height, width,
-        K=k, N=n, NORMALISE=moments is not None, **asdict(tiles),
-    )  # fmt: skip
+    weight_gradient[grid](x, dy, packed, batch, height, width, K=k, N=n, **asdict(tiles))
+    out = torch.empty(heads * n, k, 3, 3, dtype=torch.float32, device=x.device)
+    block = power(k, 16, 128)
+    unpack_filters[(heads * n, triton.cdiv(k, block))](packed, out, K=k, N=n, BLOCK_K=block)
+    return out
+
+
+def _activated(y: Tensor, moments: Tensor) -> Tensor:
+    """The second convolution's input: the first norm's output behind LeakyReLU."""
+    grid, images, _, positions, n = _pointwise(y)
+    out = torch.empty_like(y)
+    activate[grid](y, moments, out, images, positions, C=n, BLOCK_M=POINTWISE_M, BLOCK_C=power(n, 16, POINTWISE_C))
     return out
 
 
 def _logits_backward(gradient: Tensor, y: Tensor, moments: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient by the last norm's output, and partial sums: its own two and those of the logits' weights."""
+    """Gradient by the last LeakyReLU's output, and partial sums: its own two and those of the logits' weights."""
     grid, images, _, positions, n = _pointwise(y)
-    dn = torch.empty_like(y)
+    dh = torch.empty_like(y)
     partial = torch.empty(3, images, grid[0], n, dtype=torch.float32, device=y.device)
     logits_gradient[grid](
-        gradient, y, moments, weight, dn, partial, images, positions,
+        gradient, y, moments, weight, dh, partial, images, positions,
         C=n, BLOCK_M=POINTWISE_M, BLOCK_C=power(n, 16, POINTWISE_C),
     )  # fmt: skip
-    return dn, partial
+    return dh, partial
+
+
+def _sums(dh: Tensor, y: Tensor, moments: Tensor) -> Tensor:
+    """The partial sums that `_norm_backward` needs, of a gradient by LeakyReLU's output."""
+    grid, images, _, positions, n = _pointwise(y)
+    partial = torch.empty(2, images, grid[0], n, dtype=torch.float32, device=y.device)
+    activation_sums[grid](
+        dh, y, moments, partial, images, positions, C=n, BLOCK_M=POINTWISE_M, BLOCK_C=power(n, 16, POINTWISE_C)
+    )
+    return partial
 
 
 def _norm_backward(
     gradient: Tensor, partial: Tensor, y: Tensor, moments: Tensor, gamma: Tensor, groups: int
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """``gradient`` by a norm's output turned, in place, into that by its input.
+    """``gradient`` by LeakyReLU's output turned, in place, into that by the input of the norm before it.
 
     Also returns those by the norm's scale and shift and by the convolution's bias before it, ``(G*C,)`` each.
     """

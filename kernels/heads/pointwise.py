@@ -7,7 +7,32 @@ results do not change from run to run. See the package for names.
 import triton
 import triton.language as tl
 
-from kernels.heads.convolution import leaky, leaky_gradient, moments
+SLOPE = tl.constexpr(0.2)
+"""Of LeakyReLU."""
+
+
+@triton.jit
+def leaky(x):
+    """LeakyReLU."""
+    return tl.where(x > 0, x, x * SLOPE)
+
+
+@triton.jit
+def leaky_gradient(gradient, x):
+    """Gradient by LeakyReLU's input ``x``; at zero as on the negative side, which is PyTorch's choice."""
+    return tl.where(x > 0, gradient, gradient * SLOPE)
+
+
+@triton.jit
+def moments(moments_ptr, images, image, channel, real, CHANNELS: tl.constexpr):
+    """Scale, shift, mean and rstd of an image's channels; ``moments_ptr`` is ``(5, I, CHANNELS)``."""
+    row = moments_ptr + image.to(tl.int64) * CHANNELS + channel
+    step = images.to(tl.int64) * CHANNELS
+    scale = tl.load(row, mask=real, other=0.0)
+    shift = tl.load(row + step, mask=real, other=0.0)
+    mean = tl.load(row + 2 * step, mask=real, other=0.0)
+    rstd = tl.load(row + 3 * step, mask=real, other=0.0)
+    return scale, shift, mean, rstd
 
 
 @triton.jit
@@ -59,7 +84,7 @@ def finish_statistics(
 
 @triton.jit
 def finish_gradients(
-    partial_ptr,  # (2, I, T, C) fp32: sums of dn, and of dn times the normalised input
+    partial_ptr,  # (2, I, T, C) fp32, see `activation_sums`
     moments_ptr,  # (5, I, C) fp32
     gamma_ptr,  # (heads, C) fp32
     centre_ptr,  # (2, I, C) fp32 out: what `normalise_gradient` takes off, constant and per normalised input
@@ -100,8 +125,60 @@ def finish_gradients(
 
 
 @triton.jit
+def activate(
+    y_ptr,  # (I, H*W, C), the norm's input
+    moments_ptr,  # (5, I, C) fp32
+    h_ptr,  # (I, H*W, C) out
+    images,
+    positions,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """GroupNorm and LeakyReLU of a tile of one image."""
+    image = tl.program_id(1)
+    m_M = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c_C = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    real_C, real_MC = c_C < C, (m_M < positions)[:, None] & (c_C < C)[None, :]
+    offset_MC = image.to(tl.int64) * positions * C + m_M[:, None] * C + c_C[None, :]
+    scale_C, shift_C, _, _ = moments(moments_ptr, images, image, c_C, real_C, C)
+    y_MC = tl.load(y_ptr + offset_MC, mask=real_MC, other=0.0).to(tl.float32)
+    h_MC = leaky(y_MC * scale_C[None, :] + shift_C[None, :])
+    tl.store(h_ptr + offset_MC, h_MC.to(h_ptr.dtype.element_ty), mask=real_MC)
+
+
+@triton.jit
+def activation_sums(
+    dh_ptr,  # (I, H*W, C), gradient by LeakyReLU's output
+    y_ptr,  # (I, H*W, C), the norm's input
+    moments_ptr,  # (5, I, C) fp32
+    partial_ptr,  # (2, I, T, C) fp32 out: a tile's sums of the gradient by the norm's output, as it is and times its
+    # normalised input
+    images,
+    positions,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """What `finish_gradients` adds up, of a tile of one image."""
+    image, tile = tl.program_id(1), tl.program_id(0)
+    m_M = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    c_C = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    real_C, real_MC = c_C < C, (m_M < positions)[:, None] & (c_C < C)[None, :]
+    scale_C, shift_C, mean_C, rstd_C = moments(moments_ptr, images, image, c_C, real_C, C)
+    offset_MC = image.to(tl.int64) * positions * C + m_M[:, None] * C + c_C[None, :]
+    dh_MC = tl.load(dh_ptr + offset_MC, mask=real_MC, other=0.0).to(tl.float32)
+    y_MC = tl.load(y_ptr + offset_MC, mask=real_MC, other=0.0).to(tl.float32)
+    dn_MC = leaky_gradient(dh_MC, y_MC * scale_C[None, :] + shift_C[None, :])
+    slot = (image.to(tl.int64) * tl.num_programs(0) + tile) * C + c_C
+    tl.store(partial_ptr + slot, tl.sum(dn_MC, 0), mask=real_C)
+    step = images.to(tl.int64) * tl.num_programs(0) * C
+    tl.store(partial_ptr + step + slot, tl.sum(dn_MC * (y_MC - mean_C[None, :]), 0) * rstd_C, mask=real_C)
+
+
+@triton.jit
 def normalise_gradient(
-    gradient_ptr,  # (I, H*W, C), by the norm's output; becomes the gradient by its input
+    gradient_ptr,  # (I, H*W, C), by LeakyReLU's output; becomes the gradient by the norm's input
     y_ptr,  # (I, H*W, C), the norm's input
     moments_ptr,  # (5, I, C) fp32
     centre_ptr,  # (2, I, C) fp32
@@ -111,18 +188,19 @@ def normalise_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """GroupNorm's input gradient, in place."""
+    """LeakyReLU's and GroupNorm's input gradient, in place."""
     image = tl.program_id(1)
     m_M = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c_C = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     real_C, real_MC = c_C < C, (m_M < positions)[:, None] & (c_C < C)[None, :]
     offset_MC = image.to(tl.int64) * positions * C + m_M[:, None] * C + c_C[None, :]
-    scale_C, _, mean_C, rstd_C = moments(moments_ptr, images, image, c_C, real_C, C)
+    scale_C, shift_C, mean_C, rstd_C = moments(moments_ptr, images, image, c_C, real_C, C)
     centre = centre_ptr + image.to(tl.int64) * C + c_C
     constant_C = tl.load(centre, mask=real_C, other=0.0)
     slope_C = tl.load(centre + images.to(tl.int64) * C, mask=real_C, other=0.0) * rstd_C
-    dn_MC = tl.load(gradient_ptr + offset_MC, mask=real_MC, other=0.0).to(tl.float32)
+    dh_MC = tl.load(gradient_ptr + offset_MC, mask=real_MC, other=0.0).to(tl.float32)
     y_MC = tl.load(y_ptr + offset_MC, mask=real_MC, other=0.0).to(tl.float32)
+    dn_MC = leaky_gradient(dh_MC, y_MC * scale_C[None, :] + shift_C[None, :])
     dy_MC = scale_C[None, :] * dn_MC - constant_C[None, :] - slope_C[None, :] * (y_MC - mean_C[None, :])
     tl.store(gradient_ptr + offset_MC, dy_MC.to(gradient_ptr.dtype.element_ty), mask=real_MC)
 
@@ -162,15 +240,15 @@ def logits_gradient(
     y_ptr,  # (I, H*W, C)
     moments_ptr,  # (5, I, C) fp32
     weight_ptr,  # (I, C) fp32
-    gradient_ptr,  # (I, H*W, C) out, by the norm's output
-    partial_ptr,  # (3, I, T, C) fp32 out: the two of `finish_gradients`, and the gradient of the weights
+    dh_ptr,  # (I, H*W, C) out, gradient by LeakyReLU's output
+    partial_ptr,  # (3, I, T, C) fp32 out: the two of `activation_sums`, and the gradient of the weights
     images,
     positions,
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A tile of one image's gradient, from the logits back to the norm's output."""
+    """A tile of one image's gradient, from the logits back to the last LeakyReLU's output."""
     image, tile = tl.program_id(1), tl.program_id(0)
     m_M = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c_C = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -181,10 +259,12 @@ def logits_gradient(
     offset_MC = image.to(tl.int64) * positions * C + m_M[:, None] * C + c_C[None, :]
     y_MC = tl.load(y_ptr + offset_MC, mask=real_MC, other=0.0).to(tl.float32)
     n_MC = y_MC * scale_C[None, :] + shift_C[None, :]
-    dn_MC = leaky_gradient(dlogit_M[:, None] * weight_C[None, :], n_MC).to(gradient_ptr.dtype.element_ty)
-    tl.store(gradient_ptr + offset_MC, dn_MC, mask=real_MC)
+    dh_MC = (dlogit_M[:, None] * weight_C[None, :]).to(dh_ptr.dtype.element_ty)
+    tl.store(dh_ptr + offset_MC, dh_MC, mask=real_MC)
 
-    dn_MC = dn_MC.to(tl.float32)  # as stored; zero past the last position, as dlogit is
+    dn_MC = leaky_gradient(
+        dh_MC.to(tl.float32), n_MC
+    )  # of what was stored; zero past the last position, as dlogit is
     slot = (image.to(tl.int64) * tl.num_programs(0) + tile) * C + c_C
     step = images.to(tl.int64) * tl.num_programs(0) * C
     tl.store(partial_ptr + slot, tl.sum(dn_MC, 0), mask=real_C)

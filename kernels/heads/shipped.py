@@ -22,29 +22,33 @@ def shipped() -> Iterator[Shipped]:
 
 
 def _convolutions(arch: int, dtype: str, size: int) -> Iterator[Shipped]:
-    # Where nothing happens on load or behind the sums, two blocks of a Hopper GPU take turns at the tensor cores.
+    # Two blocks of a Hopper GPU take turns at the tensor cores.
     uses = {
-        "conv1": (_WIDE, _WIDE, False, False, "statistics", 2),
-        "conv2": (_WIDE, _NARROW, False, True, "statistics", 1),
-        "conv2 input gradient": (_NARROW, _WIDE, True, False, "activation", 1),
-        "conv1 input gradient": (_WIDE, _WIDE, True, False, "none", 2),
+        "conv1": (_WIDE, _WIDE, True),
+        "conv2": (_WIDE, _NARROW, True),
+        "conv2 input gradient": (_NARROW, _WIDE, False),
+        "conv1 input gradient": (_WIDE, _WIDE, False),
     }
-    for name, (k, n, turn, normalise, epilogue, blocks) in uses.items():
-        tiles = conv_tiles(_POSITIONS, k, n, size)
-        unit = "stride_n" if turn else "stride_k"
-        constants = {"K": k, "N": n, "TURN": turn, "NORMALISE": normalise, "EPILOGUE": epilogue, unit: 1}
-        wide = "stride_k" if turn else "stride_n"
+    for name, (k, n, forward) in uses.items():
+        unit, wide = ("stride_k", "stride_n") if forward else ("stride_n", "stride_k")
         signature = _pointers("convolve", dtype) | dict.fromkeys((*_INTEGERS[:4], wide), "i32")
         yield _config(
-            "convolve", f"{name} {dtype}", arch, signature, constants, tiles, (wide,), blocks if arch == 90 else 1
+            "convolve",
+            f"{name} {dtype}",
+            arch,
+            signature,
+            {"K": k, "N": n, "FORWARD": forward, unit: 1},
+            conv_tiles(_POSITIONS, k, n, size),
+            (wide,),
+            blocks=2 if arch == 90 else 1,
         )
 
 
 def _weight_gradients(arch: int, dtype: str, size: int) -> Iterator[Shipped]:
-    for name, k, n, normalise in (("conv1", _WIDE, _WIDE, False), ("conv2", _WIDE, _NARROW, True)):
+    for name, k, n in (("conv1", _WIDE, _WIDE), ("conv2", _WIDE, _NARROW)):
         tiles = weight_tiles(_POSITIONS, k, n, size)
-        signature = _pointers("weight_gradient", dtype) | dict.fromkeys(_INTEGERS[:4], "i32")
-        constants = {"K": k, "N": n, "NORMALISE": normalise}
+        signature = _pointers("weight_gradient", dtype) | dict.fromkeys(_INTEGERS[1:4], "i32")
+        constants = {"K": k, "N": n}
         yield _config(
             "weight_gradient", f"{name} weight gradient {dtype}", arch, signature, constants, tiles, blocks=1
         )
@@ -56,6 +60,8 @@ def _pointwise(arch: int, dtype: str) -> Iterator[Shipped]:
     kernels: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
         "finish_statistics": (("images", "batch", "positions", "tiles"), group | {"TILE": 128}),
         "finish_gradients": (("images", "batch", "positions", "tiles"), group),
+        "activate": (("images", "positions"), tile),
+        "activation_sums": (("images", "positions"), tile),
         "normalise_gradient": (("images", "positions"), tile),
         "logits": (("images", "batch", "positions"), tile),
         "logits_gradient": (("images", "positions"), tile),
@@ -66,12 +72,13 @@ def _pointwise(arch: int, dtype: str) -> Iterator[Shipped]:
             signature["eps"] = "fp32"
         yield _config(name, f"{name} {dtype}", arch, signature, constants)
     constants = {"K": _WIDE, "N": _WIDE, "BLOCK_K": 128}
-    yield _config("pack_filters", f"pack_filters {dtype}", arch, _pointers("pack_filters", dtype), constants)
+    for name in ("pack_filters", "unpack_filters"):
+        yield _config(name, f"{name} {dtype}", arch, _pointers(name, dtype), constants)
 
 
 def _pointers(kernel: str, dtype: str) -> dict[str, str]:
     """Types of a kernel's pointers: activations and packed filters in the compute dtype, all else in fp32."""
-    images = {"x_ptr", "y_ptr", "dy_ptr", "activation_ptr", "gradient_ptr", "packed_ptr"}
+    images = {"x_ptr", "y_ptr", "dy_ptr", "gradient_ptr", "packed_ptr", "h_ptr", "dh_ptr"}
     if kernel == "convolve":
         images.add("weight_ptr")
     names = [name for name in _function(kernel).arg_names if name.endswith("_ptr")]

@@ -24,15 +24,16 @@ def conv_tiles(positions: int, k: int, n: int, itemsize: int) -> Tiles:
     wide = itemsize == 2  # fp32 runs without tensor cores: smaller tiles keep its accumulators in registers
     deep = next(block for block in (64, 32, 16) if k % block == 0 and (wide or block <= 32))
     m, n = power(positions, 16, 128 if wide else 64), power(n, 16, 128 if wide else 64)
-    return Tiles(m, n, deep, num_warps=8 if m * n >= 128 * 64 else 4, num_stages=3 if wide else 2)
+    return Tiles(m, n, deep, num_warps=4, num_stages=3 if wide else 2)
 
 
 def weight_tiles(positions: int, k: int, n: int, itemsize: int) -> Tiles:
     """Of `weight_gradient` for a convolution from ``k`` to ``n`` channels; everything is masked."""
-    most = 128 if itemsize == 2 else 64
-    k, n = power(k, 16, most), power(n, 16, most)
-    m = power(positions, 16, most // 2)
-    return Tiles(m, n, k, num_warps=8 if k * n >= 128 * 64 else 4, num_stages=3 if itemsize == 2 else 2)
+    wide = itemsize == 2
+    k = power(k, 16, 256 if wide else 64)
+    n = power(n, 16, 256 * 128 // k if wide else 64)
+    m = power(positions, 16, 64 if wide else 32)
+    return Tiles(m, n, k, num_warps=8 if k * n > 128 * 128 else 4, num_stages=3 if wide else 2)
 
 
 POINTWISE_M, POINTWISE_C = 64, 64
