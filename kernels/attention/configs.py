@@ -52,6 +52,6 @@ _SM100 = _SM90 | {
 }
 _FP32 = {
     "forward": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 8, 1), 128: Launch(32, 32, 8, 1)},
-    "backward_q": {32: Launch(32, 32, 8, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1)},
-    "backward_kv": {32: Launch(32, 32, 8, 1), 64: Launch(16, 64, 8, 1), 128: Launch(16, 32, 8, 1)},
+    "backward_q": {32: Launch(32, 32, 16, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1)},
+    "backward_kv": {32: Launch(32, 32, 16, 1), 64: Launch(16, 64, 8, 1), 128: Launch(16, 32, 8, 1)},
 }

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from kernels.bench.case import Case, Check, Problem, Run, relative_error
-from kernels.bench.compiled import compile_whole
-from kernels.bench.library_heads import graphed, library_heads, looped_heads
+from kernels.bench.compiled import compile_whole, graphed
+from kernels.bench.library_heads import library_heads, looped_heads
 from kernels.heads.op import grouped_heads
 from kernels.heads.projection import project_tokens
 from kernels.heads.reference import grouped_heads_reference

@@ -1,7 +1,5 @@
 """The conv heads by library calls: what `kernels.grouped_heads` has to beat, and what CPU users would write."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,22 +35,3 @@ def library_heads(x: Tensor, weights: HeadWeights, groups: int) -> Tensor:
         image = F.leaky_relu(F.group_norm(y, heads * groups, gamma, beta, EPS), SLOPE)
     logits = torch.einsum("bgnhw,gbn->gbhw", image.unflatten(1, (heads, -1)), cast[8])
     return logits.to(torch.promote_types(x.dtype, torch.float32)) + weights.logit_bias.view(-1, 1, 1, 1)
-
-
-def graphed(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
-    """``run`` as a CUDA graph: its launches without their gaps."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
-
-    def replay() -> tuple[Tensor, ...]:
-        graph.replay()
-        return outputs
-
-    return replay

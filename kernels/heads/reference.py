@@ -19,8 +19,8 @@ def grouped_heads_reference(x: Tensor, weights: HeadWeights, groups: int) -> Ten
     """Logits ``(G, B, H, W)`` in fp32 of projected tokens ``(G, B, H, W, K)``; differentiable any number of times.
 
     One grouped convolution per layer over all heads, in the dtype of ``x``; norms and logits in at least fp32. On a
-    GPU it stays channels-last, which is where cuDNN is fast; on a CPU grouped convolutions are faster on planes (see
-    docs/log.md).
+    GPU convolutions get their input channels-last, which is where cuDNN is fast; on a CPU grouped convolutions are
+    faster on planes (see docs/log.md).
     """
     heads = x.shape[0]
     first, second = (tuple(weights)[i : i + 4] for i in (0, 4))
@@ -59,19 +59,21 @@ def reference_gradients(
 
 
 def _planes(x: Tensor) -> Tensor:
-    planes = x.permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2)
-    return planes.contiguous(memory_format=torch.channels_last if x.is_cuda else torch.contiguous_format)
+    return _for_convolution(x.permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2))
+
+
+def _for_convolution(planes: Tensor) -> Tensor:
+    return planes.contiguous(memory_format=torch.channels_last if planes.is_cuda else torch.contiguous_format)
 
 
 def _convolved(x: Tensor, layer: tuple[Tensor, ...], heads: int) -> Tensor:
-    return F.conv2d(x, layer[0].to(x.dtype), layer[1].to(x.dtype), padding=1, groups=heads)
+    return F.conv2d(_for_convolution(x), layer[0].to(x.dtype), layer[1].to(x.dtype), padding=1, groups=heads)
 
 
 def _normalised(y: Tensor, layer: tuple[Tensor, ...], norms: int) -> tuple[Tensor, Tensor, Tensor]:
     """Output of GroupNorm, and mean and rstd of its groups."""
     batch, channels, height, width = y.shape
-    wide = _at_least_fp32(y)
-    return torch.native_group_norm(wide, layer[2], layer[3], batch, channels, height * width, norms, EPS)
+    return torch.native_group_norm(_norm_input(y), layer[2], layer[3], batch, channels, height * width, norms, EPS)
 
 
 def _layer_gradients(
@@ -90,7 +92,7 @@ def _layer_gradients(
     mask = [True, by_weights, by_weights]
     dn = torch.where(n > 0, dh, dh * SLOPE).to(n.dtype).contiguous()
     dy, dgamma, dbeta = torch.ops.aten.native_group_norm_backward(
-        dn, _at_least_fp32(y), *moments, layer[2], batch, channels, height * width, norms, mask
+        dn, _norm_input(y), *moments, layer[2], batch, channels, height * width, norms, mask
     )
     dx, dfilters, dbias = torch.ops.aten.convolution_backward(
         dy.to(x.dtype), x, layer[0].to(x.dtype), [channels], [1, 1], [1, 1], [1, 1], False, [0, 0], heads, mask
@@ -98,5 +100,6 @@ def _layer_gradients(
     return dx, dfilters, dbias, dgamma, dbeta
 
 
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype.itemsize < 4 else x
+def _norm_input(y: Tensor) -> Tensor:
+    """In at least fp32, and contiguous: on a GPU `torch.native_group_norm` takes no channels-last input."""
+    return (y.float() if y.dtype.itemsize < 4 else y).contiguous()

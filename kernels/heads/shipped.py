@@ -38,7 +38,7 @@ def _convolutions(arch: int, dtype: str, size: int) -> Iterator[Shipped]:
             arch,
             signature,
             {"K": k, "N": n, "FORWARD": forward, unit: 1},
-            conv_tiles(_POSITIONS, k, n, size),
+            conv_tiles(_POSITIONS, k, n, size, forward),
             (wide,),
             blocks=2 if arch == 90 else 1,
         )

@@ -11,8 +11,8 @@ from ladd_dist.diffusion.conditioning import Conditioning
 def micro_batches(numbers: list[int]) -> list[Batch]:
     """Module level: loader processes import it."""
     values = torch.tensor(numbers, dtype=torch.float32)
-    latents, context = values.view(-1, 1, 1, 1).expand(-1, 4, 8, 8), values.view(-1, 1, 1).expand(-1, 7, 3)
-    return [Batch(latents, Conditioning(context, context[:, 0]), numbers, "32x32")]
+    latents, context = values.view(-1, 1, 1, 1).repeat(1, 4, 8, 8), values.view(-1, 1, 1).repeat(1, 7, 3)
+    return [Batch(latents, Conditioning(context, context[:, 0].clone()), numbers, "32x32")]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
