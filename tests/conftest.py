@@ -154,13 +154,26 @@ def random_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _latents(data: Path, *overrides: str) -> Path:
+    write_prompts(data.parent / "prompts.jsonl", PER_BUCKET // 3)
+    synthesize(tiny_config(data.parent / "run", data, *overrides), ALONE)
+    return data
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 latents in each of three buckets, by the embedded teacher. Read only: copy it to change it."""
-    data = tmp_path_factory.mktemp("dataset") / "latents"
-    write_prompts(data.parent / "prompts.jsonl", PER_BUCKET // 3)
-    synthesize(tiny_config(data.parent / "run", data), ALONE)
-    return data
+    return _latents(tmp_path_factory.mktemp("dataset") / "latents")
+
+
+@pytest.fixture(scope="session")
+def random_dataset(tmp_path_factory: pytest.TempPathFactory, random_teacher: Path) -> Path:
+    """As `dataset`, by `random_teacher`: for runs that are compared within rounding.
+
+    Rounding reaches 1e-4 in the embedded teacher's heads, where it tips single LeakyReLUs over, whose derivative
+    jumps: which ones depends on the processor.
+    """
+    return _latents(tmp_path_factory.mktemp("random_dataset") / "latents", f"teacher.path={random_teacher}")
 
 
 @pytest.fixture(scope="session")

@@ -431,13 +431,16 @@ def test_two_commits_that_compute_something_else_differ(compare: Command, scratc
     assert len(trees(scratch)) == 1
 
 
-def test_two_ranks_agree_within_a_tolerance_but_not_bit_for_bit(compare: Command, tmp_path: Path):
-    # As in test_launch.py: a larger epsilon, or Adam makes whole steps of rounding.
+@pytest.fixture
+def near(random_teacher: Path, random_dataset: Path) -> list[str]:
+    """Settings under which rounding stays rounding: as in test_launch.py, and each rank's share of the batch."""
     exact = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4", "train.micro_batch=null"]
+    return ["--tolerance", "1e-4", f"teacher.path={random_teacher}", f"data.path={random_dataset}", *exact]
+
+
+def test_two_ranks_agree_within_a_tolerance_but_not_bit_for_bit(compare: Command, near: list[str], tmp_path: Path):
     kept = tmp_path / "kept"
-    done = compare(
-        "--right", "engine=fsdp2", "--right-ranks", "2", "--tolerance", "1e-4", "--keep", str(kept), *exact
-    )
+    done = compare("--right", "engine=fsdp2", "--right-ranks", "2", "--keep", str(kept), *near)
     assert done.code == 0, done.err
     assert [Checkpoint(newest(kept / name), ALONE).state.world_size for name in ("left", "right")] == [1, 2]
     assert "right: working tree, 2 ranks" in done.err
@@ -446,9 +449,8 @@ def test_two_ranks_agree_within_a_tolerance_but_not_bit_for_bit(compare: Command
 
 
 @pytest.mark.slow
-def test_zero3_is_started_by_deepspeed(compare: Command):
-    exact = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4", "train.micro_batch=null"]
-    done = compare("--right", "engine=zero3", "--right-ranks", "2", "--tolerance", "1e-4", *exact)
+def test_zero3_is_started_by_deepspeed(compare: Command, near: list[str]):
+    done = compare("--right", "engine=zero3", "--right-ranks", "2", *near)
     assert done.code == 0, done.err
     assert "deepspeed.launcher" in done.err and "parameters: within the tolerance of 0.0001" in done.out
 

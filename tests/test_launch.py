@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,26 @@ STARTERS = {
 EXACT = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4"]
 
 
-def train(
-    engine: str, run_dir: Path, dataset: Path, *overrides: str, starters: list[list[str]] | None = None
-) -> Checkpoint:
-    """Five fp32 iterations at a global batch of 8; the last checkpoint."""
-    settings = [*tiny_overrides(run_dir, dataset), f"engine={engine}", "train.iterations=5", *EXACT, *overrides]
-    settings.append("train.micro_batch=null")  # each rank's share, as configs/tiny_cpu.yaml has it
+Train = Callable[..., Checkpoint]
+
+
+@pytest.fixture(scope="module")
+def train(random_teacher: Path, random_dataset: Path) -> Train:
+    """Five fp32 iterations of an engine at a global batch of 8, in a run folder; the last checkpoint."""
+
+    def run(engine: str, run_dir: Path, *overrides: str, starters: list[list[str]] | None = None) -> Checkpoint:
+        # Each rank's share of the batch, as configs/tiny_cpu.yaml has it.
+        settings = [f"teacher.path={random_teacher}", "train.iterations=5", "train.micro_batch=null", *EXACT]
+        start(engine, [*tiny_overrides(run_dir, random_dataset), f"engine={engine}", *settings, *overrides], starters)
+        saved = open_newest(run_dir, ALONE)
+        assert saved is not None
+        return saved
+
+    return run
+
+
+def start(engine: str, settings: list[str], starters: list[list[str]] | None) -> None:
+    """Train to the end, by the engine's own starter or by several at once."""
     port = ["--master_port", str(free_port())] if engine == "zero3" else []
     # deepspeed's launcher takes its environment from the caller's PATH and needs no compiler's leftovers.
     env = environment({"DS_ACCELERATOR": "cpu", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"})
@@ -55,9 +70,6 @@ def train(
         for process in started:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    saved = open_newest(run_dir, ALONE)
-    assert saved is not None
-    return saved
 
 
 def by_hostfile(folder: Path) -> list[list[str]]:
@@ -75,9 +87,9 @@ def by_hostfile(folder: Path) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def oracle(tmp_path_factory, dataset):
+def oracle(tmp_path_factory, train):
     """The local engine's run."""
-    return train("local", tmp_path_factory.mktemp("local"), dataset)
+    return train("local", tmp_path_factory.mktemp("local"))
 
 
 def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -87,9 +99,9 @@ def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
-def test_sharded_engines_make_the_local_engines_parameters(tmp_path, dataset, oracle, engine):
+def test_sharded_engines_make_the_local_engines_parameters(tmp_path, train, oracle, engine):
     """By the real launchers; `test_parity` has every placement, order and precision."""
-    run = train(engine, tmp_path, dataset)
+    run = train(engine, tmp_path)
     for network in ("student", "ema", "heads"):
         assert relative(run.network(network), oracle.network(network)) < 1e-5
     losses = [(row["d_loss"], row["g_loss"]) for row in read_metrics(tmp_path)]
@@ -98,23 +110,26 @@ def test_sharded_engines_make_the_local_engines_parameters(tmp_path, dataset, or
 
 
 @pytest.fixture(scope="module")
-def continued(tmp_path_factory, dataset, oracle):
-    """The local engine's run, gone on with to 7 iterations."""
-    return resume("local", tmp_path_factory.mktemp("continued") / "run", dataset, oracle)
+def resume(train: Train, oracle: Checkpoint) -> Train:
+    """Copy the local run's folder and go on in it to 7 iterations, drawing previews with the averaged weights."""
+
+    def run(engine: str, run_dir: Path, starters: list[list[str]] | None = None) -> Checkpoint:
+        shutil.copytree(oracle.path.parent.parent, run_dir)
+        return train(engine, run_dir, "train.iterations=7", "train.preview_every=7", starters=starters)
+
+    return run
 
 
-def resume(
-    engine: str, run_dir: Path, dataset: Path, oracle: Checkpoint, starters: list[list[str]] | None = None
-) -> Checkpoint:
-    """Copy the local run's folder and go on in it with an engine, drawing previews with the averaged weights."""
-    shutil.copytree(oracle.path.parent.parent, run_dir)
-    return train(engine, run_dir, dataset, "train.iterations=7", "train.preview_every=7", starters=starters)
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory, resume):
+    """The local engine's run, gone on with."""
+    return resume("local", tmp_path_factory.mktemp("continued") / "run")
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
-def test_a_local_checkpoint_goes_on_under_a_sharded_engine(tmp_path, dataset, oracle, continued, engine):
+def test_a_local_checkpoint_goes_on_under_a_sharded_engine(tmp_path, resume, continued, engine):
     starters = by_hostfile(tmp_path) if engine == "zero3" else None
-    run = resume(engine, tmp_path / "run", dataset, oracle, starters)
+    run = resume(engine, tmp_path / "run", starters)
     assert (run.state.iteration, run.state.engine, run.state.world_size) == (7, engine, 2)
     for network in ("student", "ema", "heads"):
         assert relative(run.network(network), continued.network(network)) < 1e-5
@@ -122,10 +137,10 @@ def test_a_local_checkpoint_goes_on_under_a_sharded_engine(tmp_path, dataset, or
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
 
-def test_five_iterations_move_the_student_far_beyond_the_tolerance(oracle, teacher_folder):
+def test_five_iterations_move_the_student_far_beyond_the_tolerance(oracle, random_teacher):
     from ladd_dist.models.sd3.transformer import Sd3Backbone, load_transformer
 
-    start = Sd3Backbone(load_transformer(teacher_folder, torch.float32))
+    start = Sd3Backbone(load_transformer(random_teacher, torch.float32))
     before = {n: p.data for n, p in start.named_parameters()}
     assert relative(oracle.network("student"), before) > 1e-3
 

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import ALONE, tiny_config, write_prompts
+from conftest import ALONE, tiny_config
 from ranks import ENGINES, ranks
 from torch import Tensor
 
 from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.models.weights import FolderWeights
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
@@ -125,17 +124,14 @@ def test_every_setting_occurs_in_bf16() -> None:
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory, random_teacher: Path) -> Train:
+def train(tmp_path_factory: pytest.TempPathFactory, random_teacher: Path, random_dataset: Path) -> Train:
     """Run a case; its last checkpoint and its record."""
-    data = tmp_path_factory.mktemp("parity") / "latents"
     teacher = f"teacher.path={random_teacher}"
-    write_prompts(data.parent / "prompts.jsonl", BATCH)
-    synthesize(tiny_config(data.parent / "run", data, teacher), ALONE)
 
     def run(case: Case, *overrides: str) -> Run:
         run_dir = tmp_path_factory.mktemp("run")
         length = [f"train.iterations={ITERATIONS}", f"train.checkpoint_every={ITERATIONS}"]
-        config = tiny_config(run_dir, data, teacher, *length, *EXACT, *case.overrides, *overrides)
+        config = tiny_config(run_dir, random_dataset, teacher, *length, *EXACT, *case.overrides, *overrides)
         ranks(case.ranks)(_train, config)
         checkpoint = open_newest(run_dir, ALONE)
         assert checkpoint is not None
