@@ -316,7 +316,8 @@ def test_the_configuration_is_a_file_that_pods_read_and_that_cannot_change(
     assert volume["configMap"]["name"] == config_map["metadata"]["name"]
     (tmp_path / "config.yaml").write_text(config_map["data"]["config.yaml"])
     assert load(tmp_path / "config.yaml") == load(TINY, ["engine=fsdp2", "train.global_batch=48"])
-    assert container["command"][2:] == ["--run-dir", "/ladd/runs/demo"]
+    places = ["--run-dir", "/ladd/runs/demo", "--data", "/ladd/" + load(TINY).data.path]
+    assert container["command"][2:] == [*places, "--job", "train"]
     assert container["args"] == ["/opt/ladd_dist/launchers/train.py", "--config", "/etc/ladd_dist/config.yaml"]
     for word in (container["command"][1], container["args"][0]):
         assert (ROOT / Path(word).relative_to("/opt/ladd_dist")).is_file()
@@ -349,8 +350,8 @@ def test_hostile_text_reaches_the_pod_as_it_is(
 ) -> None:
     folder = tmp_path_factory.mktemp("hostile")
     environment = {f"HOSTILE_{number}": value for number, value in enumerate(values)}
-    run_dir = f"/ladd/r{place}"
-    texts = {"tracking.project": project, "run_dir": run_dir}
+    run_dir, data = f"/ladd/r{place}", f"/ladd/d{place}"
+    texts = {"tracking.project": project, "run_dir": run_dir, "data.path": data}
     job = job_of(
         folder, "job", *(f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in texts.items()),
         environment=environment, pod_annotations={"note": project},
@@ -360,7 +361,8 @@ def test_hostile_text_reaches_the_pod_as_it_is(
     variables = {name: variable.get("value") for name, variable in variables_of(objects).items()}
     seen = {name: expand(variables[name], {"HOME": "/tmp"}) for name in environment}
     assert seen == environment
-    assert [expand(word, {"HOME": "/tmp"}) for word in container["command"]][-1] == run_dir
+    words = [expand(word, {"HOME": "/tmp"}) for word in container["command"]]
+    assert words[-6:] == ["--run-dir", run_dir, "--data", data, "--job", "train"]
     assert objects["Job"]["spec"]["template"]["metadata"]["annotations"] == {"note": project}
     (folder / "seen.yaml").write_text(objects["ConfigMap"]["data"]["config.yaml"])
     config = load(folder / "seen.yaml")

@@ -127,6 +127,7 @@ def start(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
         env = {f"PET_{name}": str(value) for name, value in torchrun.items()}
         env |= {"PLAN": json.dumps(plan), "PYTHONPATH": f"{tmp_path / 'packages'}:{ROOT}"}
         command = [sys.executable, "launchers/kubernetes/pod.py", "--run-dir", str(tmp_path / "run")]
+        command += ["--data", str(tmp_path / "latents"), "--job", "train"]
         return subprocess.Popen(
             [*command, "train.py", "a b", "$HOME"], cwd=ROOT, env=os.environ | env, stderr=subprocess.PIPE, text=True
         )

@@ -21,9 +21,9 @@ ROOMS = """
     models engines supervision
     methods
     data digits
-    planning jobs
+    planning
     drawing checkpoints
-    evaluation training
+    evaluation training jobs
     report measuring slurm kubernetes preflight
     cli
 """

@@ -169,7 +169,8 @@ def test_hostile_text_reaches_every_program_as_it_is(
         first = step.index("apptainer")
         assert step[first + 5 : first + 8] == ["--bind", mount, image]
     assert step[-6:] == [str(ROOT / "launchers/train.py"), "--config", str(TINY), *overrides]
-    assert words_of(out / "end")[-4:] == ["--run-dir", str(job.run_dir), "--job", "train"]
+    places = ["--run-dir", str(job.run_dir), "--data", str(job.folder / job.config.data.path)]
+    assert words_of(out / "end")[-6:] == [*places, "--job", "train"]
 
 
 REFUSED = {
@@ -297,33 +298,42 @@ def test_nodes_at_fault_are_those_that_the_ranks_name_or_else_those_that_fell_si
     assert attempts.failed_nodes([exit_of("n1", 75), exit_of("n2", 75)]) == []
 
 
+SAVES = {"train": "checkpoints/step-{:08d}", "synthesize": "latents/32x32/part-{:05d}", "evaluate": "evaluation/{}"}
+
+
 def attempt(
-    run_dir: Path, restart: int, saved: int, *ends: exits.Exit, step: int = 1, number: int = 42
+    run_dir: Path,
+    restart: int,
+    saved: int,
+    *ends: exits.Exit,
+    step: int = 1,
+    number: int = 42,
+    job: str = "train",
 ) -> attempts.Verdict:
     env = {"SLURM_JOB_ID": str(number), "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-2]"}
-    folder = attempts.begin(run_dir, "train", env)
+    folder = attempts.begin(run_dir, run_dir / "latents", job, env)
     for i, end in enumerate(ends):
         (folder / f"{i}.exit").write_text(json.dumps(vars(end)))
-    (run_dir / f"checkpoints/step-{saved:08d}").mkdir(parents=True, exist_ok=True)
-    return attempts.end(run_dir, folder, step)
+    (run_dir / SAVES[job].format(saved)).mkdir(parents=True, exist_ok=True)
+    return attempts.end(run_dir, run_dir / "latents", folder, step)
 
 
 def test_each_attempt_is_a_line_of_the_record(tmp_path: Path) -> None:
     assert attempt(tmp_path, 0, 20, exit_of("n1", 75), exit_of("n2", 75)) == attempts.Verdict(75, True, ())
     assert attempt(tmp_path, 1, 50, exit_of("n1", 0), step=0) == attempts.Verdict(0, False, ())
-    keys = ("job", "number", "restart", "nodes", "first_iteration", "last_iteration", "exit_code", "reason")
+    keys = ("job", "number", "restart", "nodes", "saved_before", "saved", "exit_code", "reason")
     rows = [tuple(row[key] for key in keys) for row in attempts.attempts(tmp_path)]
     assert rows == [
-        ("train", "42", 0, "n[1-2]", 1, 20, 75, "why 75"), ("train", "42", 1, "n[1-2]", 21, 50, 0, "")
+        ("train", "42", 0, "n[1-2]", 0, 20, 75, "why 75"), ("train", "42", 1, "n[1-2]", 20, 50, 0, "")
     ]  # fmt: skip
     assert not list((tmp_path / "slurm/running").iterdir())
 
 
 def test_an_attempt_whose_script_was_killed_is_recorded_by_the_next(tmp_path: Path) -> None:
     env = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "n[1-2]"}
-    attempts.begin(tmp_path, "train", env)
+    attempts.begin(tmp_path, tmp_path / "latents", "train", env)
     (tmp_path / "slurm/train-42.out").touch()
-    attempts.begin(tmp_path, "train", env | {"SLURM_JOB_ID": "43"})
+    attempts.begin(tmp_path, tmp_path / "latents", "train", env | {"SLURM_JOB_ID": "43"})
     attempt(tmp_path, 1, 10, exit_of("n1", 0), step=0)
     rows = [(row["number"], row["restart"], row["exit_code"], row["reason"]) for row in attempts.attempts(tmp_path)]
     assert rows == [("42", 0, None, "the batch script was killed"), ("42", 1, 0, "")]
@@ -337,12 +347,21 @@ def test_a_node_that_failed_twice_is_excluded(tmp_path: Path) -> None:
     assert attempt(tmp_path, 2, 30, *lost).exclude == ("n2",)
 
 
-def test_a_job_that_loses_ranks_and_gets_nowhere_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["train", "synthesize"])
+def test_a_job_that_loses_ranks_and_gets_nowhere_ends(tmp_path: Path, job: str) -> None:
     lost = exit_of("n1", 76, "n2.cluster"), exit_of("n2", 1)
-    verdicts = [attempt(tmp_path, restart, saved, *lost) for restart, saved in enumerate([10, 20, 20, 20, 20])]
+    verdicts = [
+        attempt(tmp_path, restart, saved, *lost, job=job) for restart, saved in enumerate([10, 20, 20, 20, 20])
+    ]
     assert [verdict.requeue for verdict in verdicts] == [True, True, True, True, False]
     assert {verdict.code for verdict in verdicts} == {76}
-    assert attempt(tmp_path, 0, 20, *lost, number=43).requeue, "who submits it again has seen to it"
+    assert attempt(tmp_path, 0, 20, *lost, number=43, job=job).requeue, "who submits it again has seen to it"
+
+
+def test_an_evaluation_keeps_nothing_before_its_end(tmp_path: Path) -> None:
+    lost = exit_of("n1", 76, "n2.cluster"), exit_of("n2", 1)
+    verdicts = [attempt(tmp_path, restart, restart, *lost, job="evaluate") for restart in range(3)]
+    assert [verdict.requeue for verdict in verdicts] == [True, True, False]
 
 
 def test_bad_input_is_never_requeued(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def trained_at_one_go(run_dir: Path, engine: str, iterations: int) -> None:
     state = newest(run_dir).state
     assert (state.engine, state.world_size, state.iteration) == (engine, NODES, iterations)
     (row,) = attempts(run_dir)
-    assert (row["exit_code"], row["first_iteration"], row["last_iteration"]) == (0, 1, iterations)
+    assert (row["exit_code"], row["saved_before"], row["saved"]) == (0, 0, iterations)
     assert row["nodes"] == "n[1-2]"
 
 
@@ -90,8 +90,8 @@ def test_a_run_by_torchrun_that_meets_its_limit_twice_ends_as_if_it_had_not(
     finished(slurm, job, stopped)
     rows = attempts(stopped)
     assert [(row["restart"], row["exit_code"]) for row in rows] == [(0, 75), (1, 75), (2, 0)]
-    assert [row["first_iteration"] for row in rows[1:]] == [row["last_iteration"] + 1 for row in rows[:-1]]
-    assert all(row["last_iteration"] >= row["first_iteration"] for row in rows)
+    assert [row["saved_before"] for row in rows[1:]] == [row["saved"] for row in rows[:-1]]
+    assert all(row["saved"] > row["saved_before"] for row in rows)
 
     load(TINY, [*settings, f"train.iterations={iterations}", f"run_dir={straight}"]).save(config)
     finished(slurm, train(slurm, str(config)), straight)

@@ -26,6 +26,7 @@ from ladd_dist.data.check import verify
 from ladd_dist.data.damage import redraw
 from ladd_dist.data.index import Index
 from ladd_dist.data.mds import MANIFEST, Manifest, Provenance, columns, to_bits
+from ladd_dist.data.parts import part_folder
 from ladd_dist.data.prompts import PromptEntry, read_prompts
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
@@ -116,7 +117,7 @@ def plan_parts(root: Path, entries: list[PromptEntry], part_samples: int) -> lis
     for entry in entries:
         by_bucket[entry.bucket.name].append(entry)
     return [
-        Part(root / bucket / f"part-{start // part_samples:05d}", rows[start : start + part_samples])
+        Part(part_folder(root, bucket, start // part_samples), rows[start : start + part_samples])
         for bucket, rows in sorted(by_bucket.items())
         for start in range(0, len(rows), part_samples)
     ]

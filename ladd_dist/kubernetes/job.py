@@ -36,6 +36,11 @@ class Job:
         return self._inside(self.config.run_dir)
 
     @property
+    def data(self) -> PurePosixPath:
+        """The dataset's folder, in a pod."""
+        return self._inside(self.config.data.path)
+
+    @property
     def object_name(self) -> str:
         """Of the objects, and of the service that makes hosts of the pods."""
         return f"{self.cluster.name or self.run_dir.name}-{self.name}"
@@ -54,7 +59,7 @@ class Job:
         check_fit(self.name, self.config, self.cluster)
         self._check_names()
         self._check_place("run_dir", self.run_dir, written=self.name != "synthesize")
-        self._check_place("data.path", self._inside(self.config.data.path), written=self.name == "synthesize")
+        self._check_place("data.path", self.data, written=self.name == "synthesize")
         if self.name == "train" and self.config.tracking.wandb == "online":
             self._check_secret("WANDB_API_KEY", "tracking.wandb=online")
 

@@ -65,7 +65,8 @@ def _security(cluster: Cluster) -> Tree:
 def _container(job: Job) -> Tree:
     resources, launchers = _resources(job.cluster), PurePosixPath(job.cluster.code) / "launchers"
     ranks = [f"{launchers / job.name}.py", "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *FLAGS[job.name]]
-    main = ["python", f"{launchers}/kubernetes/pod.py", "--run-dir", str(job.run_dir)]
+    places = ["--run-dir", str(job.run_dir), "--data", str(job.data)]
+    main = ["python", f"{launchers}/kubernetes/pod.py", *places, "--job", job.name]
     return {
         "name": GROUP,
         "image": job.cluster.image,

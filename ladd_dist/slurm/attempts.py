@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ladd_dist.checkpoints.folders import newest_iteration
 from ladd_dist.errors import EXIT_PEER_LOST, EXIT_REQUEUE
+from ladd_dist.jobs.saved import saved
 from ladd_dist.supervision.exits import Exit, exit_code, read, reason
 
 RECORD = "attempts.jsonl"
@@ -53,10 +53,14 @@ def folder_of(run_dir: Path) -> Path:
     return run_dir / "slurm"
 
 
-def begin(run_dir: Path, job: str, env: Mapping[str, str]) -> Path:
+def begin(run_dir: Path, data: Path, job: str, env: Mapping[str, str]) -> Path:
     """Start an attempt.
 
     An earlier one of the same job that never ended, with its batch script killed or its node lost, is recorded first.
+
+    Args:
+        data: the dataset's folder.
+        env: of the batch script.
 
     Returns:
         The folder in which the ranks are to say how they end.
@@ -64,23 +68,22 @@ def begin(run_dir: Path, job: str, env: Mapping[str, str]) -> Path:
     number, restart = env["SLURM_JOB_ID"], int(env.get("SLURM_RESTART_COUNT", "0"))
     running = folder_of(run_dir) / _RUNNING
     for left in sorted(running.glob(f"{job}-{number}.*")):
-        _close(run_dir, left, None)
+        _close(run_dir, data, left, None)
     folder = running / f"{job}-{number}.{restart}"
     folder.mkdir(parents=True)
-    nodes, saved = env["SLURM_JOB_NODELIST"], newest_iteration(run_dir)
-    attempt = Attempt(job, number, restart, nodes, time.time(), saved)
+    attempt = Attempt(job, number, restart, env["SLURM_JOB_NODELIST"], time.time(), saved(job, run_dir, data))
     (folder / _START).write_text(json.dumps(asdict(attempt)), encoding="utf-8")
     return folder
 
 
-def end(run_dir: Path, folder: Path, step_code: int) -> Verdict:
+def end(run_dir: Path, data: Path, folder: Path, step_code: int) -> Verdict:
     """Record an attempt that is over and decide what comes next.
 
     Args:
         folder: as `begin` returned it.
         step_code: what srun ended with.
     """
-    row = _close(run_dir, folder, step_code)
+    row = _close(run_dir, data, folder, step_code)
     rows = attempts(run_dir)
     failures = Counter(node for other in rows for node in other["failed_nodes"])
     exclude = tuple(sorted(node for node, count in failures.items() if count >= _FAILURES_TO_EXCLUDE))
@@ -102,7 +105,7 @@ def failed_nodes(exits: list[Exit]) -> list[str]:
     return sorted(named or {other.node for other in exits if other.code is None and survived})
 
 
-def _close(run_dir: Path, folder: Path, step_code: int | None) -> Row:
+def _close(run_dir: Path, data: Path, folder: Path, step_code: int | None) -> Row:
     attempt = Attempt(**json.loads((folder / _START).read_text(encoding="utf-8")))
     exits = read(folder)
     row: Row = {
@@ -112,8 +115,8 @@ def _close(run_dir: Path, folder: Path, step_code: int | None) -> Row:
         "nodes": attempt.nodes,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(attempt.started)),
         "seconds": None if step_code is None else round(time.time() - attempt.started, 1),
-        "first_iteration": attempt.saved + 1,
-        "last_iteration": newest_iteration(run_dir),
+        "saved_before": attempt.saved,
+        "saved": saved(attempt.job, run_dir, data),
         "exit_code": None if step_code is None else exit_code(exits, step_code),
         "reason": "the batch script was killed" if step_code is None else reason(exits),
         "failed_nodes": [] if step_code is None else failed_nodes(exits),
@@ -126,7 +129,6 @@ def _close(run_dir: Path, folder: Path, step_code: int | None) -> Row:
 
 def _fruitless(rows: list[Row], last: Row) -> bool:
     mine = [row for row in rows if row["number"] == last["number"]][-_FRUITLESS:]
-    lost = [
-        row for row in mine if row["exit_code"] == EXIT_PEER_LOST and row["last_iteration"] < row["first_iteration"]
-    ]
-    return len(lost) == _FRUITLESS
+    return (
+        sum(row["exit_code"] == EXIT_PEER_LOST and row["saved"] <= row["saved_before"] for row in mine) == _FRUITLESS
+    )

@@ -88,6 +88,7 @@ def _values(job: Job, launchers: Path) -> dict[str, Any]:
         "options": _options(job, tasks),
         "folder": job.folder,
         "run_dir": job.run_dir,
+        "data": job.folder / job.config.data.path,
         "modules": cluster.modules,
         "environment": cluster.environment,
         "programs": None if cluster.container else Path(cluster.venv or sys.prefix) / "bin",

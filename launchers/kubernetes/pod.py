@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from ladd_dist.checkpoints.folders import newest_iteration
 from ladd_dist.errors import EXIT_PEER_LOST, EXIT_REQUEUE
+from ladd_dist.jobs.saved import saved
 from ladd_dist.kubernetes.meeting import meet
 from ladd_dist.supervision import exits
 
@@ -20,7 +20,8 @@ The main process of the pods that launchers/kubernetes/render.py describes. Once
 torchrun, which has its own settings from PET_NNODES, PET_NODE_RANK and their like. torchrun ends with 1 whatever its
 ranks end with; this ends as they do.
 
-  python launchers/kubernetes/pod.py --run-dir /runs/sd35 launchers/train.py --config /etc/ladd_dist/config.yaml
+  python launchers/kubernetes/pod.py --run-dir /runs/sd35 --data /data/sd35 --job train \
+      launchers/train.py --config /etc/ladd_dist/config.yaml
 """
 _TERMINATION_LOG = Path("/dev/termination-log")
 """A file of the kubelet's, whose content `kubectl describe pod` shows."""
@@ -53,12 +54,12 @@ class Ranks:
         self._torchrun.terminate()
 
 
-def main(run_dir: Path, command: list[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """Meet the other pods and run the command's ranks to their end; returns the exit code."""
     ranks, start = Ranks(), _meet()
-    saved = newest_iteration(run_dir)
-    ends, code = ranks.run(command, start)
-    if code == EXIT_PEER_LOST and newest_iteration(run_dir) > saved:
+    before = saved(args.job, args.run_dir, args.data)
+    ends, code = ranks.run(args.command, start)
+    if code == EXIT_PEER_LOST and saved(args.job, args.run_dir, args.data) > before:
         code = EXIT_REQUEUE  # a loss that the run outlives is not to be counted against it
     if ranks.stopped and not ends:
         code = EXIT_REQUEUE  # before a rank was there to say so
@@ -86,6 +87,7 @@ def _tell(line: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="the dataset's folder")
+    parser.add_argument("--job", required=True)
     parser.add_argument("command", nargs=argparse.REMAINDER)
-    args = parser.parse_args()
-    sys.exit(main(args.run_dir, args.command))
+    sys.exit(main(parser.parse_args()))

@@ -11,9 +11,9 @@ from ladd_dist.slurm.attempts import begin, end
 _DESCRIPTION = """\
 Called by the script that launchers/slurm/submit.py renders.
 
-  attempt.py begin --run-dir DIR --job train
+  attempt.py begin --run-dir DIR --data DIR --job train
       prints the folder in which the ranks are to say how they end
-  attempt.py end --run-dir DIR --job train --exits FOLDER --step-code CODE
+  attempt.py end --run-dir DIR --data DIR --job train --exits FOLDER --step-code CODE
       records the attempt, prints "requeue" with the nodes to exclude, or "end"; its exit code is the job's
 """
 
@@ -21,9 +21,9 @@ Called by the script that launchers/slurm/submit.py renders.
 def main(args: argparse.Namespace) -> int:
     """Print what the script needs to know; returns the exit code."""
     if args.what == "begin":
-        print(begin(args.run_dir, args.job, os.environ))
+        print(begin(args.run_dir, args.data, args.job, os.environ))
         return 0
-    verdict = end(args.run_dir, args.exits, args.step_code)
+    verdict = end(args.run_dir, args.data, args.exits, args.step_code)
     print("requeue" if verdict.requeue else "end", ",".join(verdict.exclude))
     return verdict.code
 
@@ -32,6 +32,7 @@ if __name__ == "__main__":
     command = argparse.ArgumentParser(description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("what", choices=["begin", "end"])
     command.add_argument("--run-dir", type=Path, required=True)
+    command.add_argument("--data", type=Path, required=True, help="the dataset's folder")
     command.add_argument("--job", required=True)
     command.add_argument("--exits", type=Path)
     command.add_argument("--step-code", type=int)
