@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -289,11 +290,26 @@ def test_synthesis_killed_at_random_moments_with_other_ranks_each_time_ends_the_
     assert tree_of(data) == tree_of(dataset)
 
 
+class LastIsAsked(Signals):
+    """The last rank alone is asked to stop, and has told so before any other looks whether it was."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self._last, self._told = world.rank == world.size - 1, folder / "told"
+        self._looks = 0
+
+    @property  # type: ignore[override]
+    def stop(self) -> bool:
+        self._looks += 1
+        if self._last and self._looks > 1:
+            self._told.touch()
+        while not self._last and not self._told.exists():
+            time.sleep(0.01)
+        return self._last
+
+
 def _synthesize_until_asked(world: World, config: Config) -> str:
-    signals = Signals()
-    signals.stop = world.rank == world.size - 1
     try:
-        synthesize(config, world, signals=signals)
+        synthesize(config, world, signals=LastIsAsked(world, Path(config.run_dir)))
     except Requeue as stop:
         return str(stop)
     return ""
@@ -308,6 +324,7 @@ def test_synthesis_that_is_asked_to_stop_says_so_on_all_ranks_and_goes_on(
     said = run_ranks(_synthesize_until_asked, config, size=size)
     assert said == ["stopped by a signal: start the same command again, finished parts are kept"] * size
     assert not (tmp_path / "latents/manifest.json").exists()
+    assert not list((tmp_path / "latents").glob("*/part-*")), "each left after its first batch"
     synthesize(config, ALONE)
     assert tree_of(tmp_path / "latents") == tree_of(dataset)
 

@@ -37,6 +37,7 @@ from ladd_dist.log import log, progress
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.fingerprint import fingerprint, is_of
 from ladd_dist.planning.networks import check_networks
+from ladd_dist.supervision.requests import SharedStop
 from ladd_dist.supervision.signals import Signals
 
 _PLAN = "plan.json"
@@ -60,7 +61,7 @@ def synthesize(config: Config, world: World, lease: Lease | None = None, signals
 
     Args:
         lease: what makes ``data.path`` this job's own; None takes it for granted.
-        signals: tell whether to stop after a batch; None never does.
+        signals: tell whether all ranks are to stop after their batch; None never does.
 
     Raises:
         LaddError: for input that cannot be used, or if the folder holds another plan's samples or another job has
@@ -89,17 +90,19 @@ def synthesize(config: Config, world: World, lease: Lease | None = None, signals
     done = sum(len(part.entries) for part in finished)
     bar = progress("synthesize", sum(len(part.entries) for part in mine), done=done, unit="img", world=world)
 
+    stop = SharedStop(world, signals)
+
     def advance(count: int) -> None:
         lease.check()
         bar.update(count)
-        if signals.stop:
+        if stop.asked():
             raise _Stopped
 
     with suppress(_Stopped):
         for part in missing:
             _write_part(part, pipeline, teacher, config, provenance, advance)
     bar.close()
-    if any(world.gather(signals.stop)):
+    if any(world.gather(stop.asked())):
         raise Requeue("stopped by a signal: start the same command again, finished parts are kept")
 
     world.barrier()

@@ -17,6 +17,22 @@ class Requests(NamedTuple):
     profile: bool = False
 
 
+class SharedStop:
+    """Whether any rank was asked to stop, for ranks that do not work in step; each look is a message to the store."""
+
+    def __init__(self, world: World, signals: Signals) -> None:
+        self._store = dist.PrefixStore("stop", world.store) if world.store else None
+        self._signals = signals
+
+    def asked(self) -> bool:
+        """Look, and tell the others what this rank was asked for; once true, it stays so."""
+        if self._store is None:
+            return self._signals.stop
+        if self._signals.stop:
+            self._store.set("asked", "yes")
+        return self._store.check(["asked"])
+
+
 class RequestExchange:
     """Tells every rank the same about all ranks' requests, one iteration later.
 
