@@ -14,7 +14,7 @@ from pathlib import Path
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ladd_dist.config import StudentTimes
+from ladd_dist.config import MethodSection
 from ladd_dist.models.folder import INDEX, pipeline_index
 
 _NOTES = """\
@@ -48,7 +48,7 @@ def write_scheduler(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps(components, indent=2) + "\n", encoding="utf-8")
 
 
-def sampler_notes(method: StudentTimes) -> str:
+def sampler_notes(method: MethodSection) -> str:
     """The model card's words on how the pipeline is to be called, and with which times for fewer steps."""
     fewer = [f"`sigmas={method.times(n)}` for {n} step{'s' * (n > 1)}" for n in method.step_counts[1:]]
     return _NOTES.format(fewer=f"Fewer: {', '.join(fewer)}.\n\n" if fewer else "")

@@ -20,8 +20,8 @@ from ladd_dist.engines.base import Engine
 from ladd_dist.methods.charts import Chart
 
 Metrics = dict[str, Tensor]
-"""0-d tensors or vectors with one entry per head, on the device, not averaged over ranks. ``skipped`` is 1 where an
-update was left out for a gradient that is not finite."""
+"""By name: 0-d tensors, or vectors with an entry for each of what `Method.ENTRY` names; on the device, not averaged
+over ranks. ``skipped`` is 1 where an update was left out for a gradient that is not finite."""
 
 STUDENT = "student"
 """The trained network that every method has: it is averaged, previewed, evaluated and exported."""
@@ -49,6 +49,7 @@ class Method(ABC):
         FIELDS: columns that a dataset must have.
         BINDING: settings outside ``method`` that a run cannot change on its way.
         UNBOUND: settings in ``method`` that it can.
+        ENTRY: what the entries of a vector metric belong to, one each; it names them in W&B.
         REMEDY: what to change when training diverges.
         CHARTS: the report's figures of metrics.
         TRAINED: how the student was trained, in the words of an export's model card.
@@ -62,6 +63,7 @@ class Method(ABC):
     FIELDS: ClassVar[Sequence[str]]
     BINDING: ClassVar[Sequence[str]] = ()
     UNBOUND: ClassVar[Sequence[str]] = ()
+    ENTRY: ClassVar[str] = "entry"
     REMEDY: ClassVar[str]
     CHARTS: ClassVar[Sequence[Chart]]
     TRAINED: ClassVar[str]

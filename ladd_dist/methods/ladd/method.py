@@ -30,6 +30,7 @@ class Ladd(LaddStep, Method):
     FIELDS = ("latent", "context", "pooled")
     BINDING = ("discriminator",)
     UNBOUND = ("method.fake_pass",)  # both orders make the same updates, and fewer ranks may need to accumulate
+    ENTRY = "head"
     REMEDY = "lower student_optimizer.lr or head_optimizer.lr, or raise method.r1_weight"
     TRAINED = "distilled by Latent Adversarial Diffusion Distillation"
     CHARTS = (
