@@ -68,7 +68,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write config and safetensors weights as the family's folders hold them."""
+        """Write config and safetensors weights as the family's folders hold them; ``folder`` may exist already."""
 
     @property
     @abstractmethod
