@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -64,7 +65,9 @@ def acquire(tmp_path: Path, pace: Callable[..., None]) -> Iterator[Callable[[], 
 def leave_behind(folder: Path, maker: Holder, number: int = 1, beats: int = 0) -> Path:
     """The file of a holder, as it writes it."""
     path = folder / f".lock-{number}"
-    path.write_text(f"{json.dumps(asdict(maker))}\n0123456789abcdef\n{beats:020d}\n")
+    path.touch()
+    with path.open("r+") as file:  # in one go, and never empty in between
+        file.write(f"{json.dumps(asdict(maker))}\n{path.stat().st_ino}\n0123456789abcdef\n{beats:020d}\n")
     return path
 
 
@@ -167,6 +170,27 @@ def test_a_silent_holder_of_another_machine_is_waited_for_and_then_taken_for_dea
     named = path if content is not None else "pid .* on host n7, Slurm job 42"
     assert line.startswith("waiting up to 0 s for ") and line.endswith(f", which may still hold run_dir={tmp_path}")
     assert content is not None or "on host n7, Slurm job 42" in line, named
+
+
+def test_the_lock_in_a_copy_of_a_held_folder_is_watched_like_another_machines(
+    tmp_path: Path, acquire: Callable[[], Lease], pace: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder lives on this machine, but never changes the copy."""
+    first, copy, second = acquire(), tmp_path.with_name(f"{tmp_path.name}-copy"), Lease()
+    shutil.copytree(tmp_path, copy)
+    said: list[str] = []
+    monkeypatch.setattr(lease, "log", said.append)
+    pace(dead_after=0.3)
+    begin = time.monotonic()
+    second.acquire(copy, "run_dir", ALONE)
+    assert time.monotonic() - begin >= 0.3
+    (line,) = said
+    assert line.startswith("waiting up to 0 s for ") and line.endswith(f", which may still hold run_dir={copy}")
+    second.check()
+    second.release()
+    first.check()
+    with pytest.raises(LaddError, match=f"run_dir={tmp_path} belongs to a job that is running"):
+        acquire()
 
 
 def test_a_holder_of_another_machine_that_shows_signs_of_life_is_refused(

@@ -3,7 +3,8 @@
 The holder keeps a small file in the folder, ``.lock-N``, and changes it every `BEAT` seconds from a thread. It is
 regarded as dead when its process is gone from this machine, at once, or when whoever waits has not seen the file
 change for `DEAD_AFTER` seconds by a clock of its own: clocks of two machines are never compared, and no lock of the
-operating system is needed, which shared file systems keep or do not keep.
+operating system is needed, which shared file systems keep or do not keep. A copy of the folder holds a copy of the
+file, which names another inode than its own: it is watched for as long, even if the process lives here.
 
 Files are made exclusively, under the number after the highest that is there, so that of several who take over a dead
 holder's folder one wins; it then removes the dead one's file. A holder that was only slow, or stopped, finds its file
@@ -107,10 +108,11 @@ class Lease:
     def _claim(self, folder: Path, dead: dict[Path, bytes], me: Holder) -> bool:
         """Take a folder in which all that is there belongs to the dead; returns whether it is ours."""
         path = folder / f"{NAME}{max(map(number, dead), default=0) + 1}"
-        self._mine = json.dumps(asdict(me)).encode() + b"\n" + os.urandom(8).hex().encode() + b"\n"
         self._renewed = _now()
         try:
             with path.open("xb") as file:
+                lines = (json.dumps(asdict(me)), os.fstat(file.fileno()).st_ino, os.urandom(8).hex())
+                self._mine = "".join(f"{line}\n" for line in lines).encode()
                 file.write(self._mine + _count(0))
         except FileExistsError:
             return False
