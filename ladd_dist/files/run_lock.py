@@ -8,7 +8,7 @@ file, which names another inode than its own: it is watched for as long, even if
 
 Files are made exclusively, under the number after the highest that is there, so that of several who take over a dead
 holder's folder one wins; it then removes the dead one's file. A holder that was only slow, or stopped, finds its file
-gone and must write no more (`Lease.check`).
+gone and must write no more (`RunLock.check`).
 """
 
 import json
@@ -35,8 +35,8 @@ _LINGER = 3.0
 """Seconds that leaving may take; a file server that does not answer must not keep a process."""
 
 
-class Lease:
-    """The right to write in a folder. Without `acquire` nothing is held, and `check` has nothing to say."""
+class RunLock:
+    """One job's sole right to write in a folder. Before `acquire` it holds none, and `check` never raises."""
 
     def __init__(self) -> None:
         self.lost = ""
@@ -44,7 +44,7 @@ class Lease:
         self._path: Path | None = None
         self._mine, self._beats, self._renewed = b"", 0, 0.0
         self._leave = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
 
     def acquire(self, folder: str | Path, key: str, world: World) -> None:
         """Hold ``folder``, which is made if need be: rank 0 takes it, and all ranks learn what became of it.
