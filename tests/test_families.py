@@ -78,8 +78,8 @@ class DitBackbone(Backbone):
     def wrap_points(self) -> list[nn.Module]:
         return list(self.net.blocks)
 
-    def end_behind(self, block: int) -> None:
-        del self.net.blocks[block + 1 :], self.net.out
+    def truncate(self, last_block: int) -> None:
+        del self.net.blocks[last_block + 1 :], self.net.out
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ class Ladd(LaddStep, Method):
         teacher = meta_backbone(config.teacher.path)
         with torch.device("meta"):
             heads = DiscriminatorHeads(config.discriminator, teacher.depth, teacher.width, teacher.pooled_width)
-        teacher.end_behind(heads.taps[-1])
+        teacher.truncate(heads.taps[-1])
         return Networks({"student": meta_student(config), "heads": heads}, {"teacher": teacher})
 
     @classmethod
