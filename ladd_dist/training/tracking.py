@@ -22,7 +22,7 @@ class Tracker:
     """Appends rows on rank 0.
 
     Args:
-        iteration: iterations finished before; rows behind it, left by a run that was killed after its last
+        iteration: iterations finished before; rows of later ones, left by a run that was killed after its last
             checkpoint, are dropped from the record because they will be written again.
     """
 

@@ -90,7 +90,11 @@ class Trainer:
             raise Requeue(f"stopped at iteration {self.done} as asked: start the same command again to go on")
 
     def iterations(self) -> Iterator[int]:
-        """`run` as a generator of the number of finished iterations; ends early if a signal asked to stop."""
+        """As `run`, one iteration at a time: yields how many are finished; ends early if a signal asked to stop.
+
+        Raises:
+            LaddError: as `run`.
+        """
         train, exchange = self.config.train, RequestExchange(self.world, self.signals)
         self.lock.check()
         tracker = Tracker(self.config, self.world, self.done)

@@ -83,7 +83,7 @@ class Ladd(LaddStep, Method):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Check that the teacher has the blocks behind which there are heads."""
+        """Check that the teacher has the blocks that ``discriminator.blocks`` names."""
         tapped_blocks(config.discriminator, meta_backbone(config.teacher.path).depth)
 
     @classmethod
@@ -138,7 +138,7 @@ class Ladd(LaddStep, Method):
 
     @classmethod
     def blocks(cls, config: Config) -> Sequence[int] | None:
-        """Those behind which there are heads."""
+        """Those that have a head."""
         return config.discriminator.blocks
 
     @classmethod
