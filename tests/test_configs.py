@@ -121,6 +121,13 @@ def test_whether_the_batch_must_be_whole_is_asked_of_the_methods_section(monkeyp
         config.accumulation(1)
 
 
+def test_a_method_with_a_discriminator_reads_its_settings_whatever_its_name(monkeypatch):
+    monkeypatch.setattr(FlowMatchingConfig, "trains_heads", True)
+    load("configs/tiny_cpu.yaml", ["method={name: flow_matching}"])
+    with pytest.raises(LaddError, match="missing key 'head_optimizer'"):
+        load("configs/tiny_cpu.yaml", ["method={name: flow_matching}", "head_optimizer=null"])
+
+
 def test_without_a_micro_batch_a_rank_takes_its_share():
     config = load("configs/tiny_cpu.yaml")
     assert [config.micro_batch(n) for n in (1, 2, 3)] == [48, 24, 16]

@@ -1,7 +1,7 @@
 """What is minimised: one section for each method, told apart by ``method.name``."""
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
 
@@ -9,7 +9,10 @@ from ladd_dist.config.section import NonNegativeFloat, NonNegativeInt, Probabili
 
 
 class MethodSection(Section):
-    """What every method's section has: the times at which the student draws, and what it needs of the batch."""
+    """What every method's section has: the times at which the student draws, and what the method needs or reads."""
+
+    trains_heads: ClassVar[bool] = False
+    """Whether it has a discriminator, and so reads ``discriminator``, ``head_optimizer`` and ``kernels.heads``."""
 
     student_times: list[Annotated[float, Field(gt=0, le=1)]] = Field(default=[1.0, 0.75, 0.5, 0.25], min_length=1)
     """Noise levels at which the student draws and is exported, descending from 1; LADD trains it at these alone."""
@@ -54,6 +57,7 @@ class MethodSection(Section):
 class LaddConfig(MethodSection):
     """Latent Adversarial Diffusion Distillation (arXiv 2403.12015)."""
 
+    trains_heads: ClassVar[bool] = True
     name: Literal["ladd"] = "ladd"
     warmup_probabilities: list[Probability] = Field(default=[0.0, 0.0, 0.5, 0.5])
     probabilities: list[Probability] = Field(default=[0.7, 0.1, 0.1, 0.1])

@@ -33,7 +33,7 @@ class Config(Section):
     method: MethodConfig = LaddConfig()
     student_optimizer: OptimizerConfig
     head_optimizer: OptimizerConfig | None = None
-    """Of the discriminator's heads; ``method.name=ladd`` needs it."""
+    """Of the discriminator's heads: needed by methods that train them, such as ``ladd``."""
     train: TrainConfig
     data: DataConfig
     synthesis: SynthesisConfig
@@ -45,8 +45,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _method_settings(self) -> "Config":
-        """The discriminator's settings belong to LADD."""
-        if self.method.name == "ladd":
+        """The discriminator's settings belong to methods that have one."""
+        if self.method.trains_heads:
             if self.head_optimizer is None:
                 raise ValueError("missing key 'head_optimizer': add it to the file or pass head_optimizer=VALUE")
             return self
@@ -56,7 +56,7 @@ class Config(Section):
             "kernels.heads": self.kernels.heads != "auto",
         }
         for key in (key for key, set_ in given.items() if set_):
-            raise ValueError(f"{key} is only read by method.name=ladd, but method.name={self.method.name}: remove it")
+            raise ValueError(f"{key} is the discriminator's, but method.name={self.method.name} has none: remove it")
         return self
 
     @model_validator(mode="after")
