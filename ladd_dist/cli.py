@@ -15,7 +15,7 @@ from ladd_dist.supervision import console, exits
 
 if TYPE_CHECKING:
     from ladd_dist.distributed.world import World
-    from ladd_dist.files.run_lock import Lease
+    from ladd_dist.files.run_lock import RunLock
 
 _EPILOG = """\
 Overrides are YAML values: train.iterations=5  engine=fsdp2  discriminator.blocks=[1,3]; a later one wins.
@@ -30,7 +30,7 @@ class Launch:
     args: argparse.Namespace
     config: Config
     world: "World"
-    lease: "Lease | None" = None
+    lock: "RunLock | None" = None
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -74,7 +74,7 @@ def run(
     from ladd_dist.distributed import world as distributed
     from ladd_dist.distributed.tasks import idle_tasks
     from ladd_dist.engines.settings import check_settings
-    from ladd_dist.files.run_lock import Lease
+    from ladd_dist.files.run_lock import RunLock
     from ladd_dist.supervision.supervisor import print_error, supervise
 
     try:
@@ -91,7 +91,7 @@ def run(
         log.warn(
             f"{idle} of {idle + 1} Slurm tasks stay idle, for this process was started alone: srun starts all of them"
         )
-    lease = Lease()
+    lock = RunLock()
 
     def work() -> None:
         if job and world.size > 1:
@@ -99,7 +99,7 @@ def run(
 
             preflight(config, world, job)
         if holds:
-            lease.acquire(attrgetter(holds)(config), holds, world)
-        main(Launch(args, config, world, lease))
+            lock.acquire(attrgetter(holds)(config), holds, world)
+        main(Launch(args, config, world, lock))
 
-    supervise(world, config.train.hang_timeout, work, lease)
+    supervise(world, config.train.hang_timeout, work, lock)

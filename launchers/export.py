@@ -10,8 +10,7 @@ from ladd_dist.data.prompts import read_prompts
 from ladd_dist.log import log
 
 _DESCRIPTION = """\
-Write the student as a diffusers folder for StableDiffusion3Pipeline.from_pretrained; its README.md shows how to
-draw with it.
+Write the student as a diffusers folder like the teacher's; its README.md shows how to draw with it.
 
   python launchers/export.py --config configs/tiny_cpu.yaml --out runs/demo/export
 """

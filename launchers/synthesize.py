@@ -18,7 +18,7 @@ def main(launch: Launch, signals: Signals) -> None:
         synthesize,  # late: until it is imported, many seconds, signals are heard already
     )
 
-    synthesize(launch.config, launch.world, launch.lease, signals)
+    synthesize(launch.config, launch.world, launch.lock, signals)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def main(launch: Launch, signals: Signals) -> None:
         Trainer,  # late: until it is imported, many seconds, signals are heard already
     )
 
-    Trainer(launch.config, launch.world, signals, launch.lease).run()
+    Trainer(launch.config, launch.world, signals, launch.lock).run()
 
 
 if __name__ == "__main__":

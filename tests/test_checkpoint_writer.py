@@ -499,17 +499,17 @@ def test_what_is_said_to_be_saved_is_on_disk(tmp_path: Path, dataset: Path, monk
 # What goes with the tensors
 
 
-def poisoned(config: Config, monkeypatch: pytest.MonkeyPatch, iteration: int) -> Trainer:
+def with_nan_latents(config: Config, monkeypatch: pytest.MonkeyPatch, iteration: int) -> Trainer:
     """A run with latents that are not numbers in one iteration."""
     trainer = Trainer(config, ALONE)
     sample = trainer._sample
 
-    def poison(batch: Any, now: int) -> Sample:
+    def spoilt(batch: Any, now: int) -> Sample:
         if now == iteration:
             batch.latents.fill_(torch.nan)
         return sample(batch, now)
 
-    monkeypatch.setattr(trainer, "_sample", poison)
+    monkeypatch.setattr(trainer, "_sample", spoilt)
     return trainer
 
 
@@ -517,11 +517,11 @@ def test_skipped_iterations_are_not_counted_as_updates_and_a_resumed_run_knows(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(tmp_path / "whole", dataset, "train.iterations=4")
-    poisoned(config, monkeypatch, 1).run()
+    with_nan_latents(config, monkeypatch, 1).run()
     whole = Checkpoint(tmp_path / "whole" / "checkpoints" / "step-00000004", ALONE)
     assert (whole.state.iteration, whole.state.updates) == (4, {"student": 3, "heads": 3})
 
-    poisoned(tiny_config(tmp_path / "cut", dataset, "train.iterations=4"), monkeypatch, 1)
+    with_nan_latents(tiny_config(tmp_path / "cut", dataset, "train.iterations=4"), monkeypatch, 1)
     root = tmp_path / "cut" / "checkpoints"
     (tmp_path / "whole" / "checkpoints" / "step-00000002").rename(root / "step-00000002")
     trainer = Trainer(tiny_config(tmp_path / "cut", dataset, "train.iterations=4"), ALONE)

@@ -29,7 +29,7 @@ from ladd_dist.data.mds import Manifest
 from ladd_dist.distributed import world as distributed
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
-from ladd_dist.files.run_lock import Lease
+from ladd_dist.files.run_lock import RunLock
 from ladd_dist.training import trainer
 from ladd_dist.training.trainer import Trainer
 
@@ -655,10 +655,10 @@ def test_alone_means_no_group() -> None:
 def test_a_folder_that_another_job_writes_in_is_refused(
     refused: Refused, tmp_path: Path, launcher: str, key: str
 ) -> None:
-    lease, folder = Lease(), tmp_path / "held"
-    lease.acquire(folder, key, ALONE)
+    lock, folder = RunLock(), tmp_path / "held"
+    lock.acquire(folder, key, ALONE)
     line = refused(*launcher.split(), f"{key}={folder}")
-    lease.release()
+    lock.release()
     assert f"{key}={folder} belongs to a job that is running (pid {os.getpid()} on host" in line
 
 

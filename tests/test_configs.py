@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladd_dist.config import Config, Section, load
+from ladd_dist.config import Config, FlowMatchingConfig, Section, load
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.engines.settings import check_settings
 from ladd_dist.errors import LaddError
@@ -110,6 +110,22 @@ def test_every_key_is_read_by_the_program():
 def test_world_sizes_that_do_not_fit_are_refused(overrides, world, words):
     with pytest.raises(LaddError, match=re.escape(words)):
         load("configs/tiny_cpu.yaml", overrides).accumulation(world)
+
+
+def test_whether_the_batch_must_be_whole_is_asked_of_the_methods_section(monkeypatch):
+    other = ["method={name: flow_matching}", "discriminator={}", "head_optimizer=null"]
+    config = load("configs/tiny_cpu.yaml", ["train.micro_batch=24", *other])
+    assert config.accumulation(1) == 2
+    monkeypatch.setattr(FlowMatchingConfig, "whole_batch", ("method.pairs=all", "method.pairs=near"))
+    with pytest.raises(LaddError, match="^method.pairs=all needs the whole batch .* set method.pairs=near, or train"):
+        config.accumulation(1)
+
+
+def test_a_method_with_a_discriminator_reads_its_settings_whatever_its_name(monkeypatch):
+    monkeypatch.setattr(FlowMatchingConfig, "trains_heads", True)
+    load("configs/tiny_cpu.yaml", ["method={name: flow_matching}"])
+    with pytest.raises(LaddError, match="missing key 'head_optimizer'"):
+        load("configs/tiny_cpu.yaml", ["method={name: flow_matching}", "head_optimizer=null"])
 
 
 def test_without_a_micro_batch_a_rank_takes_its_share():

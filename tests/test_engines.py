@@ -118,7 +118,7 @@ def run(size: int, engine: str, function: Any, *args: Any) -> list[Any]:
 
 # What a rank does and sees
 
-Poison = Literal["nan", "inf", "loss"]
+Fault = Literal["nan", "inf", "loss"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def loss_of(output: Tensor) -> Tensor:
     return (output - 1).square().mean()
 
 
-def play(world: World, config: Config, steps: list[Poison | None]) -> list[Seen]:
+def play(world: World, config: Config, steps: list[Fault | None]) -> list[Seen]:
     """Train a step per entry, with the last rank's first micro-batch spoilt where it says so."""
     engine = build(world, config)
     seen = [look(engine)]
@@ -162,7 +162,7 @@ def play(world: World, config: Config, steps: list[Poison | None]) -> list[Seen]
     return seen
 
 
-def spoil(loss: Tensor, how: Poison | None) -> Tensor:
+def spoil(loss: Tensor, how: Fault | None) -> Tensor:
     if how == "loss":  # its own gradient stays finite
         return (loss + math.inf) * nan_unless_finite(loss + math.inf)
     return loss if how is None else loss * float(how)
@@ -171,7 +171,7 @@ def spoil(loss: Tensor, how: Poison | None) -> Tensor:
 # What plain PyTorch makes of the same
 
 
-def expected(config: Config, size: int, steps: list[Poison | None]) -> tuple[list[float], dict[str, Tensor]]:
+def expected(config: Config, size: int, steps: list[Fault | None]) -> tuple[list[float], dict[str, Tensor]]:
     """Norms before clipping, and the weights at the end; spoilt steps are left out. All in the compute precision."""
     dtype, optimizer_config = compute_dtype(config), config.student_optimizer
     toy = Toy(dtype).to(dtype)
@@ -291,13 +291,13 @@ def test_steps_clip_to_the_whole_gradients_norm_and_return_it(engine: str, micro
         torch.testing.assert_close(result[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-SPOILT: list[Poison] = ["nan", "inf", "loss"]
+SPOILT: list[Fault] = ["nan", "inf", "loss"]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("how", SPOILT)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_step_spoilt_on_one_rank_changes_nothing_on_any(engine: str, how: Poison, micro_batches: int) -> None:
+def test_a_step_spoilt_on_one_rank_changes_nothing_on_any(engine: str, how: Fault, micro_batches: int) -> None:
     size, steps = RANKS[engine], [None, how, None]
     config = settings(engine, f"train.micro_batch={8 // size // micro_batches}")
     seen = run(size, engine, play, config, steps)

@@ -1,4 +1,4 @@
-"""The family seam: a teacher without a text stream, registered from here, is drawn, planned, distilled and saved."""
+"""The family seam: a teacher without a text stream, registered from here, is drawn, planned, distilled, exported."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,17 +11,20 @@ from conftest import ALONE, PER_BUCKET, tiny_config, write_prompts
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ladd_dist.checkpoints.export import export
 from ladd_dist.checkpoints.reader import open_newest
 from ladd_dist.checkpoints.student import load_student
-from ladd_dist.config import Config, KernelsConfig, TeacherConfig
+from ladd_dist.config import Config, KernelsConfig, MethodSection, TeacherConfig
 from ladd_dist.data.buckets import Bucket
+from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.drawing.pipeline import Pipeline
 from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError
+from ladd_dist.files.folders import MARKER
 from ladd_dist.models import registry
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.family import Family, Layout, TokenGrid
+from ladd_dist.models.family import Drawing, Family, Layout, TokenGrid
 from ladd_dist.models.registry import family_of, register
 from ladd_dist.planning.memory import expected_state
 from ladd_dist.training.tracking import read_metrics
@@ -75,11 +78,11 @@ class DitBackbone(Backbone):
     def wrap_points(self) -> list[nn.Module]:
         return list(self.net.blocks)
 
-    def end_behind(self, block: int) -> None:
-        del self.net.blocks[block + 1 :], self.net.out
+    def truncate(self, last_block: int) -> None:
+        del self.net.blocks[last_block + 1 :], self.net.out
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"_class_name": "ToyDit"}))
         save_file(self.net.state_dict(), folder / f"{STEM}.safetensors")
 
@@ -103,7 +106,7 @@ class Pixels:
 
 
 class Toy(Family):
-    layout, pipeline = Layout({"transformer": STEM}), "DiTPipeline"
+    layout = Layout({"transformer": STEM})
 
     def check(self, folder: str | Path) -> None: ...
 
@@ -137,8 +140,11 @@ class Toy(Family):
     def decoder(self, folder: str | Path, device: torch.device) -> Pixels:
         return Pixels()
 
-    def card_arguments(self, teacher: TeacherConfig) -> dict[str, Any]:
-        return {}
+    def write_sampler(self, folder: Path) -> None:
+        (folder / "sampler.json").write_text("{}")
+
+    def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
+        return f"toy({drawing.folder!r})({drawing.prompt!r}, {method.times()}, {drawing.height}, {drawing.width})"
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +183,20 @@ def test_its_checkpoint_holds_a_student_that_moved_and_draws(toy: Config) -> Non
     pipeline = Pipeline(toy, ALONE.device)
     encoded = pipeline.encode(["anything"], [0], Bucket(32, 64))
     assert pipeline.decode(pipeline.student(student, encoded)).shape == (1, 3, 32, 64)
+
+
+def test_its_export_has_its_own_sampler_and_call(toy: Config, tmp_path: Path) -> None:
+    checkpoint = open_newest(toy.run_dir, ALONE)
+    assert checkpoint is not None
+    example = PromptEntry(0, "anything", Bucket(32, 64))
+    folder = export(toy, checkpoint, tmp_path / "out", "student", torch.float32, example)
+    held = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MARKER}
+    assert held == {
+        "README.md", "model_index.json", "sampler.json", "transformer/config.json", f"transformer/{STEM}.safetensors"
+    }  # fmt: skip
+    assert (folder / "README.md").read_text().endswith("\n\ntoy('out')('anything', [1.0, 0.75, 0.5, 0.25], 32, 64)")
+    student, exported = load_student(toy, checkpoint, "student", torch.float32), Toy().load(folder, torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), exported.parameters(), strict=True))
 
 
 def test_the_memory_formula_counts_it(toy: Config) -> None:

@@ -37,7 +37,7 @@ def test_softplus_losses_against_plain_loops() -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_pushes_each_side_the_right_way(name: str) -> None:
+def test_every_loss_raises_real_and_the_generators_logits_and_lowers_fake_ones(name: str) -> None:
     for role, sign in zip(ROLES, (-1, 1, -1), strict=True):
         x = torch.zeros(1, 1, 1, 1, requires_grad=True)
         adversarial_loss(x, role, name).loss.sum().backward()

@@ -96,7 +96,10 @@ def test_the_memory_formula_asks_the_method(dataset: Path, tmp_path: Path) -> No
     ("overrides", "message"),
     [
         (["method.name=dpo"], "method: unknown method: known are ladd, flow_matching"),
-        (["method={name: flow_matching}"], "is only read by method.name=ladd, but method.name=flow_matching"),
+        (
+            ["method={name: flow_matching}"],
+            "is the discriminator's, but method.name=flow_matching has none: remove it",
+        ),
         (["head_optimizer=null"], "missing key 'head_optimizer'"),
         (["method={name: flow_matching, r1_weight: 1}"], "unknown key 'method.r1_weight': known keys here are"),
         (

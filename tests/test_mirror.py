@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import wandb
 from conftest import ALONE, tiny_config
 from wandb.proto.wandb_internal_pb2 import Record
 
+from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.training import mirror, tracking
 from ladd_dist.training.tracking import Tracker, read_metrics
 
@@ -54,6 +56,19 @@ def test_a_run_that_went_back_is_a_run_of_its_own_in_the_same_group(
     assert before.run_group == after.run_group and before.run_id != after.run_id
     assert (before.display_name, after.display_name) == (f"{tmp_path.name} from 0", f"{tmp_path.name} from 2")
     assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_entries_of_lists_are_named_by_rank_and_by_the_method(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirrored: list[dict[str, Any]] = []
+    monkeypatch.setattr(tracking, "Mirror", lambda *_: SimpleNamespace(write=lambda row, _: mirrored.append(row)))
+    row = {"iteration": 1, "loss": 2.0, "gate": [3.0, 4.0], "gpu_memory_gib": [5.0], "seconds": {"data": 6.0}}
+    for entry in ("head", "expert"):
+        monkeypatch.setattr(Ladd, "ENTRY", entry)
+        Tracker(tiny_config(tmp_path, dataset), ALONE, 0).write(row)
+        named = {f"gate/{entry}_00": 3.0, f"gate/{entry}_01": 4.0, "gpu_memory_gib/rank_00": 5.0, "seconds/data": 6.0}
+        assert mirrored.pop() == {"iteration": 1, "loss": 2.0} | named
 
 
 class Failing:

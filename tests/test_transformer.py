@@ -5,7 +5,7 @@ from diffusers import SD3Transformer2DModel
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.errors import LaddError
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.models.sd3.transformer import Sd3Backbone, end_behind, load_transformer, token_grid
+from ladd_dist.models.sd3.transformer import Sd3Backbone, load_transformer, token_grid, truncate
 
 SIZES = {"joint": {}, "dual": {"dual_attention_layers": (0, 1)}, "patch1": {"patch_size": 1}}
 
@@ -36,7 +36,7 @@ def test_velocity_is_diffusers_own(changes):
     torch.testing.assert_close(got, expected.float())
 
 
-def test_features_are_the_image_tokens_behind_each_block():
+def test_features_are_the_image_tokens_after_each_block():
     net = make()
     seen = []
     for block in net.transformer_blocks:
@@ -48,7 +48,7 @@ def test_features_are_the_image_tokens_behind_each_block():
     torch.testing.assert_close(features[1], seen[2])
 
 
-def test_a_feature_pass_ends_behind_the_last_tap():
+def test_a_feature_pass_ends_after_the_last_tap():
     net = make()
     runs = []
     for block in net.transformer_blocks:
@@ -57,9 +57,9 @@ def test_a_feature_pass_ends_behind_the_last_tap():
     assert len(runs) == 2
 
 
-def test_a_network_cut_behind_the_last_tap_gives_the_same_features():
+def test_a_network_truncated_after_the_last_tap_gives_the_same_features():
     x, t, cond = inputs()
-    whole, cut = make(), end_behind(make(), 1)
+    whole, cut = make(), truncate(make(), 1)
     expected, got = (Sd3Backbone(net, torch.float64)(x, t, cond, (0, 1)) for net in (whole, cut))
     assert all(map(torch.equal, expected, got))
     unused = whole.transformer_blocks[2], whole.norm_out, whole.proj_out

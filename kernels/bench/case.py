@@ -70,7 +70,7 @@ class Case:
 
 
 class Bench(Protocol):
-    """A benchmark module."""
+    """What a module in `BENCHES` defines."""
 
     def checks(self) -> Iterator[Check]:
         """Correctness on this machine's device."""
@@ -82,7 +82,7 @@ class Bench(Protocol):
 
 
 def bench(name: str) -> Bench:
-    """The module of a benchmark."""
+    """Import the module of a benchmark; ``name`` is one of `BENCHES`."""
     return cast(Bench, import_module(BENCHES[name]))
 
 

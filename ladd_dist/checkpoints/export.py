@@ -6,13 +6,13 @@ import torch
 
 from ladd_dist.checkpoints.model_card import model_card
 from ladd_dist.checkpoints.reader import Checkpoint
-from ladd_dist.checkpoints.sampler import write_scheduler
 from ladd_dist.checkpoints.student import Weights, load_student
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.files.folders import check_replaceable, replacing
 from ladd_dist.files.places import own_place
 from ladd_dist.models.folder import copy_pipeline
+from ladd_dist.models.registry import family_of
 from ladd_dist.planning.networks import check_networks
 
 
@@ -38,7 +38,7 @@ def export(
 ) -> Path:
     """Write the teacher's folder with the student's weights in the place of the transformer's.
 
-    The scheduler becomes the student's sampler, whatever the teacher's was.
+    The sampler becomes the student's, whatever the teacher's was, see `Family.write_sampler`.
 
     Args:
         weights: ``ema`` or ``student``.
@@ -64,5 +64,5 @@ def export(
 
 def _write(folder: Path, config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> None:
     copy_pipeline(Path(config.teacher.path), folder, without="transformer")
-    write_scheduler(folder)
+    family_of(config.teacher.path).write_sampler(folder)
     load_student(config, checkpoint, weights, dtype).save(folder / "transformer")

@@ -24,7 +24,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
 from ladd_dist.files.checksums import SUMS, sha256, write_sums
 from ladd_dist.files.disk import sync
-from ladd_dist.files.run_lock import Lease
+from ladd_dist.files.run_lock import RunLock
 from ladd_dist.log import log, warn
 
 T = TypeVar("T")
@@ -39,14 +39,14 @@ class _Failed(Exception):
 class CheckpointWriter:
     """At most one checkpoint is being written; the next one waits for it. Use it on every rank alike.
 
-    Nothing is written, and nothing removed, once the lease is lost.
+    Nothing is written, and nothing removed, once the lock is lost; None cannot be lost.
 
     Raises:
         LaddError: if some rank cannot write to ``run_dir``.
     """
 
-    def __init__(self, config: Config, world: World, lease: Lease | None = None) -> None:
-        self._config, self._world, self._lease = config, world.aside(), lease or Lease()
+    def __init__(self, config: Config, world: World, lock: RunLock | None = None) -> None:
+        self._config, self._world, self._lock = config, world.aside(), lock or RunLock()
         self._pinned = world.device.type == "cuda"
         self._root = checkpoints_of(config.run_dir)
         self._copies: dict[str, Tensor] = {}
@@ -122,7 +122,7 @@ class CheckpointWriter:
         log(f"saved {final}")
 
     def _drop(self, temporary: Path) -> None:
-        if self._world.is_main and not self._lease.lost:
+        if self._world.is_main and not self._lock.lost:
             shutil.rmtree(temporary, ignore_errors=True)
         # Together: when one rank leaves, launchers end the others, who would not come to the end of this.
         self._world.barrier()
@@ -131,7 +131,7 @@ class CheckpointWriter:
         """Do something on rank 0 while the others wait; if it fails, all of them fail."""
 
         def alone() -> None:
-            self._lease.check()
+            self._lock.check()
             act()
 
         self._together(alone if self._world.is_main else lambda: None)

@@ -8,7 +8,7 @@ A key that the schema does not know, a value of the wrong type and a combination
 from ladd_dist.config.drawing import EvaluationConfig, SamplingConfig, SynthesisConfig
 from ladd_dist.config.engines import Fsdp2Config, OptimizerConfig, Zero3Config
 from ladd_dist.config.loading import load
-from ladd_dist.config.method import FlowMatchingConfig, LaddConfig, StudentTimes
+from ladd_dist.config.method import FlowMatchingConfig, LaddConfig, MethodSection
 from ladd_dist.config.networks import DiscriminatorConfig, KernelsConfig, StudentConfig, TeacherConfig
 from ladd_dist.config.schema import Config
 from ladd_dist.config.section import Section
@@ -23,12 +23,12 @@ __all__ = [
     "Fsdp2Config",
     "KernelsConfig",
     "LaddConfig",
+    "MethodSection",
     "OptimizerConfig",
     "ProfileConfig",
     "SamplingConfig",
     "Section",
     "StudentConfig",
-    "StudentTimes",
     "SynthesisConfig",
     "TeacherConfig",
     "TrackingConfig",

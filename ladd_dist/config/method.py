@@ -1,15 +1,18 @@
 """What is minimised: one section for each method, told apart by ``method.name``."""
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
 
 from ladd_dist.config.section import NonNegativeFloat, NonNegativeInt, Probability, Section
 
 
-class StudentTimes(Section):
-    """What every method's section has: the times at which the student draws."""
+class MethodSection(Section):
+    """What every method's section has: the times at which the student draws, and what the method needs or reads."""
+
+    trains_heads: ClassVar[bool] = False
+    """Whether it has a discriminator, and so reads ``discriminator``, ``head_optimizer`` and ``kernels.heads``."""
 
     student_times: list[Annotated[float, Field(gt=0, le=1)]] = Field(default=[1.0, 0.75, 0.5, 0.25], min_length=1)
     """Noise levels at which the student draws and is exported, descending from 1; LADD trains it at these alone."""
@@ -33,8 +36,16 @@ class StudentTimes(Section):
             raise ValueError(f"sampling.steps={steps} must divide the {count} method.student_times: set {known}")
         return self.student_times[::stride]
 
+    @property
+    def whole_batch(self) -> tuple[str, str] | None:
+        """The setting that needs a rank's part of the global batch in one micro-batch, and the one to take instead.
+
+        None where an iteration may accumulate over several micro-batches.
+        """
+        return None
+
     @model_validator(mode="after")
-    def _descend(self) -> "StudentTimes":
+    def _descend(self) -> "MethodSection":
         times = self.student_times
         if times[0] != 1:
             raise ValueError(f"student_times must begin with 1, the pure noise that drawing begins with, not {times}")
@@ -43,9 +54,10 @@ class StudentTimes(Section):
         return self
 
 
-class LaddConfig(StudentTimes):
+class LaddConfig(MethodSection):
     """Latent Adversarial Diffusion Distillation (arXiv 2403.12015)."""
 
+    trains_heads: ClassVar[bool] = True
     name: Literal["ladd"] = "ladd"
     warmup_probabilities: list[Probability] = Field(default=[0.0, 0.0, 0.5, 0.5])
     probabilities: list[Probability] = Field(default=[0.7, 0.1, 0.1, 0.1])
@@ -66,6 +78,11 @@ class LaddConfig(StudentTimes):
     distillation_weight: NonNegativeFloat = 0.0
     """Weight of velocity regression on the latents in the student's loss (the paper's ablation)."""
 
+    @property
+    def whole_batch(self) -> tuple[str, str] | None:
+        """The shared fake pass keeps its graph from the heads' update to the student's."""
+        return ("method.fake_pass=shared", "method.fake_pass=two_pass") if self.fake_pass == "shared" else None
+
     @model_validator(mode="after")
     def _distributions(self) -> "LaddConfig":
         for key in ("warmup_probabilities", "probabilities"):
@@ -77,7 +94,7 @@ class LaddConfig(StudentTimes):
         return self
 
 
-class FlowMatchingConfig(StudentTimes):
+class FlowMatchingConfig(MethodSection):
     """Flow-matching fine-tuning of the student on the latents, by velocity regression (arXiv 2403.03206, eq. 2)."""
 
     name: Literal["flow_matching"] = "flow_matching"

@@ -33,7 +33,7 @@ class Config(Section):
     method: MethodConfig = LaddConfig()
     student_optimizer: OptimizerConfig
     head_optimizer: OptimizerConfig | None = None
-    """Of the discriminator's heads; ``method.name=ladd`` needs it."""
+    """Of the discriminator's heads: needed by methods that train them, such as ``ladd``."""
     train: TrainConfig
     data: DataConfig
     synthesis: SynthesisConfig
@@ -45,8 +45,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _method_settings(self) -> "Config":
-        """The discriminator's settings belong to LADD."""
-        if self.method.name == "ladd":
+        """The discriminator's settings belong to methods that have one."""
+        if self.method.trains_heads:
             if self.head_optimizer is None:
                 raise ValueError("missing key 'head_optimizer': add it to the file or pass head_optimizer=VALUE")
             return self
@@ -56,7 +56,7 @@ class Config(Section):
             "kernels.heads": self.kernels.heads != "auto",
         }
         for key in (key for key, set_ in given.items() if set_):
-            raise ValueError(f"{key} is only read by method.name=ladd, but method.name={self.method.name}: remove it")
+            raise ValueError(f"{key} is the discriminator's, but method.name={self.method.name} has none: remove it")
         return self
 
     @model_validator(mode="after")
@@ -83,8 +83,8 @@ class Config(Section):
         """Micro-batches per rank and iteration.
 
         Raises:
-            LaddError: if the ranks cannot share the global batch evenly, or if the shared fake pass would
-                have to keep the graphs of several micro-batches alive.
+            LaddError: if the ranks cannot share the global batch evenly, or if the method takes no more than one
+                micro-batch (see `MethodSection.whole_batch`).
         """
         batch, micro = self.train.global_batch, self.micro_batch(world_size)
         if batch % (micro * world_size):
@@ -93,10 +93,11 @@ class Config(Section):
                 f"set train.micro_batch to a divisor of {batch / world_size:g}, or change the number of ranks"
             )
         count = batch // (micro * world_size)
-        if count > 1 and isinstance(self.method, LaddConfig) and self.method.fake_pass == "shared":
+        if count > 1 and self.method.whole_batch:
+            setting, instead = self.method.whole_batch
             raise LaddError(
-                f"method.fake_pass=shared needs the whole batch in one micro-batch, but train.micro_batch={micro} "
-                f"makes {count}: set method.fake_pass=two_pass, or train.micro_batch={batch // world_size}"
+                f"{setting} needs the whole batch in one micro-batch, but train.micro_batch={micro} "
+                f"makes {count}: set {instead}, or train.micro_batch={batch // world_size}"
             )
         return count
 

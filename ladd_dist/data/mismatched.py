@@ -11,7 +11,7 @@ from ladd_dist.errors import LaddError
 class MismatchedPrompts(StreamingDataset):
     """A local dataset whose samples also hold the next sample of their bucket with another prompt.
 
-    Next in the order on disk, and behind the bucket's last sample its first: the same one for any number of ranks,
+    Next in the order on disk, and after the bucket's last sample its first: the same one for any number of ranks,
     micro-batches and loader processes, and read without asking another rank. A sample costs one more read, or up to
     as many as its prompt has pictures in a row.
 
@@ -30,7 +30,11 @@ class MismatchedPrompts(StreamingDataset):
             self.get_item(int(first))
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """The sample, and under `MISMATCHED` the one that lends its prompt."""
+        """A sample, and under `MISMATCHED` the next one of its bucket that has another prompt.
+
+        Raises:
+            LaddError: if there is none.
+        """
         sample = super().get_item(sample_id, retry)
         stream = self.stream_per_shard[self.spanner[sample_id][0]]
         first, count = int(self.sample_offset_per_stream[stream]), int(self.samples_per_stream[stream])

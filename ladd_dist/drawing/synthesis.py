@@ -32,7 +32,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError, Requeue
-from ladd_dist.files.run_lock import Lease
+from ladd_dist.files.run_lock import RunLock
 from ladd_dist.log import log, progress
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.fingerprint import fingerprint, is_of
@@ -56,11 +56,11 @@ class _Stopped(Exception):
     """A signal asks to stop in the middle of a part."""
 
 
-def synthesize(config: Config, world: World, lease: Lease | None = None, signals: Signals | None = None) -> Manifest:
+def synthesize(config: Config, world: World, lock: RunLock | None = None, signals: Signals | None = None) -> Manifest:
     """Draw every picture that is not there yet, then write the streams' indices and the manifest.
 
     Args:
-        lease: what makes ``data.path`` this job's own; None takes it for granted.
+        lock: the caller's on ``data.path``, checked before anything is written there; None checks nothing.
         signals: tell whether all ranks are to stop after their batch; None never does.
 
     Raises:
@@ -69,7 +69,7 @@ def synthesize(config: Config, world: World, lease: Lease | None = None, signals
         Requeue: on all ranks, if a signal asked one of them to stop; finished parts are there.
     """
     settings, root = config.synthesis, Path(config.data.path)
-    lease, signals = lease or Lease(), signals or Signals()
+    lock, signals = lock or RunLock(), signals or Signals()
     space = check_networks(config)
     entries = read_prompts(settings.prompts, settings.buckets, settings.images_per_prompt)
     parts = plan_parts(root, entries, settings.part_samples)
@@ -93,7 +93,7 @@ def synthesize(config: Config, world: World, lease: Lease | None = None, signals
     stop = SharedStop(world, signals)
 
     def advance(count: int) -> None:
-        lease.check()
+        lock.check()
         bar.update(count)
         if stop.asked():
             raise _Stopped
@@ -107,7 +107,7 @@ def synthesize(config: Config, world: World, lease: Lease | None = None, signals
 
     world.barrier()
     if world.is_main:
-        lease.check()
+        lock.check()
         _finish(root, parts, provenance)
         log(f"dataset: {len(entries)} latents in {root}")
     world.barrier()

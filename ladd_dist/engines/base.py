@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 StateKind = Literal["param", "exp_avg", "exp_avg_sq"]
+"""fp32 master weights, and AdamW's two moments by PyTorch's names."""
 STATE_KINDS: tuple[StateKind, ...] = ("param", "exp_avg", "exp_avg_sq")
 
 

@@ -16,19 +16,21 @@ if TYPE_CHECKING:  # settings are checked before torch is imported, which takes 
 
 Launcher = Literal["python", "torchrun", "deepspeed"]
 MemoryKind = Literal["device", "host"]
+"""The memory of the device that a rank computes on, and the host's; in a run on the CPU both are the same."""
 
 
 @dataclass(frozen=True)
 class Residency:
-    """Where an engine keeps its state between iterations, and what it keeps beside each rank's range of it.
+    """In which memory an engine keeps its state between iterations, and what a rank keeps beside its `Range`s.
 
     Attributes:
-        masters: memory of masters, gradients, moments and average.
-        weights: memory of what is kept in compute precision.
-        gradient_copies: buffers that hold a gradient at the end of the backward pass.
-        copies_weights: whether trained parameters are kept in compute precision, too.
-        pads_moments: whether moments are padded as masters are.
-        keeps_gathered: whether biases and norm weights stay gathered between passes.
+        masters: the memory of fp32 master weights, gradients, AdamW's moments and, unless ``train.ema_device=cpu``,
+            the moving average.
+        weights: the memory of parameters in the compute precision.
+        gradient_copies: how many fp32 buffers hold each gradient at the end of the backward pass.
+        copies_weights: whether trained parameters are also kept in the compute precision.
+        pads_moments: whether moments are padded to equal shards, as masters are.
+        keeps_gathered: whether biases and norm weights stay whole on every rank between passes.
         fp32_buffers: whether a sharded frozen network has its buffers in fp32.
     """
 
@@ -54,10 +56,11 @@ class EngineEntry:
     """One engine.
 
     Attributes:
-        build: the trained network under the engine, see `Engine`.
-        place_frozen: a frozen network with ``teacher.placement=shard``.
+        build: builds the trained network under the engine, see `Engine`.
+        place_frozen: builds a frozen network in shards, for ``teacher.placement=shard``.
         launcher: what starts its ranks; ``python`` is one process without a process group.
-        layout: what rank ``rank`` of ``size`` holds of a tensor: ``layout(config, size, rank)(shape)``.
+        layout: ``layout(config, size, rank)`` is a function from a tensor's shape to the `Range` of the flattened
+            tensor that rank ``rank`` out of ``size`` holds.
         residency: what the memory formula has to know beside the layout.
         section: the section of the configuration that this engine alone reads.
         check: refuses settings with which it cannot run, in one line, before anything is started.

@@ -12,7 +12,7 @@ from ladd_dist.engines.base import Shard, StateKind
 
 
 class ShardedAdamW:
-    """Updates this rank's shards in place, clipped to the norm of the gradient over all of them.
+    """AdamW on this rank's shards, in place; gradients are clipped by their norm over all ranks' shards.
 
     Args:
         shards: the master weights.
@@ -29,7 +29,7 @@ class ShardedAdamW:
         allocate_state(self._optimizer, self._weights.values())
 
     def step(self, gradients: Mapping[str, Tensor], lr: float) -> Tensor:
-        """One update with this rank's flat gradients, which are clipped in place.
+        """One update with this rank's flat gradients, which are clipped in place; none if their norm is not finite.
 
         Returns:
             The norm before clipping (0-d, fp32).

@@ -10,7 +10,11 @@ def real_path(path: str | Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Have the operating system put a file or folder on disk, and read it from there when it is read next."""
+    """Write a file or folder from the page cache to its disk, and drop it there, so that it is next read from disk.
+
+    Raises:
+        OSError: if it cannot be opened or written.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -143,7 +143,7 @@ def _put(temporary: Path, folder: Path) -> None:
 
 
 def _put_back(folder: Path, kind: str) -> None:
-    """Undo a replacement that was killed between its two renames."""
+    """Rename an earlier folder back that `_put` had moved aside when it was killed, if all its files are there."""
     for aside in _siblings(folder, _OLD):
         files = _listed(aside, kind)
         if not folder.exists() and files and all((aside / name).exists() for name in files):

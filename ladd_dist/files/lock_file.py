@@ -1,4 +1,8 @@
-"""Lock files: which jobs hold a folder, and which of them are alive."""
+"""Lock files: which jobs hold a folder, and which of them are alive.
+
+Line by line a file holds its holder, its own inode as its holder made it, random digits that tell it from any other,
+and a count that grows while its holder lives.
+"""
 
 import json
 from dataclasses import dataclass
@@ -36,7 +40,7 @@ class Watch:
             holder = holder_of(content)
             if (holder and holder.gone()) or now - seen.since > DEAD_AFTER:
                 continue
-            result[path] = seen.moved or bool(holder and holder.seen())
+            result[path] = seen.moved or bool(holder and holder.seen() and _is_original(path, content))
         return result
 
 
@@ -49,6 +53,17 @@ def lock_files(folder: Path) -> dict[Path, bytes]:
         except FileNotFoundError:
             continue  # its holder has left
     return found
+
+
+def _is_original(path: Path, content: bytes) -> bool:
+    """Whether it is the very file that its holder made; in a copied folder there is a copy, which nobody changes.
+
+    False proves no copy: some file systems give a file another inode when it is looked up again.
+    """
+    try:
+        return content.split(b"\n")[1] == b"%d" % path.stat().st_ino
+    except (FileNotFoundError, IndexError):
+        return False
 
 
 def number(path: Path) -> int:

@@ -3,11 +3,12 @@
 The holder keeps a small file in the folder, ``.lock-N``, and changes it every `BEAT` seconds from a thread. It is
 regarded as dead when its process is gone from this machine, at once, or when whoever waits has not seen the file
 change for `DEAD_AFTER` seconds by a clock of its own: clocks of two machines are never compared, and no lock of the
-operating system is needed, which shared file systems keep or do not keep.
+operating system is needed, which shared file systems keep or do not keep. A copy of the folder holds a copy of the
+file, which names another inode than its own: it is watched for as long, even if the process lives here.
 
 Files are made exclusively, under the number after the highest that is there, so that of several who take over a dead
 holder's folder one wins; it then removes the dead one's file. A holder that was only slow, or stopped, finds its file
-gone and must write no more (`Lease.check`).
+gone and must write no more (`RunLock.check`).
 """
 
 import json
@@ -34,8 +35,8 @@ _LINGER = 3.0
 """Seconds that leaving may take; a file server that does not answer must not keep a process."""
 
 
-class Lease:
-    """The right to write in a folder. Without `acquire` nothing is held, and `check` has nothing to say."""
+class RunLock:
+    """One job's sole right to write in a folder. Before `acquire` it holds none, and `check` never raises."""
 
     def __init__(self) -> None:
         self.lost = ""
@@ -43,7 +44,7 @@ class Lease:
         self._path: Path | None = None
         self._mine, self._beats, self._renewed = b"", 0, 0.0
         self._leave = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
 
     def acquire(self, folder: str | Path, key: str, world: World) -> None:
         """Hold ``folder``, which is made if need be: rank 0 takes it, and all ranks learn what became of it.
@@ -107,10 +108,11 @@ class Lease:
     def _claim(self, folder: Path, dead: dict[Path, bytes], me: Holder) -> bool:
         """Take a folder in which all that is there belongs to the dead; returns whether it is ours."""
         path = folder / f"{NAME}{max(map(number, dead), default=0) + 1}"
-        self._mine = json.dumps(asdict(me)).encode() + b"\n" + os.urandom(8).hex().encode() + b"\n"
         self._renewed = _now()
         try:
             with path.open("xb") as file:
+                lines = (json.dumps(asdict(me)), os.fstat(file.fileno()).st_ino, os.urandom(8).hex())
+                self._mine = "".join(f"{line}\n" for line in lines).encode()
                 file.write(self._mine + _count(0))
         except FileExistsError:
             return False

@@ -23,7 +23,7 @@ _COLUMNS = 2
 _SHOWN_STEPS = 20
 
 Values = list[float]
-"""A metric at one step: one number, or one per head; empty where it was not recorded."""
+"""A metric at one step: one number, or those of a vector; empty where it was not recorded."""
 
 
 @dataclass(frozen=True)

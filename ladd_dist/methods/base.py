@@ -20,8 +20,8 @@ from ladd_dist.engines.base import Engine
 from ladd_dist.methods.charts import Chart
 
 Metrics = dict[str, Tensor]
-"""0-d tensors or vectors with one entry per head, on the device, not averaged over ranks. ``skipped`` is 1 where an
-update was left out for a gradient that is not finite."""
+"""By name: 0-d tensors, or vectors with an entry for each of what `Method.ENTRY` names; on the device, not averaged
+over ranks. ``skipped`` is 1 where an update was left out for a gradient that is not finite."""
 
 STUDENT = "student"
 """The trained network that every method has: it is averaged, previewed, evaluated and exported."""
@@ -44,17 +44,18 @@ class Method(ABC):
 
     Attributes:
         OPTIMIZERS: trained networks -> the configuration's section with their optimizer.
-        COMPARED: metrics in which two equal runs agree; speeds differ always, and shares of right answers jump where
-            rounding carries a logit over zero. The first one or two are shown step by step.
+        COMPARED: metrics that a comparison of two runs looks at: no speeds, which always differ, and no accuracies,
+            which jump where rounding carries a logit over zero. The first two are shown step by step.
         FIELDS: columns that a dataset must have.
-        BINDING: settings outside ``method`` that a run cannot change on its way.
-        UNBOUND: settings in ``method`` that it can.
-        REMEDY: what to change when training diverges.
+        BINDING: sections or keys outside ``method`` that must be a checkpoint's own when a run resumes from it.
+        UNBOUND: keys in ``method`` that need not be; all others there must.
+        ENTRY: what the entries of a vector metric belong to, one each; it names them in W&B.
+        REMEDY: what to do when training diverges, as a part of an error's line.
         CHARTS: the report's figures of metrics.
         TRAINED: how the student was trained, in the words of an export's model card.
-        trained: engines by network.
-        frozen: placed networks that have no optimizer.
-        student: the engine among ``trained`` under that name.
+        trained: engines by name of their network.
+        frozen: networks without an optimizer, on their devices, by name.
+        student: ``trained[STUDENT]``.
     """
 
     OPTIMIZERS: ClassVar[Mapping[str, str]]
@@ -62,6 +63,7 @@ class Method(ABC):
     FIELDS: ClassVar[Sequence[str]]
     BINDING: ClassVar[Sequence[str]] = ()
     UNBOUND: ClassVar[Sequence[str]] = ()
+    ENTRY: ClassVar[str] = "entry"
     REMEDY: ClassVar[str]
     CHARTS: ClassVar[Sequence[Chart]]
     TRAINED: ClassVar[str]
@@ -100,7 +102,7 @@ class Method(ABC):
 
     @classmethod
     def mismatched_prompts(cls, config: Config) -> str | None:
-        """The setting for which batches must have `Batch.mismatched`; None if they need not."""
+        """The setting that needs `Batch.mismatched`, as errors name it; None if nothing does."""
         return None
 
     @abstractmethod
@@ -109,12 +111,20 @@ class Method(ABC):
 
         Args:
             seed: the run's, another one after it has gone back to an earlier checkpoint.
-            grid: rows and columns of its image tokens.
+            index: of the iteration, from 0.
+            grid: rows and columns of the image tokens of the batch's latents.
+
+        Returns:
+            What `iteration` takes for this micro-batch.
         """
 
     @abstractmethod
     def iteration(self, index: int, samples: list[Any]) -> Metrics:
         """Update every trained network once, with this rank's micro-batches of the global batch.
+
+        Args:
+            index: from 0.
+            samples: one per micro-batch, made by `sample`.
 
         Returns:
             `Metrics`, averaged over micro-batches.

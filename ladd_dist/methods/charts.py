@@ -22,7 +22,7 @@ class Panel:
     Attributes:
         curves: those whose metric no row has are left out.
         level: a value with a meaning, and the meaning.
-        by_block: metrics with an entry per head: a line for each, shaded by the transformer block of its head.
+        by_block: metrics with an entry for each of `Method.blocks`: a line for each, shaded by the block's depth.
         log: logarithmic axis.
         percent: an axis from 0 to 100.
     """

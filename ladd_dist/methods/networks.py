@@ -34,7 +34,7 @@ def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprin
 
     def make() -> Backbone:
         net = family_of(folder).make(folder, dtype, config.teacher.activation_checkpointing)
-        net.end_behind(last_block)
+        net.truncate(last_block)
         put_attention(net)
         return net.requires_grad_(False).eval()
 

@@ -1,4 +1,4 @@
-"""The velocity network as engines and methods know it, whatever the family: with feature taps behind its blocks."""
+"""The velocity network as engines and methods know it, whatever the family: with feature taps after its blocks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ladd_dist.diffusion.conditioning import Conditioning
 
 
 class Backbone(nn.Module, ABC):
-    """A transformer that predicts velocity and returns the image tokens behind chosen blocks.
+    """A transformer that predicts velocity and returns the image tokens after chosen blocks.
 
     Features come back from ``forward`` instead of being stashed by hooks: activation checkpointing and sharding stay
     correct, and a pass that only feeds the heads stops after the last tapped block.
@@ -46,7 +46,7 @@ class Backbone(nn.Module, ABC):
             x_t: noised latents ``(B, C, H, W)``.
             t: noise levels ``(B,)`` in [0, 1].
             cond: what the family's `Conditioner` makes of prompts.
-            taps: indices of blocks, ascending. Given, the pass ends behind the last of them and returns
+            taps: indices of blocks, ascending. Given, the pass ends after the last of them and returns
                 features instead of velocity.
             consume: gets each tapped block's features as they appear; this pass then keeps and returns none.
 
@@ -60,15 +60,15 @@ class Backbone(nn.Module, ABC):
         """The blocks: what an engine shards and gathers one by one."""
 
     @abstractmethod
-    def end_behind(self, block: int) -> None:
-        """Remove what a pass to the last tapped ``block`` never runs: it would be gathered for nothing if sharded.
+    def truncate(self, last_block: int) -> None:
+        """Remove the blocks after ``last_block`` and the output layers, in place: a feature pass does not run them.
 
-        The backbone gives features and no velocity from now on.
+        The backbone gives features and no velocity from now on. Sharded, they would be gathered for nothing.
         """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write config and safetensors weights as the family's folders hold them."""
+        """Write config and safetensors weights as the family's folders hold them; ``folder`` may exist already."""
 
     @property
     @abstractmethod
@@ -87,11 +87,11 @@ class Backbone(nn.Module, ABC):
 
 
 class FeatureGroups:
-    """A `Backbone`'s ``consume``: hands features on in groups of ``size``, the last one smaller, and keeps none.
+    """A ``consume`` for `Backbone.forward` that hands features on in groups of ``size`` and keeps none of them.
 
     Args:
-        total: how many features will come.
-        consume: gets the index of a group's first features, and the group.
+        total: tapped blocks of the pass; the last group is smaller where ``size`` does not divide it.
+        consume: gets the index of a group's first tap, and the group's features.
     """
 
     def __init__(self, size: int, total: int, consume: Callable[[int, list[Tensor]], None]) -> None:
@@ -99,7 +99,7 @@ class FeatureGroups:
         self._seen, self._held = 0, list[Tensor]()
 
     def __call__(self, features: Tensor) -> None:
-        """Take the next block's."""
+        """Take the features ``(B, N, D)`` of the next tapped block; a full group is handed on at once."""
         self._held.append(features)
         self._seen += 1
         if len(self._held) == self._size or self._seen == self._total:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ladd_dist.config import KernelsConfig, TeacherConfig
+from ladd_dist.config import KernelsConfig, MethodSection, TeacherConfig
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.models.backbone import Backbone
 
@@ -71,16 +71,29 @@ class Decoder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """The picture that an export's model card has drawn.
+
+    Attributes:
+        folder: the export's name, as the call gives it.
+        height: in pixels, as ``width``.
+    """
+
+    folder: str
+    prompt: str
+    height: int
+    width: int
+
+
 class Family(ABC):
     """A kind of teacher. Every method that opens a folder raises LaddError for one that cannot be used.
 
     Attributes:
         layout: what a folder holds.
-        pipeline: the class of diffusers that an export is for.
     """
 
     layout: Layout
-    pipeline: str
 
     @abstractmethod
     def check(self, folder: str | Path) -> None:
@@ -125,5 +138,14 @@ class Family(ABC):
         """Load what decodes latents."""
 
     @abstractmethod
-    def card_arguments(self, teacher: TeacherConfig) -> dict[str, Any]:
-        """What the call of an export's pipeline takes beside prompt, sigmas, guidance and size."""
+    def write_sampler(self, folder: Path) -> None:
+        """Have an export draw as students do: ``folder`` is a copy of the teacher's, still with its schedule."""
+
+    @abstractmethod
+    def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
+        """How an export is called, in Markdown for its model card, with code that makes ``drawing``.
+
+        Args:
+            method: knows the times of the student's steps.
+            drawing: its name and prompt may hold any characters.
+        """

@@ -1,8 +1,8 @@
 """What one rank keeps from one iteration to the next, in bytes: from shapes alone, and as measured.
 
-The moment is the end of a backward pass, when gradients are whole. On top come what an iteration needs only
-while it runs (activations, gathered blocks, communication buffers) and, in host memory, the checkpoint writer's
-copy of masters, moments and average.
+Counted at the end of a backward pass, when every gradient is there. On top come what an iteration needs only while
+it runs (activations, gathered blocks, communication buffers) and, in host memory, the checkpoint writer's copy of
+masters, moments and average.
 """
 
 from collections import Counter
@@ -24,9 +24,10 @@ from ladd_dist.methods.base import STUDENT, Method, optimizer
 from ladd_dist.methods.registry import method_of
 
 StateBytes = Counter[tuple[MemoryKind, str]]
-"""Bytes by memory and by what is in them: the student's ``masters``, ``weights`` (in compute precision: what is
-frozen, and an engine's copy of the masters), ``gradients``, ``moments`` and ``ema``; the method's other networks by
-name; ``buffers`` of student and frozen networks; ``gathered``, the parameters that an engine keeps gathered."""
+"""Bytes, by the memory that they are in and by what they hold: the student's ``masters``, ``weights`` (in compute
+precision: what is frozen, and an engine's copy of the masters), ``gradients``, ``moments`` and ``ema``; the method's
+other networks by name; ``buffers`` of student and frozen networks; ``gathered``, the parameters that an engine keeps
+whole."""
 
 _QUANTIZED, _BLOCK = 4096, 256
 """torchao quantizes moments of at least so many elements, in blocks of this size."""
@@ -34,7 +35,7 @@ _FP32 = 4
 
 
 def expected_state(config: Config, size: int, rank: int = 0) -> StateBytes:
-    """State of one rank out of ``size``, from the networks' shapes. Rank 0 holds most."""
+    """State of rank ``rank`` out of ``size``, from the networks' shapes alone. Rank 0 holds most."""
     method, layout = method_of(config), engine_entry(config.engine).layout(config, size, rank)
     networks = method.networks(config)
     student, frozen = networks.trained[STUDENT], list(networks.frozen.values())
@@ -48,12 +49,12 @@ def expected_state(config: Config, size: int, rank: int = 0) -> StateBytes:
 
 
 def on(state: StateBytes, place: MemoryKind) -> int:
-    """Bytes in one place."""
+    """Bytes in one memory, whatever they hold."""
     return sum(size for (where, _), size in state.items() if where == place)
 
 
 def describe(state: StateBytes) -> str:
-    """One line: GB in each place, and of what, largest first."""
+    """One line: GB (10^9 bytes) in each memory, and of what, largest first."""
     return "; ".join(_describe(state, place) for place in get_args(MemoryKind) if on(state, place))
 
 

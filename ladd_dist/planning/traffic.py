@@ -31,7 +31,7 @@ class Traffic:
 
 
 class TrafficCounter(TorchDispatchMode):
-    """Counts collectives on this rank while it is active."""
+    """Counts collectives on this rank while it is active, by kind, such as ``all_gather``, in ``seen``."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -67,8 +67,8 @@ def _draw_chart(rows: Rows, config: Config, chart: Chart, top: Axes, bottom: Axe
                 _curve(axes, rows, curve.metric, COLORS[curve.of], curve.label, curve.scale)
         _scale(axes, panel, rows)
     if chart.top.by_block:
-        heads = _entries(rows, chart.top.curves[0].metric)
-        _depth_bar(list(method_of(config).blocks(config) or range(heads)), top, bottom)
+        count = _entries(rows, chart.top.curves[0].metric)
+        _depth_bar(list(method_of(config).blocks(config) or range(count)), top, bottom)
 
 
 def _scale(axes: Axes, panel: Panel, rows: Rows) -> None:
@@ -84,21 +84,21 @@ def _scale(axes: Axes, panel: Panel, rows: Rows) -> None:
 
 
 def _curves_by_block(axes: Axes, rows: Rows, curve: Curve, style: str) -> None:
-    heads = _entries(rows, curve.metric)
-    for head in range(heads):
-        x, y = _series(rows, curve.metric, head)
-        color, width = _DEPTHS(head / max(1, heads - 1)), 1.6 if heads <= 8 else 0.8
+    count = _entries(rows, curve.metric)
+    for entry in range(count):
+        x, y = _series(rows, curve.metric, entry)
+        color, width = _DEPTHS(entry / max(1, count - 1)), 1.6 if count <= 8 else 0.8
         axes.plot(x, _running_mean(y), style, color=color, lw=width, marker=_dot(x))
     axes.plot([], [], style, color=GREY, label=curve.label)
 
 
 def _depth_bar(blocks: list[int], top: Axes, bottom: Axes) -> None:
-    """Which colour is the head of which transformer block, for 4 heads as for 38."""
+    """Which colour is which transformer block, for 4 curves as for 38."""
     shades = ScalarMappable(Normalize(-0.5, len(blocks) - 0.5), _DEPTHS.resampled(len(blocks)))
     bar = top.get_figure(root=True).colorbar(shades, ax=[top, bottom], aspect=45, pad=0.02)  # type: ignore[union-attr]
     named = range(0, len(blocks), math.ceil(len(blocks) / 10))
     bar.set_ticks(list(named), labels=[str(blocks[i]) for i in named])
-    bar.set_label("transformer block of the head")
+    bar.set_label("transformer block")
     bar.outline.set_visible(False)
 
 
@@ -127,13 +127,13 @@ def _legend(axes: Axes) -> None:
 
 
 def _entries(rows: Rows, metric: str) -> int:
-    """Entries of a metric that has one per head; rows whose iterations were all skipped do not show it."""
+    """Entries of a metric that has one by block; rows whose iterations were all skipped do not show it."""
     return max(len(row.get(metric, ())) for row in rows)
 
 
-def _series(rows: Rows, key: str, head: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _series(rows: Rows, key: str, entry: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     kept = [row for row in rows if key in row]
-    values = [row[key] if head is None else row[key][head] for row in kept]
+    values = [row[key] if entry is None else row[key][entry] for row in kept]
     return np.array([row["iteration"] for row in kept]), np.array(values, dtype=float)
 
 

@@ -34,9 +34,9 @@ class SharedStop:
 
 
 class RequestExchange:
-    """Tells every rank the same about all ranks' requests, one iteration later.
+    """Tells all ranks at the same iteration what any of them asked for in the iteration before.
 
-    The exchange runs on the CPU while the next iteration computes, so neither the GPU nor the loop waits for it.
+    The all-reduce runs on the CPU while the next iteration computes, so neither the GPU nor the loop waits for it.
     """
 
     def __init__(self, world: World, signals: Signals) -> None:

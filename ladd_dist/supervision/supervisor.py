@@ -7,19 +7,19 @@ from collections.abc import Callable
 from ladd_dist.distributed import world as distributed
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE, LaddError, PeerLost, Requeue
-from ladd_dist.files.run_lock import Lease
+from ladd_dist.files.run_lock import RunLock
 from ladd_dist.log import log
 from ladd_dist.supervision import exits
 from ladd_dist.supervision.watchdog import Watchdog
 
 
-def supervise(world: World, hang_timeout: float, work: Callable[[], None], lease: Lease | None = None) -> None:
-    """Run ``work`` and leave the process group, both under the watchdog; then release the lease, if the work took it.
+def supervise(world: World, hang_timeout: float, work: Callable[[], None], lock: RunLock | None = None) -> None:
+    """Run ``work`` and leave the process group, both under the watchdog; then release the lock, if the work took it.
 
     Ends with one of the exit codes of `errors`, or with 1 for an error of this rank's own that nobody foresaw.
     """
-    lease = lease or Lease()
-    watchdog = Watchdog(world, hang_timeout, farewell=lease.release)
+    lock = lock or RunLock()
+    watchdog = Watchdog(world, hang_timeout, farewell=lock.release)
     code, reason = 0, ""
     try:
         code = _run(work)
@@ -30,7 +30,7 @@ def supervise(world: World, hang_timeout: float, work: Callable[[], None], lease
         watchdog.fail(error)
     finally:
         watchdog.stop()
-        lease.release()
+        lock.release()
     exits.leave(code, reason)
     if code:
         exits.end(code)

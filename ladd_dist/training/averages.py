@@ -13,7 +13,7 @@ from ladd_dist.errors import LaddError
 from ladd_dist.log import Eta, log, warn
 from ladd_dist.methods.base import Metrics, optimizer, rate_key
 from ladd_dist.methods.registry import method_of
-from ladd_dist.training.tracking import Row
+from ladd_dist.training.tracking import MEMORY, Row
 
 
 class MetricAverages:
@@ -86,4 +86,4 @@ def memory_peaks(world: World) -> Row:
     if world.device.type == "cuda":
         peaks.append(torch.cuda.max_memory_allocated() / 2**30)
     columns = zip(*world.gather(peaks), strict=True)
-    return dict(zip(("host_memory_gib", "gpu_memory_gib"), map(list, columns), strict=False))
+    return dict(zip(MEMORY, map(list, columns), strict=False))

@@ -1,7 +1,7 @@
-"""Declared places in the training loop where a part of the run looks at the live networks and acts.
+"""Hooks: code that the training loop calls at fixed places, with the live networks at hand, such as the previews.
 
-A hook is called on all ranks alike. Whoever adds one overrides the places it needs and has the trainer register it.
-Its exceptions are the run's: nothing catches them.
+To add one, subclass `Hook`, override the methods of the places that it needs, and append it to `Trainer.hooks` on
+every rank. Its exceptions end the run: nothing catches them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ class LockstepStudent:
         self._passes = 0
 
     def __call__(self, *inputs: Any) -> Any:
-        """Forward pass.
+        """Forward pass, with the network's own arguments and result.
 
         Raises:
             LaddError: on every rank, if another one has left the hook instead.
@@ -58,7 +58,7 @@ class LockstepStudent:
         return self._engine.shards(kind)
 
     def leave(self) -> None:
-        """End the hook.
+        """Say that the hook has returned, and wait for the other ranks.
 
         Raises:
             LaddError: on every rank, if another one begins one more forward pass.
@@ -77,7 +77,7 @@ class LockstepStudent:
 
 @dataclass(frozen=True)
 class RunView:
-    """The run as a hook sees it, after ``iteration`` finished iterations."""
+    """What a hook is given of the run; ``iteration`` counts finished iterations."""
 
     config: Config
     world: World
@@ -100,14 +100,14 @@ class Hook:
     """Iterations between two calls of `after_step`; the same on all ranks."""
 
     def after_step(self, run: RunView, metrics: Mapping[str, Tensor]) -> None:
-        """Every ``every`` iterations and after the last, behind the iteration's row if it has one.
+        """An iteration is done: called every ``every`` iterations and at the last, after `after_row` where both are.
 
         Args:
-            metrics: the iteration's, on the device, of this rank alone.
+            metrics: the iteration's `methods.base.Metrics`, on the device and of this rank alone.
         """
 
     def after_row(self, run: RunView, row: Row) -> None:
-        """A row has been recorded; its averages are over all ranks."""
+        """Rank 0 has recorded a row of ``metrics.jsonl``, averaged over ranks and iterations since the last one."""
 
     def before_checkpoint(self, run: RunView) -> None:
         """A checkpoint is about to be copied from the networks."""

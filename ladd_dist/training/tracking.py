@@ -7,19 +7,22 @@ from typing import Any
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.log import warn
+from ladd_dist.methods.registry import method_of
 from ladd_dist.training.mirror import Mirror
 
 METRICS = "metrics.jsonl"
+MEMORY = ("host_memory_gib", "gpu_memory_gib")
+"""Entries of a row that are lists by rank."""
 
 Row = dict[str, Any]
-"""Numbers, lists with an entry per head or rank, and ``seconds`` by phase."""
+"""Numbers, lists by rank (`MEMORY`) or by what the method's `Method.ENTRY` names, and ``seconds`` by phase."""
 
 
 class Tracker:
     """Appends rows on rank 0.
 
     Args:
-        iteration: iterations finished before; rows behind it, left by a run that was killed after its last
+        iteration: iterations finished before; rows of later ones, left by a run that was killed after its last
             checkpoint, are dropped from the record because they will be written again.
     """
 
@@ -40,7 +43,7 @@ class Tracker:
         kept = [row for row in rows if row["iteration"] <= iteration]
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(record)
-        self._file = record.open("a", encoding="utf-8")
+        self._file, self._entry = record.open("a", encoding="utf-8"), method_of(config).ENTRY
         self._mirror = Mirror(config, folder, iteration)
 
     def write(self, row: Row) -> None:
@@ -49,7 +52,7 @@ class Tracker:
             return
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        self._mirror.write(_flat(row), row["iteration"])
+        self._mirror.write(_flat(row, self._entry), row["iteration"])
 
     def picture(self, iteration: int, path: Path) -> None:
         """Mirror a picture sheet."""
@@ -63,13 +66,13 @@ class Tracker:
             self._mirror.close()
 
 
-def _flat(row: Row) -> dict[str, float | int]:
+def _flat(row: Row, entry: str) -> dict[str, float | int]:
     """Lists and mappings as one number per name, which is what W&B can draw."""
     flat: dict[str, float | int] = {}
     for key, value in row.items():
         if isinstance(value, list):
-            entry = "rank" if key.endswith("_gib") else "head"
-            flat |= {f"{key}/{entry}_{i:02d}": v for i, v in enumerate(value)}
+            of = "rank" if key in MEMORY else entry
+            flat |= {f"{key}/{of}_{i:02d}": v for i, v in enumerate(value)}
         elif isinstance(value, dict):
             flat |= {f"{key}/{name}": v for name, v in value.items()}
         else:

@@ -19,7 +19,7 @@ from ladd_dist.engines.build import check_launch
 from ladd_dist.engines.ema import Ema
 from ladd_dist.engines.learning_rate import rate_changes
 from ladd_dist.errors import Requeue
-from ladd_dist.files.run_lock import Lease
+from ladd_dist.files.run_lock import RunLock
 from ladd_dist.log import log, progress, warn
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.registry import build_method
@@ -42,17 +42,17 @@ class Trainer:
 
     Args:
         signals: the process's requests to stop or to profile; None listens to none.
-        lease: what makes ``run_dir`` this job's own; None takes it for granted.
+        lock: the caller's on ``run_dir``, checked before anything is written there; None checks nothing.
 
     Raises:
         LaddError: for input that cannot be trained on.
     """
 
     def __init__(
-        self, config: Config, world: World, signals: Signals | None = None, lease: Lease | None = None
+        self, config: Config, world: World, signals: Signals | None = None, lock: RunLock | None = None
     ) -> None:
         self.config, self.world, self.clock = config, world, Clock(world)
-        self.signals, self.lease = signals or Signals(), lease or Lease()
+        self.signals, self.lock = signals or Signals(), lock or RunLock()
         world.position.enter(0, "start")
         check_launch(config, world)
         config.accumulation(world.size)
@@ -67,7 +67,7 @@ class Trainer:
         self._micro_batches = iter(self.reader)
         self.done, self.attempt = 0, 0
         self._resume()
-        self.writer = CheckpointWriter(config, world, self.lease)
+        self.writer = CheckpointWriter(config, world, self.lock)
         self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
 
     def run(self) -> None:
@@ -90,9 +90,13 @@ class Trainer:
             raise Requeue(f"stopped at iteration {self.done} as asked: start the same command again to go on")
 
     def iterations(self) -> Iterator[int]:
-        """`run` as a generator of the number of finished iterations; ends early if a signal asked to stop."""
+        """As `run`, one iteration at a time: yields how many are finished; ends early if a signal asked to stop.
+
+        Raises:
+            LaddError: as `run`.
+        """
         train, exchange = self.config.train, RequestExchange(self.world, self.signals)
-        self.lease.check()
+        self.lock.check()
         tracker = Tracker(self.config, self.world, self.done)
         averages = MetricAverages(self.config, self.world, self.clock, self.done)
         profiler = Profiler(self.config, self.world)
@@ -111,7 +115,7 @@ class Trainer:
                 averages.add(metrics)
                 bar.update()
                 asked = exchange.agree(self.writer.failed)
-                self.lease.check()
+                self.lock.check()
                 last = self.done == train.iterations
                 leaving = last or asked.stop
                 if leaving or self.done % train.log_every == 0:

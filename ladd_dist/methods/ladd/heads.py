@@ -1,4 +1,4 @@
-"""The trainable part of the discriminator: one conv head behind each tapped block of the frozen teacher.
+"""The trainable part of the discriminator: one conv head on each tapped block of the frozen teacher.
 
 All heads are one module with stacked parameters and run together, by `kernels.grouped_heads` or as PyTorch's
 grouped convolutions: 38 small heads one after the other would leave a GPU idle. A head reads its block's image
@@ -7,7 +7,7 @@ projection (Miyato & Koyama 2018):
 
     h = lrelu(norm(conv3x3(lrelu(norm(conv3x3(project(x)))))));  logit = w . h + <V c, h>
 
-Shape legend: G heads, B batch, N = H*W image tokens, D teacher width, K head width, O the width behind the second
+Shape legend: G heads, B batch, N = H*W image tokens, D teacher width, K head width, O the width after the second
 convolution.
 """
 
@@ -119,7 +119,7 @@ class DiscriminatorHeads(nn.Module):
         Args:
             features: one ``(B, N, D)`` per head, in the order of ``taps``.
             grid: ``(H, W)`` with H * W = N.
-            t: noise levels ``(B,)`` of the latents behind the features.
+            t: noise levels ``(B,)`` of the latents that the features are of.
             pooled: pooled text embedding ``(B, P)``.
             first: the head that the first of the features belongs to.
             gradients: see `Gradients`.

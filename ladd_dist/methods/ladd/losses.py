@@ -24,7 +24,7 @@ class PerHead(NamedTuple):
     loss: Tensor
     logit: Tensor
     right: Tensor
-    """Share of positions that the discriminator judges rightly: above 0 for real, below 0 otherwise."""
+    """Accuracy: the share of positions with a logit above 0 in the role ``real``, below 0 in the others."""
 
 
 def hinge(x: Tensor, role: Role) -> Tensor:

@@ -30,6 +30,7 @@ class Ladd(LaddStep, Method):
     FIELDS = ("latent", "context", "pooled")
     BINDING = ("discriminator",)
     UNBOUND = ("method.fake_pass",)  # both orders make the same updates, and fewer ranks may need to accumulate
+    ENTRY = "head"
     REMEDY = "lower student_optimizer.lr or head_optimizer.lr, or raise method.r1_weight"
     TRAINED = "distilled by Latent Adversarial Diffusion Distillation"
     CHARTS = (
@@ -82,7 +83,7 @@ class Ladd(LaddStep, Method):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Check that the teacher has the blocks behind which there are heads."""
+        """Check that the teacher has the blocks that ``discriminator.blocks`` names."""
         tapped_blocks(config.discriminator, meta_backbone(config.teacher.path).depth)
 
     @classmethod
@@ -105,7 +106,7 @@ class Ladd(LaddStep, Method):
         teacher = meta_backbone(config.teacher.path)
         with torch.device("meta"):
             heads = DiscriminatorHeads(config.discriminator, teacher.depth, teacher.width, teacher.pooled_width)
-        teacher.end_behind(heads.taps[-1])
+        teacher.truncate(heads.taps[-1])
         return Networks({"student": meta_student(config), "heads": heads}, {"teacher": teacher})
 
     @classmethod
@@ -137,7 +138,7 @@ class Ladd(LaddStep, Method):
 
     @classmethod
     def blocks(cls, config: Config) -> Sequence[int] | None:
-        """Those behind which there are heads."""
+        """Those that have a head."""
         return config.discriminator.blocks
 
     @classmethod

@@ -12,7 +12,12 @@ from ladd_dist.diffusion.noise import StepDraws, step_draws
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch with its randomness. ``t``, ``s``, ``r`` ``(B,)``: noise levels of student input, fake and real."""
+    """A batch with its randomness.
+
+    Attributes:
+        grid: rows and columns of the latents' image tokens.
+        t: noise levels ``(B,)`` of the student's input, ``s`` of its renoised prediction, ``r`` of the real latents.
+    """
 
     batch: Batch
     grid: tuple[int, int]

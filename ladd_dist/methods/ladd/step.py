@@ -39,7 +39,13 @@ from ladd_dist.models.backbone import FeatureGroups
 
 @dataclass(frozen=True)
 class Term:
-    """One of L_D's terms: the noise levels ``(B,)`` and the prompts of the latents that it judges."""
+    """One term of the discriminator's loss L_D.
+
+    Attributes:
+        role: what the heads learn to take its latents for.
+        level: the noise levels ``(B,)`` of its latents.
+        cond: the prompts that teacher and heads see with them.
+    """
 
     role: Literal["real", "fake"]
     level: Tensor
@@ -48,7 +54,13 @@ class Term:
 
 @dataclass(frozen=True)
 class Fake:
-    """The student's prediction ``x0_hat``, its copy ``cut`` where the gradient is cut, and the latter's features."""
+    """The student's prediction, and what the teacher makes of it.
+
+    Attributes:
+        x0_hat: clean latents ``(B, C, H, W)``, with the student's graph.
+        cut: the same detached, requiring a gradient.
+        features: the teacher's of ``cut`` renoised, one ``(B, N, D)`` per head, with the teacher's graph.
+    """
 
     x0_hat: Tensor
     cut: Tensor
@@ -57,6 +69,8 @@ class Fake:
 
 class LaddStep:
     """The three networks and the step.
+
+    ``share`` is the weight of a micro-batch in the mean over this rank's micro-batches.
 
     Args:
         student: the engine of the trained transformer.
@@ -162,7 +176,7 @@ class LaddStep:
         """Let heads judge their blocks' features, and accumulate the gradient of their part of one of L_D's terms.
 
         Args:
-            features: of consecutive heads, the first of which has the number ``first``.
+            features: one ``(B, N, D)`` for each of consecutive heads, the first of which has the number ``first``.
 
         Returns:
             Loss and statistics of each of these heads, and their R1 penalty, ``(heads,)``.

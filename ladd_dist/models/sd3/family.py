@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ladd_dist.config import KernelsConfig, TeacherConfig
+from ladd_dist.config import KernelsConfig, MethodSection, TeacherConfig
 from ladd_dist.errors import LaddError
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.family import Family, TokenGrid
+from ladd_dist.models.family import Drawing, Family, TokenGrid
 from ladd_dist.models.sd3.attention import choose_attention, set_attention
 from ladd_dist.models.sd3.configs import load_config
+from ladd_dist.models.sd3.export import usage, write_scheduler
 from ladd_dist.models.sd3.fit import check_shapes
 from ladd_dist.models.sd3.layout import LAYOUT
 from ladd_dist.models.sd3.schedule import TeacherSchedule
@@ -27,7 +27,6 @@ class Sd3(Family):
     """Joint-attention transformers on the latents of a KL autoencoder, conditioned by two CLIPs and T5."""
 
     layout = LAYOUT
-    pipeline = "StableDiffusion3Pipeline"
 
     def check(self, folder: str | Path) -> None:
         """See `check_shapes`."""
@@ -78,9 +77,13 @@ class Sd3(Family):
         """See `Vae`."""
         return Vae(folder, device)
 
-    def card_arguments(self, teacher: TeacherConfig) -> dict[str, Any]:
-        """The student's number of T5 tokens."""
-        return {"max_sequence_length": teacher.max_t5_tokens}
+    def write_sampler(self, folder: Path) -> None:
+        """See `write_scheduler`."""
+        write_scheduler(folder)
+
+    def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
+        """See `models.sd3.export`."""
+        return usage(teacher, method, drawing)
 
 
 FAMILY = Sd3()

@@ -23,7 +23,7 @@ from ladd_dist.models.sd3.configs import load_config
 
 
 class Sd3Backbone(Backbone):
-    """An SD3 transformer that predicts velocity and returns the image tokens behind chosen blocks.
+    """An SD3 transformer that predicts velocity and returns the image tokens after chosen blocks.
 
     The time embedding is computed from fp32 times in any case: ``1000 t`` in bf16 would lose its last digits.
     """
@@ -69,9 +69,9 @@ class Sd3Backbone(Backbone):
         """The submodules that an engine shards and gathers one by one."""
         return list(self.net.transformer_blocks)
 
-    def end_behind(self, block: int) -> None:
-        """See `end_behind`."""
-        end_behind(self.net, block)
+    def truncate(self, last_block: int) -> None:
+        """See `truncate`."""
+        truncate(self.net, last_block)
 
     def save(self, folder: Path) -> None:
         """By diffusers."""
@@ -105,13 +105,13 @@ def token_grid(config: dict, height: int, width: int, network: str = "teacher") 
     return height // p, width // p
 
 
-def end_behind(net: SD3Transformer2DModel, block: int) -> SD3Transformer2DModel:
-    """Remove what a pass to the last tapped ``block`` never runs: a sharded network would be gathered for nothing.
+def truncate(net: SD3Transformer2DModel, last_block: int) -> SD3Transformer2DModel:
+    """Remove the blocks after ``last_block`` and the output layers, in place.
 
     Returns:
         ``net``, whose backbone gives features and no velocity from now on.
     """
-    del net.transformer_blocks[block + 1 :]
+    del net.transformer_blocks[last_block + 1 :]
     del net.norm_out, net.proj_out
     return net
 

@@ -1,4 +1,4 @@
-"""Heads that learn while the teacher runs: the same gradients, and few feature maps alive at a time."""
+"""Heads trained group by group while the teacher runs: the same gradients, and few feature maps alive at a time."""
 
 import weakref
 
@@ -70,7 +70,7 @@ class Peak(TorchDispatchMode):
 
 @pytest.mark.parametrize("kept", [1, 5])
 @pytest.mark.parametrize("r1", [0.0, 0.1])
-def test_judging_while_the_teacher_runs_makes_the_gradient_and_the_logs_of_learning_at_once(kept, r1):
+def test_heads_trained_group_by_group_get_the_gradients_and_logs_of_all_heads_together(kept, r1):
     results = []
     for count in (BLOCKS, kept):
         ladd, sample = system(count, f"method.r1_weight={r1}")

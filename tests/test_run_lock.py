@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -19,11 +20,10 @@ from recorded import newest, wait_until
 from ladd_dist.checkpoints import writer as checkpoint_writer
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, LaddError
-from ladd_dist.files import holder, lock_file
-from ladd_dist.files import run_lock as lease
+from ladd_dist.files import holder, lock_file, run_lock
 from ladd_dist.files.holder import Holder, job
 from ladd_dist.files.lock_file import lock_files
-from ladd_dist.files.run_lock import Lease
+from ladd_dist.files.run_lock import RunLock
 from ladd_dist.supervision.supervisor import supervise
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
@@ -36,10 +36,10 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Set the seconds; what is not named never happens by itself."""
 
     def set_to(dead_after: float = FOREVER, beat: float = FOREVER, patience: float = 0.0) -> None:
-        monkeypatch.setattr(lease, "BEAT", beat)
-        monkeypatch.setattr(lease, "PATIENCE", patience)
-        monkeypatch.setattr(lease, "_POLL", 0.02)
-        for module in (lease, lock_file):
+        monkeypatch.setattr(run_lock, "BEAT", beat)
+        monkeypatch.setattr(run_lock, "PATIENCE", patience)
+        monkeypatch.setattr(run_lock, "_POLL", 0.02)
+        for module in (run_lock, lock_file):
             monkeypatch.setattr(module, "DEAD_AFTER", dead_after)
 
     set_to()
@@ -47,12 +47,12 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def acquire(tmp_path: Path, pace: Callable[..., None]) -> Iterator[Callable[[], Lease]]:
+def acquire(tmp_path: Path, pace: Callable[..., None]) -> Iterator[Callable[[], RunLock]]:
     """Hold the test's folder; what is held is given back."""
     held = []
 
-    def take() -> Lease:
-        held.append(Lease())
+    def take() -> RunLock:
+        held.append(RunLock())
         held[-1].acquire(tmp_path, "run_dir", ALONE)
         return held[-1]
 
@@ -64,7 +64,9 @@ def acquire(tmp_path: Path, pace: Callable[..., None]) -> Iterator[Callable[[], 
 def leave_behind(folder: Path, maker: Holder, number: int = 1, beats: int = 0) -> Path:
     """The file of a holder, as it writes it."""
     path = folder / f".lock-{number}"
-    path.write_text(f"{json.dumps(asdict(maker))}\n0123456789abcdef\n{beats:020d}\n")
+    path.touch()
+    with path.open("r+") as file:  # in one go, and never empty in between
+        file.write(f"{json.dumps(asdict(maker))}\n{path.stat().st_ino}\n0123456789abcdef\n{beats:020d}\n")
     return path
 
 
@@ -118,7 +120,7 @@ def test_a_job_is_called_as_its_scheduler_calls_it(environment: dict[str, str], 
 
 
 def test_a_held_folder_is_refused_by_host_pid_and_job(
-    tmp_path: Path, acquire: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, acquire: Callable[[], RunLock], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "41")
     acquire()
@@ -132,14 +134,14 @@ def test_a_held_folder_is_refused_by_host_pid_and_job(
 
 
 def test_what_is_given_back_leaves_no_trace_and_may_be_taken_again(
-    tmp_path: Path, acquire: Callable[[], Lease]
+    tmp_path: Path, acquire: Callable[[], RunLock]
 ) -> None:
     for _ in range(3):
         acquire().release()
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_holder_of_this_machine_blocks_nobody(tmp_path: Path, acquire: Callable[[], Lease]) -> None:
+def test_a_killed_holder_of_this_machine_blocks_nobody(tmp_path: Path, acquire: Callable[[], RunLock]) -> None:
     leave_behind(tmp_path, replace(Holder.me(), start="1"), number=7)
     acquire().check()
     assert [path.name for path in lock_files(tmp_path)] == [".lock-8"]
@@ -148,13 +150,13 @@ def test_a_killed_holder_of_this_machine_blocks_nobody(tmp_path: Path, acquire: 
 @pytest.mark.parametrize("content", [None, b""], ids=["whole", "killed as it made the file"])
 def test_a_silent_holder_of_another_machine_is_waited_for_and_then_taken_for_dead(
     tmp_path: Path,
-    acquire: Callable[[], Lease],
+    acquire: Callable[[], RunLock],
     pace: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     content: bytes | None,
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(lease, "log", said.append)
+    monkeypatch.setattr(run_lock, "log", said.append)
     pace(dead_after=0.3)
     path = leave_behind(tmp_path, elsewhere())
     if content is not None:
@@ -169,8 +171,29 @@ def test_a_silent_holder_of_another_machine_is_waited_for_and_then_taken_for_dea
     assert content is not None or "on host n7, Slurm job 42" in line, named
 
 
+def test_the_lock_in_a_copy_of_a_held_folder_is_watched_like_another_machines(
+    tmp_path: Path, acquire: Callable[[], RunLock], pace: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder lives on this machine, but never changes the copy."""
+    first, copy, second = acquire(), tmp_path.with_name(f"{tmp_path.name}-copy"), RunLock()
+    shutil.copytree(tmp_path, copy)
+    said: list[str] = []
+    monkeypatch.setattr(run_lock, "log", said.append)
+    pace(dead_after=0.3)
+    begin = time.monotonic()
+    second.acquire(copy, "run_dir", ALONE)
+    assert time.monotonic() - begin >= 0.3
+    (line,) = said
+    assert line.startswith("waiting up to 0 s for ") and line.endswith(f", which may still hold run_dir={copy}")
+    second.check()
+    second.release()
+    first.check()
+    with pytest.raises(LaddError, match=f"run_dir={tmp_path} belongs to a job that is running"):
+        acquire()
+
+
 def test_a_holder_of_another_machine_that_shows_signs_of_life_is_refused(
-    tmp_path: Path, acquire: Callable[[], Lease]
+    tmp_path: Path, acquire: Callable[[], RunLock]
 ) -> None:
     leave_behind(tmp_path, elsewhere())
     beat = threading.Timer(0.2, leave_behind, (tmp_path, elsewhere()), {"beats": 1})
@@ -183,7 +206,7 @@ def test_a_holder_of_another_machine_that_shows_signs_of_life_is_refused(
 @pytest.mark.parametrize("patience", [FOREVER, 0.2])
 def test_a_restart_of_the_same_job_waits_for_the_one_that_is_leaving(
     tmp_path: Path,
-    acquire: Callable[[], Lease],
+    acquire: Callable[[], RunLock],
     pace: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     patience: float,
@@ -202,7 +225,7 @@ def test_a_restart_of_the_same_job_waits_for_the_one_that_is_leaving(
 def test_of_several_who_take_over_a_dead_holders_folder_one_wins(tmp_path: Path, pace: Callable[..., None]) -> None:
     count, start = 8, threading.Barrier(8)
 
-    def attempt(folder: Path, one: Lease) -> bool:
+    def attempt(folder: Path, one: RunLock) -> bool:
         start.wait()
         try:
             one.acquire(folder, "run_dir", ALONE)
@@ -216,29 +239,29 @@ def test_of_several_who_take_over_a_dead_holders_folder_one_wins(tmp_path: Path,
             folder.mkdir()
             if turn % 3:
                 leave_behind(folder, replace(Holder.me(), start="1"), number=turn)
-            leases = [Lease() for _ in range(count)]
-            won = list(pool.map(attempt, [folder] * count, leases))
+            locks = [RunLock() for _ in range(count)]
+            won = list(pool.map(attempt, [folder] * count, locks))
             assert sum(won) == 1
-            leases[won.index(True)].check()
+            locks[won.index(True)].check()
             assert len(lock_files(folder)) == 1
-            for one in leases:
+            for one in locks:
                 one.release()
 
 
 def test_who_comes_between_listing_and_taking_is_not_overlooked(
-    tmp_path: Path, acquire: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, acquire: Callable[[], RunLock], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers begin anew in an empty folder, so that a slow taker and a new one may make different files."""
     dead = leave_behind(tmp_path, replace(Holder.me(), start="1"), number=5)
-    claim, other = Lease._claim, Lease()
+    claim, other = RunLock._claim, RunLock()
 
-    def late(self: Lease, *args: object) -> bool:
-        monkeypatch.setattr(Lease, "_claim", claim)
+    def late(self: RunLock, *args: object) -> bool:
+        monkeypatch.setattr(RunLock, "_claim", claim)
         dead.unlink()
         other.acquire(tmp_path, "run_dir", ALONE)
         return claim(self, *args)
 
-    monkeypatch.setattr(Lease, "_claim", late)
+    monkeypatch.setattr(RunLock, "_claim", late)
     with pytest.raises(LaddError, match="belongs to a job that is running"):
         acquire()
     other.check()
@@ -248,24 +271,24 @@ def test_who_comes_between_listing_and_taking_is_not_overlooked(
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LaddError, match=r"^data\.path=.*/file/data cannot be written to \(.*\): set it to a folder"):
-        Lease().acquire(tmp_path / "file" / "data", "data.path", ALONE)
+        RunLock().acquire(tmp_path / "file" / "data", "data.path", ALONE)
 
 
 # Losing
 
 
-def stand_still(one: Lease, monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_still(one: RunLock, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process that was stopped on another machine, and goes on later."""
     path = one._path
     assert path is not None
     content = path.read_bytes()
     one._mine = content.splitlines(keepends=True)[0].replace(Holder.me().table.encode(), b"another boot") + b"1\n"
-    path.write_bytes(one._mine + lease._count(0))
+    path.write_bytes(one._mine + run_lock._count(0))
     one._renewed = -FOREVER
 
 
 def test_a_holder_that_was_taken_over_is_told_before_it_writes(
-    tmp_path: Path, acquire: Callable[[], Lease], pace: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, acquire: Callable[[], RunLock], pace: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pace(dead_after=0.2)
     first = acquire()
@@ -280,7 +303,7 @@ def test_a_holder_that_was_taken_over_is_told_before_it_writes(
 
 
 def test_a_removed_file_is_not_made_anew(
-    tmp_path: Path, acquire: Callable[[], Lease], pace: Callable[..., None]
+    tmp_path: Path, acquire: Callable[[], RunLock], pace: Callable[..., None]
 ) -> None:
     pace(beat=0.01)
     one = acquire()
@@ -291,10 +314,10 @@ def test_a_removed_file_is_not_made_anew(
 
 
 def test_a_run_that_was_taken_over_writes_no_checkpoint_and_no_record(
-    tmp_path: Path, dataset: Path, acquire: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: Path, acquire: Callable[[], RunLock], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = acquire()
-    trainer = Trainer(tiny_config(tmp_path, dataset), ALONE, lease=one)
+    trainer = Trainer(tiny_config(tmp_path, dataset), ALONE, lock=one)
     steps = trainer.iterations()
     assert [next(steps) for _ in range(3)] == [1, 2, 3]
     trainer.writer.wait()
@@ -312,10 +335,10 @@ def test_a_run_that_was_taken_over_writes_no_checkpoint_and_no_record(
 
 
 def test_a_takeover_while_a_checkpoint_is_written_leaves_it_unpublished(
-    tmp_path: Path, dataset: Path, acquire: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: Path, acquire: Callable[[], RunLock], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = acquire()
-    trainer, write = Trainer(tiny_config(tmp_path, dataset), ALONE, lease=one), checkpoint_writer._write_tensors
+    trainer, write = Trainer(tiny_config(tmp_path, dataset), ALONE, lock=one), checkpoint_writer._write_tensors
 
     def slow(*args: object) -> str:
         one.lost = "taken over"
@@ -333,7 +356,7 @@ def test_a_takeover_while_a_checkpoint_is_written_leaves_it_unpublished(
 def _supervised(world: World, folder: Path, work: Callable[[World, Path], None]) -> None:
     log = os.open(folder / f"stderr-{world.rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 2)
-    one = Lease()
+    one = RunLock()
 
     def held() -> None:
         one.acquire(folder, "run_dir", world)
