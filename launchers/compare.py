@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.config.arguments import as_path, as_text
+from ladd_dist.config.arguments import as_count, as_path, as_text
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log
 from ladd_dist.measuring.commits import checkout
@@ -93,12 +93,6 @@ def _folder(keep: str | None) -> Iterator[Path]:
     yield folder
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
-
-
 def _tolerance(text: str) -> float:
     if not 0 <= float(text) < math.inf:
         raise argparse.ArgumentTypeError("must be a number from 0 up")
@@ -113,8 +107,8 @@ def command_line() -> argparse.ArgumentParser:
             f"--{name}", type=as_text, metavar="OVERRIDES", default="", help=f'"key=value key=value", {name} only'
         )
         command.add_argument(f"--{name}-commit", metavar="REF", help="code to run (default: the working tree)")
-        command.add_argument(f"--{name}-ranks", metavar="N", type=_count, default=1, help="processes (default: 1)")
-    command.add_argument("--steps", type=_count, default=20, help="iterations of both (default: 20)")
+        command.add_argument(f"--{name}-ranks", metavar="N", type=as_count, default=1, help="processes (default: 1)")
+    command.add_argument("--steps", type=as_count, default=20, help="iterations of both (default: 20)")
     command.add_argument(
         "--tolerance", type=_tolerance, default=0.0, help="largest relative difference (default: 0, bit-identical)"
     )

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from ladd_dist.config.section import NonNegativeInt, Section
-from ladd_dist.config.values import PathName
+from ladd_dist.config.section import Section
+from ladd_dist.config.values import Count, CountOrZero, PathName
 from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, load_jobs
 
 EXAMPLE = "launchers/slurm/cluster.yaml"
@@ -31,7 +31,7 @@ class ContainerConfig(Section):
 class ProcessLimits(Section):
     """What a job of one process needs in place of the file's own values."""
 
-    gpus_per_node: NonNegativeInt | None = None
+    gpus_per_node: CountOrZero | None = None
     partition: Line | None = None
     time: TimeLimit | None = None
 
@@ -39,8 +39,8 @@ class ProcessLimits(Section):
 class JobLimits(ProcessLimits):
     """What a job of many ranks needs in place of the file's own values."""
 
-    nodes: PositiveInt | None = None
-    ranks_per_node: PositiveInt | None = None
+    nodes: Count | None = None
+    ranks_per_node: Count | None = None
 
 
 class JobsConfig(Section):
@@ -62,7 +62,7 @@ class Cluster(NodesConfig):
     qos: Line | None = None
     constraint: Line | None = None
     time: TimeLimit
-    signal_seconds: PositiveInt = 300
+    signal_seconds: Count = 300
     """So long before the time limit all ranks are told to save and leave: above the time that a checkpoint takes.
     Slurm may say so up to a minute earlier."""
     exclude: list[NodeList] = Field(default=[])
