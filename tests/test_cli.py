@@ -281,6 +281,25 @@ def test_missing_prompts_are_named(refused: Refused, tmp_path: Path) -> None:
     assert f"prompt file {tmp_path / 'none.txt'} cannot be read" in line
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("train.py", ["train.preview_every=1"]), ("sample.py", []), ("evaluate.py", []), ("export.py", [])],
+)
+def test_missing_prompts_are_named_before_a_network_is_loaded(
+    refused: Refused,
+    copied_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    overrides: list[str],
+) -> None:
+    for network in (SD3Transformer2DModel, AutoencoderKL, CLIPTextModelWithProjection):
+        monkeypatch.setattr(network, "from_pretrained", lambda *_, **__: pytest.fail("a network is loaded"))
+    monkeypatch.setattr(trainer, "build_method", lambda *_: pytest.fail("networks are built"))
+    line = refused(name, f"evaluation.prompts={tmp_path / 'none.txt'}", *overrides)
+    assert f"prompt file {tmp_path / 'none.txt'} cannot be read" in line
+
+
 def test_a_bucket_that_does_not_divide_is_named(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a one\n")
     line = refused(

@@ -301,6 +301,17 @@ def test_alone_it_looks_at_what_one_rank_has(tmp_path: Path, dataset: Path) -> N
         preflight(tiny_config(tmp_path, tmp_path / "none"), ALONE, "train")
     for job in ("synthesize", "evaluate"):
         assert not failures(preflight(config, ALONE, job))
+    (tmp_path / "run" / "evaluation").mkdir(parents=True)
+    with pytest.raises(LaddError, match="holds no evaluation of an earlier call"):
+        preflight(config, ALONE, "evaluate")
+
+
+def test_prompts_are_read_before_a_job_that_draws(tmp_path: Path, dataset: Path) -> None:
+    missing = [f"evaluation.prompts={tmp_path / 'none.txt'}", f"synthesis.prompts={tmp_path / 'none.txt'}"]
+    for job, overrides in (("synthesize", []), ("evaluate", []), ("train", ["train.preview_every=1"])):
+        with pytest.raises(LaddError, match="prompt file .*none.txt cannot be read"):
+            preflight(tiny_config(tmp_path / "run", dataset, *missing, *overrides), ALONE, job)
+    assert not failures(preflight(tiny_config(tmp_path / "run", dataset, *missing), ALONE, "train"))
 
 
 def test_a_full_disk_is_refused_before_anything_is_loaded(

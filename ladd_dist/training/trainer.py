@@ -61,6 +61,8 @@ class Trainer:
         manifest = check_dataset(config, self.space, self.teacher_id, world)
         self.reader = LatentReader(config, manifest, world)
 
+        # Before the networks: its prompts may be unusable, and its text encoders are gone when those are loaded.
+        self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
         log(f"each rank will hold {describe(expected_state(config, world.size))}")
         self.method = build_method(config, world, self.clock)
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
@@ -68,7 +70,6 @@ class Trainer:
         self.done, self.attempt = 0, 0
         self._resume()
         self.writer = CheckpointWriter(config, world, self.lease)
-        self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
 
     def run(self) -> None:
         """Train to ``train.iterations``; log that a run is finished if it is there already.
