@@ -15,7 +15,7 @@ from ladd_dist.config.arguments import as_count, as_path, as_text
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log
 from ladd_dist.measuring.commits import checkout
-from ladd_dist.measuring.compare import compare_runs
+from ladd_dist.measuring.compare import check_methods, compare_runs
 from ladd_dist.measuring.compared import ComparedRun, split_overrides
 
 _DESCRIPTION = """\
@@ -46,6 +46,7 @@ def main(launch: Launch) -> None:
         folder = stack.enter_context(_folder(args.keep))
         trainings = [_compared(args, name, stack, folder / name) for name in _NAMES]
         configs = [training.check() for training in trainings]
+        check_methods(*(config["method"].get("name", "ladd") for config in configs))  # older commits know one alone
         for training, config in zip(trainings, configs, strict=True):
             log(str(training))
             training.train(config)

@@ -93,6 +93,14 @@ def test_without_a_config_the_usage_is_shown(
     assert "--config" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rounds", ["0", "-1", "many"])
+def test_rounds_count_from_one(
+    run_launcher: Callable[..., int], capsys: pytest.CaptureFixture[str], rounds: str
+) -> None:
+    assert run_launcher("bench.py", "--config", TINY, "--what", "step", "--rounds", rounds) == 2
+    assert "argument --rounds: must be an integer from 1 to " in capsys.readouterr().err
+
+
 def test_a_launcher_is_a_program_with_help() -> None:
     result = launch(["train.py", "--help"])
     assert (result.returncode, result.stderr) == (0, "")
