@@ -13,7 +13,7 @@ import kernels
 ROOT = Path(__file__).parent.parent
 
 ROOMS = """
-    errors
+    errors versions
     config
     distributed
     log
