@@ -17,6 +17,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.drawing.synthesis import plan_parts
 from ladd_dist.engines.build import check_launch
 from ladd_dist.evaluation.folder import evaluation_place
+from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.planning.memory import expected_state, on
 from ladd_dist.planning.networks import check_networks
@@ -50,6 +51,8 @@ class Job:
 def _check_training(config: Config, world: World) -> None:
     check_launch(config, world)
     config.accumulation(world.size)
+    if world.is_main:
+        check_key(config)
     check_networks(config)
 
 
