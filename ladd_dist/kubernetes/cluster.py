@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ladd_dist.config.section import Section
-from ladd_dist.config.values import Count, CountOrZero
+from ladd_dist.config.values import Count, CountOrZero, EachOnce
 from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, VariableName, load_jobs
 from ladd_dist.kubernetes.values import (
     Amount,
@@ -106,7 +106,7 @@ class Cluster(NodesConfig):
     volumes: Annotated[list[VolumeConfig], Field(min_length=1)]
     secrets: dict[VariableName, SecretConfig] = Field(default={})
     """By environment variable, such as WANDB_API_KEY or AWS_SECRET_ACCESS_KEY."""
-    pull_secrets: list[ObjectName] = Field(default=[])
+    pull_secrets: Annotated[list[ObjectName], EachOnce] = Field(default=[])
     user: UserId | None = None
     """null is the image's, which must not be root, or what the namespace prescribes (OpenShift)."""
     group: UserId | None = None
@@ -115,7 +115,7 @@ class Cluster(NodesConfig):
     """Such as ``k8s.v1.cni.cncf.io/networks`` for an RDMA network."""
     node_selector: dict[LabelKey, LabelValue] = Field(default={})
     tolerations: list[TolerationConfig] = Field(default=[])
-    spread: list[LabelKey] = Field(default=["kubernetes.io/hostname"])
+    spread: Annotated[list[LabelKey], EachOnce] = Field(default=["kubernetes.io/hostname"])
     """Node labels over whose values pods are spread evenly where that is possible."""
     queue: ServiceName | None = None
     """Kueue's local queue; null does without Kueue."""

@@ -13,7 +13,8 @@ from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, load_jobs
 EXAMPLE = "launchers/slurm/cluster.yaml"
 _DAY, _HOUR, _MINUTE = 86_400, 3_600, 60
 NodeList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,\[\]-]+$")]
-TimeLimit = Annotated[str, Field(pattern=r"^(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})$")]
+_N = "[0-9]{1,8}"
+TimeLimit = Annotated[str, Field(pattern=f"^({_N}-{_N}(:{_N}){{0,2}}|{_N}(:{_N}){{0,2}})$")]
 """As sbatch has it: minutes, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM`` or ``D-HH:MM:SS``."""
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")]
 SbatchOption = Annotated[str, Field(pattern=r"^--[a-z][a-z0-9-]*(=[^\x00-\x1f\x7f]+)?$")]
@@ -55,7 +56,7 @@ class JobsConfig(Section):
 class Cluster(NodesConfig):
     """Everything that the script has from the cluster file."""
 
-    memory: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None = None
+    memory: Annotated[str, Field(pattern=f"^{_N}[KMGT]?$")] | None = None
     """Per node, such as 900G; 0 is all of it, null the partition's default."""
     partition: Line | None = None
     account: Line | None = None
