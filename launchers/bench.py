@@ -1,6 +1,7 @@
 """Measure the training step: what the trainer adds to the mathematics, the fake pass, the traffic."""
 
 from ladd_dist.cli import Launch, parser, run
+from ladd_dist.config.arguments import as_count
 from ladd_dist.log import log
 from ladd_dist.measuring.benchmark import measure_traffic, order, overhead
 
@@ -34,5 +35,5 @@ def main(launch: Launch) -> None:
 if __name__ == "__main__":
     command = parser(_DESCRIPTION)
     command.add_argument("--what", choices=("step", "order", "traffic"), required=True, help="what to measure")
-    command.add_argument("--rounds", type=int, default=10, help="rounds of iterations that take turns")
+    command.add_argument("--rounds", type=as_count, default=10, help="rounds of iterations that take turns")
     run(command, main, holds="run_dir")

@@ -11,11 +11,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.config.arguments import as_path, as_text
+from ladd_dist.config.arguments import as_count, as_path, as_text
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log
 from ladd_dist.measuring.commits import checkout
-from ladd_dist.measuring.compare import compare_runs
+from ladd_dist.measuring.compare import check_methods, compare_runs
 from ladd_dist.measuring.compared import ComparedRun, split_overrides
 
 _DESCRIPTION = """\
@@ -46,6 +46,7 @@ def main(launch: Launch) -> None:
         folder = stack.enter_context(_folder(args.keep))
         trainings = [_compared(args, name, stack, folder / name) for name in _NAMES]
         configs = [training.check() for training in trainings]
+        check_methods(*(config["method"].get("name", "ladd") for config in configs))  # older commits know one alone
         for training, config in zip(trainings, configs, strict=True):
             log(str(training))
             training.train(config)
@@ -93,12 +94,6 @@ def _folder(keep: str | None) -> Iterator[Path]:
     yield folder
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
-
-
 def _tolerance(text: str) -> float:
     if not 0 <= float(text) < math.inf:
         raise argparse.ArgumentTypeError("must be a number from 0 up")
@@ -113,8 +108,8 @@ def command_line() -> argparse.ArgumentParser:
             f"--{name}", type=as_text, metavar="OVERRIDES", default="", help=f'"key=value key=value", {name} only'
         )
         command.add_argument(f"--{name}-commit", metavar="REF", help="code to run (default: the working tree)")
-        command.add_argument(f"--{name}-ranks", metavar="N", type=_count, default=1, help="processes (default: 1)")
-    command.add_argument("--steps", type=_count, default=20, help="iterations of both (default: 20)")
+        command.add_argument(f"--{name}-ranks", metavar="N", type=as_count, default=1, help="processes (default: 1)")
+    command.add_argument("--steps", type=as_count, default=20, help="iterations of both (default: 20)")
     command.add_argument(
         "--tolerance", type=_tolerance, default=0.0, help="largest relative difference (default: 0, bit-identical)"
     )

@@ -21,8 +21,8 @@ def main(launch: Launch) -> None:
     """Write the folder."""
     args, config = launch.args, launch.config
     out = export_place(config, args.out, args.overwrite)
-    checkpoint = open_checkpoint(config, launch.world, args.checkpoint)
     example = read_prompts(config.evaluation.prompts, config.synthesis.buckets)[0]
+    checkpoint = open_checkpoint(config, launch.world, args.checkpoint)
     if launch.world.is_main:
         export(config, checkpoint, out, args.weights, _DTYPES[args.dtype], example, overwrite=args.overwrite)
         log(f"exported {checkpoint.path.name} to {out}")

@@ -10,7 +10,15 @@ from launch import launch, run_ranks
 
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
-from ladd_dist.measuring.benchmark import BareStep, bare_and_whole, both_orders, measure_traffic, overhead, take_turns
+from ladd_dist.measuring.benchmark import (
+    BareStep,
+    bare_and_whole,
+    both_orders,
+    measure_traffic,
+    order,
+    overhead,
+    take_turns,
+)
 from ladd_dist.training.trainer import Trainer
 
 BLOCKS = 4  # of the embedded teacher
@@ -134,6 +142,13 @@ def test_turns_alternate_and_the_ratio_is_the_seconds_over_the_first(monkeypatch
 def test_the_bare_step_is_one_process_with_the_losses_it_has(tmp_path, dataset, override, message):
     with pytest.raises(LaddError, match=message):
         overhead(tiny_config(tmp_path, dataset, override), ALONE, rounds=1)
+
+
+@pytest.mark.parametrize(("measure", "what"), [(overhead, "the bare step"), (order, "the fake pass")])
+def test_what_only_ladd_has_is_not_measured_of_another_method(tmp_path, measure, what):
+    config = load(TINY, ["method={name: flow_matching}", "head_optimizer=null", "discriminator={}"])
+    with pytest.raises(LaddError, match=f"{what} is LADD's, but method.name=flow_matching: .* --what traffic"):
+        measure(config.model_copy(update={"run_dir": str(tmp_path)}), ALONE, rounds=1)
 
 
 def test_the_launcher_prints_one_line(tmp_path, dataset):

@@ -93,6 +93,14 @@ def test_without_a_config_the_usage_is_shown(
     assert "--config" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rounds", ["0", "-1", "many"])
+def test_rounds_count_from_one(
+    run_launcher: Callable[..., int], capsys: pytest.CaptureFixture[str], rounds: str
+) -> None:
+    assert run_launcher("bench.py", "--config", TINY, "--what", "step", "--rounds", rounds) == 2
+    assert "argument --rounds: must be an integer from 1 to " in capsys.readouterr().err
+
+
 def test_a_launcher_is_a_program_with_help() -> None:
     result = launch(["train.py", "--help"])
     assert (result.returncode, result.stderr) == (0, "")
@@ -278,6 +286,25 @@ def test_a_flipped_bit_is_named(refused: Refused, dataset: Path, tmp_path: Path,
 
 def test_missing_prompts_are_named(refused: Refused, tmp_path: Path) -> None:
     line = refused("synthesize.py", f"synthesis.prompts={tmp_path / 'none.txt'}", f"data.path={tmp_path / 'd'}")
+    assert f"prompt file {tmp_path / 'none.txt'} cannot be read" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("train.py", ["train.preview_every=1"]), ("sample.py", []), ("evaluate.py", []), ("export.py", [])],
+)
+def test_missing_prompts_are_named_before_a_network_is_loaded(
+    refused: Refused,
+    copied_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    overrides: list[str],
+) -> None:
+    for network in (SD3Transformer2DModel, AutoencoderKL, CLIPTextModelWithProjection):
+        monkeypatch.setattr(network, "from_pretrained", lambda *_, **__: pytest.fail("a network is loaded"))
+    monkeypatch.setattr(trainer, "build_method", lambda *_: pytest.fail("networks are built"))
+    line = refused(name, f"evaluation.prompts={tmp_path / 'none.txt'}", *overrides)
     assert f"prompt file {tmp_path / 'none.txt'} cannot be read" in line
 
 

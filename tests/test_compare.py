@@ -478,6 +478,10 @@ _BAD = [
     (["--left=--help"], "error: left: override '--help' is not of the form key.sub=value"),
     (["--left", "train.iterations=5"], "error: --left has 'train.iterations=5', which the comparison sets itself"),
     (["--left", "run='a"], "error: --left 'run='a' cannot be split into overrides: No closing quotation"),
+    (
+        ["--right", "method='{name: flow_matching}' head_optimizer=null discriminator={}"],
+        "error: left trains by method.name=ladd, right by flow_matching: their numbers have nothing in common",
+    ),
     (["--keep", "configs"], "error: --keep configs exists and is not an empty folder"),
     (["--keep", TINY], f"error: --keep {TINY} exists and is not an empty folder"),
 ]

@@ -8,7 +8,7 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from ladd_dist.config import load
-from ladd_dist.evaluation.results import RESULTS, Results
+from ladd_dist.evaluation.results import FOLDER, RESULTS, Results
 from ladd_dist.training.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ def demo(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(demo) -> Results:
-    return Results.model_validate_json((demo / RESULTS).read_text())
+    return Results.model_validate_json((demo / FOLDER / RESULTS).read_text())
 
 
 def test_it_distils(results):

@@ -397,6 +397,11 @@ REFUSED: dict[str, tuple[Tree, str]] = {
     ),
     "an image that is none": ({"image": "a b"}, "image: "),
     "memory without a unit": ({"memory": "32"}, "memory: "),
+    "memory without an end": ({"memory": "9" * 5000 + "Gi"}, "memory: string should match pattern"),
+    "a label to spread over twice": (
+        {"spread": ["zone", "zone"]},
+        "spread: must have each entry once, but has zone twice",
+    ),
     "shared memory above all memory": ({"shared_memory": "32Gi"}, "shared_memory=32Gi is a part of memory=32Gi"),
     "no time to leave": ({"grace_seconds": 30}, "grace_seconds: "),
     "root": ({"user": 0}, "user: "),

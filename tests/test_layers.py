@@ -13,7 +13,7 @@ import kernels
 ROOT = Path(__file__).parent.parent
 
 ROOMS = """
-    errors
+    errors versions
     config
     distributed
     log
@@ -23,7 +23,8 @@ ROOMS = """
     data digits
     planning
     drawing checkpoints
-    evaluation training jobs
+    jobs
+    evaluation training
     report measuring slurm kubernetes preflight
     cli
 """

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from launch import join, launch
 from ranks import Ranks
 
+from ladd_dist import versions
 from ladd_dist.checkpoints.folders import step_folder
 from ladd_dist.checkpoints.room import checkpoint_bytes, missing_room
 from ladd_dist.config import Config
@@ -301,6 +303,29 @@ def test_alone_it_looks_at_what_one_rank_has(tmp_path: Path, dataset: Path) -> N
         preflight(tiny_config(tmp_path, tmp_path / "none"), ALONE, "train")
     for job in ("synthesize", "evaluate"):
         assert not failures(preflight(config, ALONE, job))
+    (tmp_path / "run" / "evaluation").mkdir(parents=True)
+    with pytest.raises(LaddError, match="holds no evaluation of an earlier call"):
+        preflight(config, ALONE, "evaluate")
+
+
+def test_a_checkout_that_nobody_installed_is_looked_at_too(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(versions, "version", version)
+    found = {f.check: f.text for f in preflight(tiny_config(tmp_path / "run", dataset), ALONE, "train")}
+    assert found["code"].startswith("not installed, sources ")
+    assert found["software"] == "ladd_dist not installed, torch not installed"
+
+
+def test_prompts_are_read_before_a_job_that_draws(tmp_path: Path, dataset: Path) -> None:
+    missing = [f"evaluation.prompts={tmp_path / 'none.txt'}", f"synthesis.prompts={tmp_path / 'none.txt'}"]
+    for job, overrides in (("synthesize", []), ("evaluate", []), ("train", ["train.preview_every=1"])):
+        with pytest.raises(LaddError, match="prompt file .*none.txt cannot be read"):
+            preflight(tiny_config(tmp_path / "run", dataset, *missing, *overrides), ALONE, job)
+    assert not failures(preflight(tiny_config(tmp_path / "run", dataset, *missing), ALONE, "train"))
 
 
 def test_a_full_disk_is_refused_before_anything_is_loaded(

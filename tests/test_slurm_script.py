@@ -179,6 +179,8 @@ REFUSED = {
     "a module that is a command": ({"modules": ["cuda; rm -rf /"]}, "modules.0"),
     "an option that is none": ({"sbatch": ["exclusive"]}, "sbatch.0"),
     "a node list that is none": ({"exclude": ["n1 n2"]}, "exclude.0"),
+    "a limit without an end": ({"time": "9" * 5000}, "time: string should match pattern"),
+    "a limit in other digits": ({"time": "\u0661\u0660"}, "time: string should match pattern"),
     "a limit that is none": ({"time": "a day"}, "time: "),
     "a mistyped key": ({"partitoin": "gpu"}, "unknown key 'partitoin': did you mean 'partition'?"),
     "a mistyped key of a job": (

@@ -11,15 +11,19 @@ import yaml
 from conftest import ROOT, TINY, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from ladd_dist.config import Config, load
-from ladd_dist.config.arguments import as_path, as_seed, as_text
-from ladd_dist.config.values import MAX_SEED
+from ladd_dist.config.arguments import as_count, as_path, as_seed, as_text
+from ladd_dist.config.section import Section
+from ladd_dist.config.values import MAX_COUNT, MAX_SEED
 from ladd_dist.config.yaml import override, read_yaml, write_yaml
 from ladd_dist.data.mds import Manifest
 from ladd_dist.data.reader import LatentReader
 from ladd_dist.errors import LaddError
+from ladd_dist.kubernetes import cluster as kubernetes
+from ladd_dist.slurm import cluster as slurm
 
 TEXT = (ROOT / TINY).read_text(encoding="utf-8")
 
@@ -187,6 +191,56 @@ def test_no_number_is_infinite(number: str) -> None:
             load(TINY, [f"{key}={form.format(number, number)}"])
 
 
+def sections(model: type[Section]) -> dict[str, type[Section]]:
+    """A section and all that can be within it, of every kind."""
+    inner = set().union(*(leaves(field.annotation) for field in model.model_fields.values()))
+    below = [sections(kind) for kind in inner if isinstance(kind, type) and issubclass(kind, Section)]
+    return {k: v for found in below for k, v in found.items()} | {f"{model.__module__}.{model.__name__}": model}
+
+
+SECTIONS = sections(Config) | sections(slurm.Cluster) | sections(kubernetes.Cluster)
+NUMBERS = {
+    f"{section}.{name}": field
+    for section, model in SECTIONS.items()
+    for name, field in model.model_fields.items()
+    if {int, float} & leaves(field.annotation)
+}
+
+
+def is_refused(field: FieldInfo, number: int, how: str) -> bool:
+    """Whether a key says on which side of its bound a number is: alone, in a list or in a mapping."""
+    value = {list: [number, number], dict: {"a": number}}.get(get_origin(kinds(field.annotation)[0]), number)
+    try:
+        TypeAdapter(Annotated[field.annotation, field], config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as error:
+        return any(problem["type"].startswith(how) for problem in error.errors())
+    return False
+
+
+@pytest.mark.parametrize(("number", "how"), [(10**40, "less_than"), (-(10**40), "greater_than")])
+def test_every_number_has_bounds(number: int, how: str) -> None:
+    """A new key takes one of the kinds in `config.values`, or brings bounds of its own."""
+    assert len(NUMBERS) > 70
+    assert not [key for key, field in NUMBERS.items() if not is_refused(field, number, how)]
+
+
+_BEYOND = [
+    ("train.iterations=100000000", "input should be less than or equal to 99999999, not 100000000"),
+    ("train.hang_timeout=1e300", "input should be less than or equal to 1000000000, not 1e+300"),
+    ("student_optimizer.lr=1e39", "input should be less than or equal to 1000000000000, not 1e+39"),
+    ("student_optimizer.eps=1e-300", "input should be greater than or equal to 0.00000000000000000001, not 1e-300"),
+    ("synthesis.buckets=[32x32,32x64,32x32]", "must have each entry once, but has 32x32 twice"),
+    ("synthesis.buckets=[999999x32]", "string should match pattern"),
+    ("discriminator.blocks=[1,3,1]", "must have each entry once, but has 1 twice"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), _BEYOND)
+def test_what_is_beyond_reason_is_refused_with_its_bound(override: str, said: str) -> None:
+    with pytest.raises(LaddError, match=rf"{override.partition('=')[0]}(\.\d)?: {re.escape(said)}"):
+        load(TINY, [override])
+
+
 @pytest.mark.parametrize("key", ["seed", "data.shuffle_seed"])
 def test_seeds_have_63_bits(key: str) -> None:
     assert [key for key, _ in fields(Config) if key.endswith("seed")] == ["seed", "data.shuffle_seed"]
@@ -215,6 +269,13 @@ def test_a_seed_flag_is_held_to_the_same(argument: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"must be an integer from 0 to {MAX_SEED}, not {argument}"):
         as_seed(argument)
     assert as_seed(str(MAX_SEED)) == MAX_SEED
+
+
+@pytest.mark.parametrize("argument", ["-1", "0", str(MAX_COUNT + 1), "x", "1.5", "9" * 5000])
+def test_a_flag_that_counts_is_held_to_the_same(argument: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"must be an integer from 1 to {MAX_COUNT}, not {argument}"):
+        as_count(argument)
+    assert as_count(str(MAX_COUNT)) == MAX_COUNT
 
 
 # Paths

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from ladd_dist.config.values import MAX_SEED, Seed, expand_path
+from ladd_dist.config.values import MAX_COUNT, MAX_SEED, Count, Seed, expand_path
 
 
 def as_text(argument: str) -> str:
@@ -31,3 +31,11 @@ def as_seed(argument: str) -> int:
         return TypeAdapter(Seed).validate_python(int(argument))
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be an integer from 0 to {MAX_SEED}, not {argument}") from None
+
+
+def as_count(argument: str) -> int:
+    """A count, of at least one, as the configuration has it."""
+    try:
+        return TypeAdapter(Count).validate_python(int(argument))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1 to {MAX_COUNT}, not {argument}") from None

@@ -2,13 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from ladd_dist.config.section import Section
-from ladd_dist.config.values import JudgeName, PathName
+from ladd_dist.config.values import Count, EachOnce, Guidance, JudgeName, PathName, PictureCount, StepCount
 
-BucketName = Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]
-StepCount = Annotated[int, Field(ge=1, le=1000)]
+BucketName = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
 
 
 class SynthesisConfig(Section):
@@ -16,22 +15,22 @@ class SynthesisConfig(Section):
 
     prompts: PathName
     """``.jsonl`` with ``prompt`` and optional ``bucket``, or ``.txt`` with one prompt per line."""
-    buckets: Annotated[list[BucketName], Field(min_length=1)]
+    buckets: Annotated[list[BucketName], Field(min_length=1), EachOnce]
     """Aspect-ratio buckets, ``HEIGHTxWIDTH`` in pixels; prompts without one are dealt to them in turn."""
-    images_per_prompt: PositiveInt = 1
+    images_per_prompt: PictureCount = 1
     steps: StepCount = 28
-    guidance: Annotated[float, Field(ge=1)] = 4.5
-    batch: PositiveInt = 8
-    part_samples: PositiveInt = 512
+    guidance: Guidance = 4.5
+    batch: Count = 8
+    part_samples: Count = 512
     """Samples of a part: the unit that a rank claims, writes whole and never repeats."""
 
 
 class SamplingConfig(Section):
     """Few-step sampling with the student."""
 
-    steps: PositiveInt | None = None
+    steps: StepCount | None = None
     """A divisor of the number of ``method.student_times``, which are taken at an even stride; null takes them all."""
-    batch: PositiveInt = 8
+    batch: Count = 8
 
 
 class EvaluationConfig(Section):
@@ -40,7 +39,7 @@ class EvaluationConfig(Section):
     prompts: PathName
     judge: JudgeName = "digits"
     """``digits`` (the embedded one) or ``clip:FOLDER`` for a transformers CLIP model folder."""
-    samples: Annotated[int, Field(ge=4)] = 1000
-    batch: PositiveInt = 50
-    pictures: PositiveInt = 8
+    samples: Annotated[PictureCount, Field(ge=4)] = 1000
+    batch: Count = 50
+    pictures: PictureCount = 8
     """Pictures per bucket kept for the report."""

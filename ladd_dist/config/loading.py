@@ -1,7 +1,7 @@
 """A YAML file and overrides to a `Config`, with one line for what is wrong with them."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -39,13 +39,20 @@ def validate(kind: type[_Kind], tree: dict[str, Any], path: str | Path) -> _Kind
         raise LaddError(f"{path}: {_explain(error, kind)}") from None
 
 
+def suggest(key: str, known: Iterable[str]) -> str:
+    """What to say behind an unknown key: the known one that it resembles, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(key, names, n=1)
+    return f": did you mean '{close[0]}'?" if close else f": known keys here are {', '.join(names)}"
+
+
 def _explain(error: ValidationError, kind: type[Section]) -> str:
     """The first problem in one line, with a suggestion where a key is mistyped."""
     first = error.errors()[0]
     keys, section = _locate(first["loc"], kind)
     key = ".".join(keys)
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_suggest(keys[-1], section)}"
+        return f"unknown key {key!r}{suggest(keys[-1], section.model_fields)}"
     if first["type"] == "missing":
         return f"missing key '{key}': add it to the file or pass {key}=VALUE"
     message = first["msg"].removeprefix("Value error, ")
@@ -89,9 +96,3 @@ def _kinds(annotation: Any) -> Iterator[tuple[str, Any]]:
     for kind in get_args(annotation):
         if get_origin(kind) is Annotated and isinstance(get_args(kind)[1], Tag):
             yield get_args(kind)[1].tag, get_args(kind)[0]
-
-
-def _suggest(key: str, section: Any) -> str:
-    known = list(section.model_fields)
-    close = difflib.get_close_matches(key, known, n=1)
-    return f": did you mean '{close[0]}'?" if close else f": known keys here are {', '.join(known)}"

@@ -3,9 +3,10 @@
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from ladd_dist.config.section import NonNegativeFloat, NonNegativeInt, Probability, Section
+from ladd_dist.config.section import Section
+from ladd_dist.config.values import CountOrZero, NonNegativeNumber, Number, PositiveNumber, Probability
 
 
 class MethodSection(Section):
@@ -61,21 +62,21 @@ class LaddConfig(MethodSection):
     name: Literal["ladd"] = "ladd"
     warmup_probabilities: list[Probability] = Field(default=[0.0, 0.0, 0.5, 0.5])
     probabilities: list[Probability] = Field(default=[0.7, 0.1, 0.1, 0.1])
-    warmup_iterations: NonNegativeInt = 500
-    renoise_location: float = 1.0
+    warmup_iterations: CountOrZero = 500
+    renoise_location: Number = 1.0
     """Logit-normal location at 4,096 image tokens; shifted to each bucket's own token count."""
-    renoise_scale: PositiveFloat = 1.0
+    renoise_scale: PositiveNumber = 1.0
     renoise: Literal["independent", "same"] = "independent"
     """Whether real and fake of a pair are judged at noise levels of their own or at the same one."""
-    r1_weight: NonNegativeFloat = 0.0
+    r1_weight: NonNegativeNumber = 0.0
     fake_pass: Literal["shared", "two_pass"] = "shared"
     """One student forward and one teacher pass over the fake for both updates, or the plain order with two."""
     loss: Literal["hinge", "softplus"] = "hinge"
     """The adversarial loss, of both sides. ``softplus`` never saturates: it is the non-saturating GAN loss."""
-    mismatched_weight: NonNegativeFloat = 0.0
+    mismatched_weight: NonNegativeNumber = 0.0
     """Weight of real latents with the prompt of another sample, in the heads' loss: they learn to see them as fake,
     and so to read the prompt. One more teacher pass and one more read of the dataset for each sample."""
-    distillation_weight: NonNegativeFloat = 0.0
+    distillation_weight: NonNegativeNumber = 0.0
     """Weight of velocity regression on the latents in the student's loss (the paper's ablation)."""
 
     @property
@@ -98,9 +99,9 @@ class FlowMatchingConfig(MethodSection):
     """Flow-matching fine-tuning of the student on the latents, by velocity regression (arXiv 2403.03206, eq. 2)."""
 
     name: Literal["flow_matching"] = "flow_matching"
-    time_location: float = 0.0
+    time_location: Number = 0.0
     """Logit-normal location of the noise level at 4,096 image tokens; shifted to each bucket's own token count."""
-    time_scale: PositiveFloat = 1.0
+    time_scale: PositiveNumber = 1.0
 
 
 def _name(section: Any) -> Any:

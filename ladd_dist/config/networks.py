@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from ladd_dist.config.section import NonNegativeInt, Section
-from ladd_dist.config.values import PathName
+from ladd_dist.config.section import Section
+from ladd_dist.config.values import Count, CountOrZero, EachOnce, PathName, Width
 
 
 class TeacherConfig(Section):
@@ -36,15 +36,15 @@ class StudentConfig(Section):
 class DiscriminatorConfig(Section):
     """Conv heads on the frozen teacher's blocks (design: 1x1 to ``width``, 3x3, 3x3 to ``out_width``, logit)."""
 
-    blocks: list[NonNegativeInt] | None = None
+    blocks: Annotated[list[CountOrZero], EachOnce] | None = None
     """Transformer blocks that carry a head; null means every block. The teacher is built up to the last of them."""
-    width: PositiveInt = 256
-    out_width: PositiveInt = 128
-    groups: PositiveInt = 32
+    width: Width = 256
+    out_width: Width = 128
+    groups: Width = 32
     """GroupNorm groups; divides both widths."""
-    cond_width: PositiveInt = 256
+    cond_width: Width = 256
     """Width of the shared embedding of noise level and pooled text."""
-    kept_features: PositiveInt = 8
+    kept_features: Count = 8
     """Blocks whose features are held at a time where the teacher runs without graph: so many heads learn together."""
 
     @model_validator(mode="after")

@@ -1,12 +1,6 @@
 """What every section of a configuration is made of."""
 
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):

@@ -1,34 +1,34 @@
 """The loop, what it reads and what it records."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import model_validator
 
-from ladd_dist.config.section import NonNegativeInt, Section
-from ladd_dist.config.values import PathName, Seed
+from ladd_dist.config.section import Section
+from ladd_dist.config.values import Count, CountOrZero, Decay, PathName, Seconds, Seed, WorkerCount
 
 
 class TrainConfig(Section):
     """The loop."""
 
-    iterations: PositiveInt
-    global_batch: PositiveInt
+    iterations: Count
+    global_batch: Count
     """Samples per iteration over all ranks and micro-batches."""
-    micro_batch: PositiveInt | None = None
+    micro_batch: Count | None = None
     """Samples per rank and forward pass; null takes the rank's whole share of the global batch."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Compute precision; trainable parameters and optimizer state are fp32 always."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Decay = 0.999
     ema_device: Literal["same", "cpu"] = "same"
     """Keep the averaged weights beside the student's, or in host memory at the cost of a copy per iteration."""
-    max_skipped: PositiveInt = 20
+    max_skipped: Count = 20
     """Iterations in a row that may be skipped for a non-finite loss or gradient before the run stops."""
-    log_every: PositiveInt = 10
-    checkpoint_every: PositiveInt = 500
-    keep_checkpoints: PositiveInt = 2
-    preview_every: NonNegativeInt = 0
+    log_every: Count = 10
+    checkpoint_every: Count = 500
+    keep_checkpoints: Count = 2
+    preview_every: CountOrZero = 0
     """Iterations between picture sheets of the student; 0 draws none."""
-    hang_timeout: PositiveFloat = 900.0
+    hang_timeout: Seconds = 900.0
     """Seconds without progress on any rank after which the job ends, naming who is behind. Must exceed the longest
     phase: loading the networks, writing a checkpoint."""
 
@@ -47,7 +47,7 @@ class DataConfig(Section):
 
     path: PathName
     shuffle_seed: Seed = 0
-    workers: NonNegativeInt = 0
+    workers: WorkerCount = 0
     """Loader processes per rank."""
 
 
@@ -61,6 +61,6 @@ class TrackingConfig(Section):
 class ProfileConfig(Section):
     """A torch.profiler trace per rank, of the configured iterations or, at any time, on SIGUSR2."""
 
-    start: NonNegativeInt | None = None
+    start: CountOrZero | None = None
     """First iteration of the trace; null traces on SIGUSR2 alone."""
-    iterations: PositiveInt = 3
+    iterations: Count = 3

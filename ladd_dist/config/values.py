@@ -1,13 +1,45 @@
-"""What a path and a seed may be, in configuration files and on the command line alike."""
+"""What numbers, lists, paths and seeds may be, in configuration files and on the command line alike."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 MAX_SEED = 2**63 - 1
 """Noise is drawn from keys of signed 64-bit integers (`noise.generator`); torch and Streaming take larger ones."""
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+MAX_COUNT = 99_999_999
+"""Of anything: the names of checkpoints and previews have eight digits."""
+Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+PictureCount = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Of pictures that are listed in memory before the first is drawn."""
+StepCount = Annotated[int, Field(gt=0, le=1000)]
+Width = Annotated[int, Field(gt=0, le=65_536)]
+"""Channels of a layer; between two of such widths a convolution's size still fits 64 bits."""
+WorkerCount = Annotated[int, Field(ge=0, le=1024)]
+
+_LARGEST, _SMALLEST = 1e12, 1e-20
+"""They enter arithmetic in fp32, whose numbers end at 3e38 and 1e-38: squares and products must have room, too."""
+Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+NonNegativeNumber = Annotated[float, Field(ge=0, le=_LARGEST)]
+PositiveNumber = Annotated[float, Field(ge=_SMALLEST, le=_LARGEST)]
+Guidance = Annotated[float, Field(ge=1, le=_LARGEST)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a moving average."""
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    for value in (value for value in values if values.count(value) > 1):
+        raise ValueError(f"must have each entry once, but has {value} twice")
+    return values
+
+
+EachOnce = AfterValidator(_each_once)
+"""For a list whose entries must differ."""
 
 
 def expand_path(text: str) -> str:

@@ -2,14 +2,18 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ladd_dist.config.loading import suggest
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.errors import LaddError
 
+_KEYS = ("prompt", "bucket")
+_EXPECTED = 'expected {"prompt": "...", "bucket": "HxW"}'
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 
 
@@ -48,7 +52,7 @@ def read_prompts(path: str | Path, buckets: list[str], images_per_prompt: int = 
         except _UnusableError as problem:
             raise LaddError(f"{path}:{number}: {problem}") from None
         if name is not None and name not in buckets:
-            raise LaddError(f"{path}:{number}: bucket '{name}' is not one of the configured {', '.join(buckets)}")
+            raise LaddError(f"{path}:{number}: bucket {name!r} is not one of the configured {', '.join(buckets)}")
         for _ in range(images_per_prompt):
             chosen = name or buckets[len(entries) % len(buckets)]
             entries.append(PromptEntry(len(entries), prompt, Bucket.parse(chosen)))
@@ -82,18 +86,25 @@ def _parse_text(line: str) -> tuple[str, None]:
 def _parse_json(line: str) -> tuple[str, str | None]:
     try:
         entry = json.loads(line, object_pairs_hook=_once)
-        prompt, bucket = entry["prompt"], entry.get("bucket")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise _UnusableError('expected {"prompt": "...", "bucket": "HxW"}') from None
+    except (ValueError, RecursionError):
+        entry = None
+    if not isinstance(entry, dict):
+        raise _UnusableError(_EXPECTED)
+    for key in (key for key in entry if key not in _KEYS):
+        raise _UnusableError(f"unknown key {key!r}{suggest(key, _KEYS)}")
+    if "prompt" not in entry:
+        raise _UnusableError(_EXPECTED)
+    prompt, bucket = entry["prompt"], entry.get("bucket")
     if not isinstance(prompt, str) or not isinstance(bucket, str | None):
         raise _UnusableError("'prompt' and 'bucket' must be text")
     return _checked(prompt), bucket
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) < len(pairs):
-        raise _UnusableError("a key is given twice")
-    return found
+    counts = Counter(name for name, _ in pairs)
+    for name in (name for name, count in counts.items() if count > 1):
+        raise _UnusableError(f"key {name!r} is given twice: keep one")
+    return dict(pairs)
 
 
 def _checked(prompt: str) -> str:

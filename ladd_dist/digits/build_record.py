@@ -1,13 +1,13 @@
 """The record of a build of the digits teacher: how it was made, how long it took, what it scores."""
 
 import argparse
-import importlib.metadata
 import json
 import platform
 import time
 from typing import Any
 
 from ladd_dist.errors import LaddError
+from ladd_dist.versions import version_of
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "scikit-learn")
 
@@ -21,7 +21,7 @@ class Record:
         self.content: dict[str, Any] = {
             "command": "python -m ladd_dist.digits.build",
             "settings": flags,
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "versions": {name: version_of(name) for name in LIBRARIES},
             "python": platform.python_version(),
             "seconds": {},
         }

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -39,6 +38,7 @@ from ladd_dist.models.fingerprint import fingerprint, is_of
 from ladd_dist.planning.networks import check_networks
 from ladd_dist.supervision.requests import SharedStop
 from ladd_dist.supervision.signals import Signals
+from ladd_dist.versions import version_of
 
 _PLAN = "plan.json"
 _SHARD_BYTES = 1 << 26
@@ -241,4 +241,4 @@ def _finish(root: Path, parts: list[Part], provenance: Provenance) -> None:
             [str(p.folder / "index.json") for p in parts if p.folder.parent.name == bucket], str(root / bucket)
         )
     packages = ("torch", "diffusers", "transformers", "mosaicml-streaming")
-    Manifest(provenance, dict(counts), {name: version(name) for name in packages}).write(root)
+    Manifest(provenance, dict(counts), {name: version_of(name) for name in packages}).write(root)

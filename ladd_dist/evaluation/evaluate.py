@@ -7,7 +7,6 @@ gives the FD that even a perfect student would show at this number of pictures; 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,9 +19,10 @@ from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.evaluation.distances import frechet_distance
+from ladd_dist.evaluation.folder import evaluation_place, new_evaluation
 from ladd_dist.evaluation.gallery import Gallery
 from ladd_dist.evaluation.judges import Judge, load_judge
-from ladd_dist.evaluation.results import RESULTS, Results, SetResult
+from ladd_dist.evaluation.results import PICTURES, RESULTS, Results, SetResult
 from ladd_dist.log import log, progress
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.planning.networks import check_networks
@@ -63,48 +63,50 @@ def entrants(config: Config) -> list[Entrant]:
 
 
 def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weights) -> Results:
-    """Draw every set, judge it, write results and pictures under ``run_dir``.
+    """Draw every set, judge it, and put results and pictures in the place of earlier ones.
 
     Returns:
-        The content of ``evaluation/results.json``.
+        The content of ``results.json``.
 
     Raises:
-        LaddError: if networks, prompts, judge or checkpoint cannot be used.
+        LaddError: if networks, prompts, judge or checkpoint cannot be used, or the place is taken; what was there is
+            left as it was.
     """
     check_networks(config)
     dtype = compute_dtype(config)
-    entries = _entries(config)
+    entries, place = _entries(config), evaluation_place(config)
     teacher_schedule(config)
     judge = load_judge(config.evaluation.judge, world.device)
     opened = open_checkpoint(config, world, checkpoint)
     student = load_student(config, opened, weights, dtype).to(world.device)
     teacher = load_backbone(config.teacher.path, dtype, world.device)
     pipeline = Pipeline(config, world.device)
-    gallery = Gallery(config, entries)
+    networks = {"teacher": teacher, "student": student}
+    with new_evaluation(place, world) as folder:
+        gallery = Gallery(folder / PICTURES, config.evaluation.pictures, entries)
+        competition = entrants(config)
+        bar = progress("evaluate", (len(competition) + 1) * len(entries), unit="img", world=world)
+        draw = _Draw(config, world, pipeline, networks, judge, gallery, bar.update)
+        other_half = draw(competition[0], entries, "evaluation, other half", keep=False)
+        drawn = {entrant.name: draw(entrant, entries, "evaluation", keep=True) for entrant in competition}
+        bar.close()
 
-    competition = entrants(config)
-    bar = progress("evaluate", (len(competition) + 1) * len(entries), unit="img", world=world)
-    draw = _Draw(config, world, pipeline, {"teacher": teacher, "student": student}, judge, gallery, bar.update)
-    other_half = draw(competition[0], entries, "evaluation, other half", keep=False)
-    drawn = {entrant.name: draw(entrant, entries, "evaluation", keep=True) for entrant in competition}
-    bar.close()
-
-    reference = drawn["teacher_guided"].features
-    floor = frechet_distance(other_half.features, reference)
-    results = Results(
-        seed=config.seed,
-        samples=len(entries),
-        judge=judge.name,
-        checkpoint=opened.path.name,
-        weights=weights,
-        split_half_fd=floor,
-        features=(len(reference), reference.shape[1]),
-        sets=_scores(competition, drawn, reference, floor),
-    )
+        reference = drawn["teacher_guided"].features
+        floor = frechet_distance(other_half.features, reference)
+        results = Results(
+            seed=config.seed,
+            samples=len(entries),
+            judge=judge.name,
+            checkpoint=opened.path.name,
+            weights=weights,
+            split_half_fd=floor,
+            features=(len(reference), reference.shape[1]),
+            sets=_scores(competition, drawn, reference, floor),
+        )
+        if world.is_main:
+            (folder / RESULTS).write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            gallery.write_index([entrant.name for entrant in competition])
     if world.is_main:
-        path = Path(config.run_dir) / RESULTS
-        path.write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        gallery.write_index([entrant.name for entrant in competition])
         for line in table(results):
             log(line)
     world.barrier()

@@ -4,23 +4,27 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.drawing.pictures import save_png
-from ladd_dist.evaluation.results import PICTURES, PictureIndex
+from ladd_dist.evaluation.results import INDEX, PictureIndex
 
 
 class Gallery:
-    """Keeps the first pictures of every bucket, the same prompts and noise for all entrants."""
+    """Keeps the first pictures of every bucket, the same prompts and noise for all entrants.
 
-    def __init__(self, config: Config, entries: list[PromptEntry]) -> None:
-        self._root = Path(config.run_dir) / PICTURES
-        self._root.mkdir(parents=True, exist_ok=True)
+    Args:
+        root: an evaluation's folder of pictures.
+        count: pictures per bucket.
+        entries: all that will be drawn.
+    """
+
+    def __init__(self, root: Path, count: int, entries: list[PromptEntry]) -> None:
+        self._root = root
         self._places: dict[int, tuple[str, int]] = {}
         self._prompts: dict[str, list[str]] = {}
         for entry in entries:
             prompts = self._prompts.setdefault(entry.bucket.name, [])
-            if len(prompts) < config.evaluation.pictures and entry.prompt not in prompts:
+            if len(prompts) < count and entry.prompt not in prompts:
                 self._places[entry.id] = (entry.bucket.name, len(prompts))
                 prompts.append(entry.prompt)
 
@@ -34,4 +38,4 @@ class Gallery:
     def write_index(self, names: list[str]) -> None:
         """Write ``index.json``, the entrants in the order given."""
         index = PictureIndex(sets=names, buckets=self._prompts)
-        (self._root / "index.json").write_text(index.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (self._root / INDEX).write_text(index.model_dump_json(indent=2) + "\n", encoding="utf-8")

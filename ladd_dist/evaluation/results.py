@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, computed_field, model_validator
 
-RESULTS = "evaluation/results.json"
-PICTURES = "evaluation/pictures"
+FOLDER = "evaluation"
+"""In a run's folder; what follows lies in it."""
+RESULTS, PICTURES, INDEX = "results.json", "pictures", "index.json"
 
 
 class SetResult(BaseModel):
@@ -31,7 +32,7 @@ class SetResult(BaseModel):
 
 
 class Results(BaseModel):
-    """``evaluation/results.json``; the guided teacher comes first."""
+    """``results.json``; the guided teacher comes first."""
 
     seed: int
     samples: int
@@ -98,7 +99,7 @@ class Results(BaseModel):
 
 
 class PictureIndex(BaseModel):
-    """``evaluation/pictures/index.json``: names of the sets, prompts of each bucket."""
+    """``pictures/index.json``: names of the sets, prompts of each bucket."""
 
     sets: list[str]
     buckets: dict[str, list[str]]

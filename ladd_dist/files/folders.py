@@ -26,7 +26,6 @@ from ladd_dist.log import warn
 MARKER = ".ladd_dist.json"
 _NEW, _OLD = "new", "old"
 _ELSEWHERE = "choose another with --out"
-_MOVE = f"move it away, or {_ELSEWHERE}"
 
 
 class _Marker(BaseModel):
@@ -35,8 +34,11 @@ class _Marker(BaseModel):
     """Relative paths; none while the folder is being written."""
 
 
-def check_replaceable(folder: Path, kind: str, overwrite: bool = True) -> None:
+def check_replaceable(folder: Path, kind: str, overwrite: bool = True, elsewhere: str = _ELSEWHERE) -> None:
     """See that `replacing` may write there; needs the folder's `real_path`. Puts back what a kill has left aside.
+
+    Args:
+        elsewhere: how the caller's user names another place.
 
     Raises:
         LaddError: if something else than an earlier folder of this kind is there, or inside it, or around it; or if
@@ -44,36 +46,37 @@ def check_replaceable(folder: Path, kind: str, overwrite: bool = True) -> None:
     """
     _put_back(folder, kind)
     if around := [parent for parent in folder.parents if _listed(parent, kind)]:
-        raise LaddError(f"{kind} folder {folder} would lie inside {around[0]}, which is replaced whole: {_ELSEWHERE}")
+        raise LaddError(f"{kind} folder {folder} would lie inside {around[0]}, which is replaced whole: {elsewhere}")
     if os.path.lexists(folder):
-        _check_earlier(folder, kind, overwrite)
+        _check_earlier(folder, kind, overwrite, elsewhere)
     nearest = next(parent for parent in folder.parents if os.path.lexists(parent))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise LaddError(f"{kind} folder {folder} cannot be made in {nearest}: {_ELSEWHERE}")
+        raise LaddError(f"{kind} folder {folder} cannot be made in {nearest}: {elsewhere}")
 
 
-def _check_earlier(folder: Path, kind: str, overwrite: bool) -> None:
-    files = _listed(folder, kind)
+def _check_earlier(folder: Path, kind: str, overwrite: bool, elsewhere: str) -> None:
+    files, move = _listed(folder, kind), f"move it away, or {elsewhere}"
     if not files:
-        raise LaddError(f"{folder} exists and holds no {kind} of an earlier call (see {MARKER}): {_MOVE}")
+        raise LaddError(f"{folder} exists and holds no {kind} of an earlier call (see {MARKER}): {move}")
     if not overwrite:
-        raise LaddError(f"{kind} folder {folder} exists: pass --overwrite to replace it, or {_ELSEWHERE}")
+        raise LaddError(f"{kind} folder {folder} exists: pass --overwrite to replace it, or {elsewhere}")
     if strangers := sorted(set(_files(folder)) - set(files)):
-        raise LaddError(f"{kind} folder {folder} holds {strangers[0]}, which was not written with it: {_MOVE}")
+        raise LaddError(f"{kind} folder {folder} holds {strangers[0]}, which was not written with it: {move}")
 
 
 @contextmanager
-def replacing(folder: Path, kind: str, overwrite: bool = True) -> Iterator[Path]:
+def replacing(folder: Path, kind: str, overwrite: bool = True, elsewhere: str = _ELSEWHERE) -> Iterator[Path]:
     """A new folder to write into, which takes its place when the block has ended well; else nothing has changed.
 
     Args:
         folder: its place, a `real_path`.
         kind: what it is: the command's own word for it.
+        elsewhere: how the caller's user names another place.
 
     Raises:
         LaddError: as `check_replaceable`, or if it cannot be written.
     """
-    check_replaceable(folder, kind, overwrite)
+    check_replaceable(folder, kind, overwrite, elsewhere)
     _clear(folder)
     missing = [parent for parent in folder.parents if not parent.exists()]
     temporary = _sibling(folder, _NEW)
@@ -84,14 +87,14 @@ def replacing(folder: Path, kind: str, overwrite: bool = True) -> Iterator[Path]
                 fcntl.flock(marker, fcntl.LOCK_EX)
             yield temporary
             _seal(temporary, kind, marker)
-            check_replaceable(folder, kind, overwrite)  # another call may have been faster
+            check_replaceable(folder, kind, overwrite, elsewhere)  # another call may have been faster
             _put(temporary, folder)
     except BaseException as error:
         _undo(temporary, missing)
         if isinstance(error, OSError | SafetensorError):
             reason = " ".join(str(error).split())
             raise LaddError(
-                f"{kind} folder {folder} could not be written ({reason}): mend that, or {_ELSEWHERE}"
+                f"{kind} folder {folder} could not be written ({reason}): mend that, or {elsewhere}"
             ) from None
         raise
 

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ladd_dist.config.loading import validate
-from ladd_dist.config.section import NonNegativeInt, Section
+from ladd_dist.config.section import Section
+from ladd_dist.config.values import Count, CountOrZero
 from ladd_dist.config.yaml import read_yaml
 
 JobName = Literal["synthesize", "train", "evaluate", "export"]
@@ -28,11 +29,11 @@ VariableValue = Annotated[
 class NodesConfig(Section):
     """How many nodes, and what runs on each of them."""
 
-    nodes: PositiveInt
-    gpus_per_node: NonNegativeInt
-    ranks_per_node: PositiveInt | None = None
+    nodes: Count
+    gpus_per_node: CountOrZero
+    ranks_per_node: Count | None = None
     """null is a rank per GPU, or one without GPUs."""
-    cpus_per_rank: PositiveInt | None = None
+    cpus_per_rank: Count | None = None
     """For the rank itself and its loader processes; null is the scheduler's default."""
     environment: dict[VariableName, VariableValue] = Field(default={})
     jobs: Section = Section()

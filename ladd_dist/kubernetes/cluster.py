@@ -3,11 +3,13 @@
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from ladd_dist.config.section import NonNegativeInt, Section
+from ladd_dist.config.section import Section
+from ladd_dist.config.values import Count, CountOrZero, EachOnce
 from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, VariableName, load_jobs
 from ladd_dist.kubernetes.values import (
+    Amount,
     Bytes,
     Image,
     LabelKey,
@@ -16,6 +18,7 @@ from ladd_dist.kubernetes.values import (
     ObjectName,
     SecretKey,
     ServiceName,
+    UserId,
     size_of,
 )
 
@@ -55,16 +58,16 @@ class TolerationConfig(Section):
 class ProcessLimits(Section):
     """What a job of one process needs in place of the file's own values."""
 
-    gpus_per_node: NonNegativeInt | None = None
-    cpus_per_rank: PositiveInt | None = None
+    gpus_per_node: CountOrZero | None = None
+    cpus_per_rank: Count | None = None
     memory: Bytes | None = None
 
 
 class JobLimits(ProcessLimits):
     """What a job of many ranks needs in place of the file's own values."""
 
-    nodes: PositiveInt | None = None
-    ranks_per_node: PositiveInt | None = None
+    nodes: Count | None = None
+    ranks_per_node: Count | None = None
 
 
 class JobsConfig(Section):
@@ -89,7 +92,7 @@ class Cluster(NodesConfig):
     """Of the run's objects, with the job's behind it; null is the name of run_dir."""
     namespace: ServiceName | None = None
     """null is that of the caller's context."""
-    cpus_per_rank: PositiveInt
+    cpus_per_rank: Count
     """For the rank itself and its loader processes."""
     memory: Bytes
     """Of a pod, in which ``shared_memory`` counts."""
@@ -98,27 +101,27 @@ class Cluster(NodesConfig):
     scratch: Bytes = "10Gi"
     """The pod's own temporary files; beside them only volumes can be written to."""
     gpu_resource: LabelKey = "nvidia.com/gpu"
-    resources: dict[LabelKey, PositiveInt] = Field(default={})
+    resources: dict[LabelKey, Amount] = Field(default={})
     """Others of a pod, such as ``rdma/hca_shared_devices_a: 1`` or ``vpc.amazonaws.com/efa: 32``."""
     volumes: Annotated[list[VolumeConfig], Field(min_length=1)]
     secrets: dict[VariableName, SecretConfig] = Field(default={})
     """By environment variable, such as WANDB_API_KEY or AWS_SECRET_ACCESS_KEY."""
-    pull_secrets: list[ObjectName] = Field(default=[])
-    user: PositiveInt | None = None
+    pull_secrets: Annotated[list[ObjectName], EachOnce] = Field(default=[])
+    user: UserId | None = None
     """null is the image's, which must not be root, or what the namespace prescribes (OpenShift)."""
-    group: PositiveInt | None = None
+    group: UserId | None = None
     """Given to the volumes; null leaves them as they are."""
     pod_annotations: dict[LabelKey, Line] = Field(default={})
     """Such as ``k8s.v1.cni.cncf.io/networks`` for an RDMA network."""
     node_selector: dict[LabelKey, LabelValue] = Field(default={})
     tolerations: list[TolerationConfig] = Field(default=[])
-    spread: list[LabelKey] = Field(default=["kubernetes.io/hostname"])
+    spread: Annotated[list[LabelKey], EachOnce] = Field(default=["kubernetes.io/hostname"])
     """Node labels over whose values pods are spread evenly where that is possible."""
     queue: ServiceName | None = None
     """Kueue's local queue; null does without Kueue."""
-    grace_seconds: Annotated[int, Field(ge=2 * LEAVING)] = 600
+    grace_seconds: Annotated[Count, Field(ge=2 * LEAVING)] = 600
     """So long a pod that is evicted may take to save and leave: above the time that a checkpoint takes."""
-    restarts: NonNegativeInt = 20
+    restarts: CountOrZero = 20
     """Failures of a pod, or with a JobSet's restarts of all of them, after which the job fails. Not counted are
     disruptions, stops, and ends for another pod's sake after which something new had been saved."""
     jobs: JobsConfig = JobsConfig()

@@ -26,8 +26,12 @@ ObjectName = Annotated[str, Field(pattern=rf"^{_NAME}(\.{_NAME})*$", max_length=
 LabelKey = Annotated[str, Field(pattern=f"^{_KEY}$")]
 LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=LONGEST_NAME)]
 SecretKey = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
-Bytes = Annotated[str, Field(pattern=r"^[1-9]\d*(Ki|Mi|Gi|Ti)$")]
+Bytes = Annotated[str, Field(pattern="^[1-9][0-9]{0,7}(Ki|Mi|Gi|Ti)$")]
 """Such as 64Gi."""
+Amount = Annotated[int, Field(gt=0, lt=2**63)]
+"""Of a resource, which may be counted in bytes."""
+UserId = Annotated[int, Field(gt=0, lt=2**31)]
+"""Of a user or a group."""
 MountPath = Annotated[Line, Field(pattern="^[^:]+$"), AfterValidator(_mount_path)]
 Image = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ladd_dist.config import Config
+from ladd_dist.config import Config, LaddConfig
 from ladd_dist.diffusion.flow import add_noise, x0_from_velocity
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
@@ -133,12 +133,13 @@ def bare_and_whole(config: Config, world: World) -> tuple[Iteration, Iteration]:
     """The bare mathematics on what the trainer's iteration saw last, and the trainer's next one.
 
     Raises:
-        LaddError: if the configuration is not one process with the shared fake pass and the hinge loss alone.
+        LaddError: if the configuration is not LADD in one process with the shared fake pass and the hinge loss alone.
     """
-    if config.engine != "local" or settings(config).fake_pass != "shared":
+    method = _ladd(config, "the bare step")
+    if config.engine != "local" or method.fake_pass != "shared":
         raise LaddError("the bare step is one process with the shared fake pass: set engine=local")
     for key, value in {"loss": "hinge", "distillation_weight": 0, "mismatched_weight": 0}.items():
-        if getattr(settings(config), key) != value:
+        if getattr(method, key) != value:
             raise LaddError(f"the bare step has no other loss: set method.{key}={value}")
     trainer, bare = Trainer(config, world), BareStep(config, world.device)
     witness = _Witness(trainer.method)
@@ -154,7 +155,12 @@ def bare_and_whole(config: Config, world: World) -> tuple[Iteration, Iteration]:
 
 
 def order(config: Config, world: World, rounds: int) -> Ratio:
-    """The step with the shared fake pass, and in the two-pass order."""
+    """LADD's step with the shared fake pass, and in the two-pass order.
+
+    Raises:
+        LaddError: if the configuration is of another method, which has no such pass.
+    """
+    _ladd(config, "the fake pass")
     trainer = Trainer(config, world)
     samples = [trainer.samples(0) for _ in range(2)]
 
@@ -171,6 +177,14 @@ def both_orders(config: Config, world: World) -> tuple[Method, Method]:
     methods = [settings(config).model_copy(update={"fake_pass": name}) for name in ("shared", "two_pass")]
     shared, two_pass = (build_method(config.model_copy(update={"method": m}), world, Clock(world)) for m in methods)
     return shared, two_pass
+
+
+def _ladd(config: Config, what: str) -> LaddConfig:
+    if not isinstance(config.method, LaddConfig):
+        raise LaddError(
+            f"{what} is LADD's, but method.name={config.method.name}: of that only --what traffic is measured"
+        )
+    return config.method
 
 
 def take_turns(first: Iteration, second: Iteration, block: int, rounds: int, world: World) -> Ratio:

@@ -131,10 +131,18 @@ def relative_steps(left: list[Values], right: list[Values]) -> list[float]:
     return [_distance(a, b) / scale for a, b in zip(left, right, strict=True)]
 
 
+def check_methods(left: str, right: str) -> None:
+    """Check that two runs, by their ``method.name``, have numbers to compare.
+
+    Raises:
+        LaddError: if they train by different methods.
+    """
+    if left != right:
+        raise LaddError(f"left trains by method.name={left}, right by {right}: their numbers have nothing in common")
+
+
 def _method(left: Checkpoint, right: Checkpoint) -> type[Method]:
-    ours, theirs = left.config.method.name, right.config.method.name
-    if ours != theirs:
-        raise LaddError(f"left trains by method.name={ours}, right by {theirs}: their numbers have nothing in common")
+    check_methods(left.config.method.name, right.config.method.name)
     return method_of(left.config)
 
 

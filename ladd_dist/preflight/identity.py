@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
 from ladd_dist.preflight.findings import Finding, Place, and_more, odd_one
+from ladd_dist.versions import version_of
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _MAY_DIFFER = {"driver", "GPU"}
@@ -79,7 +79,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _versions(world: World) -> dict[str, str]:
-    found = {name: version(name) for name in ("ladd_dist", "torch")}
+    found = {name: version_of(name) for name in ("ladd_dist", "torch")}
     if world.device.type == "cuda":
         found["CUDA"] = str(torch.version.cuda)
         found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))

@@ -16,6 +16,8 @@ from ladd_dist.data.prompts import read_prompts
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.synthesis import plan_parts
 from ladd_dist.engines.build import check_launch
+from ladd_dist.evaluation.folder import evaluation_place
+from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.planning.memory import expected_state, on
 from ladd_dist.planning.networks import check_networks
@@ -49,11 +51,19 @@ class Job:
 def _check_training(config: Config, world: World) -> None:
     check_launch(config, world)
     config.accumulation(world.size)
+    if world.is_main:
+        check_key(config)
     check_networks(config)
 
 
+def _check_evaluation(config: Config, world: World) -> None:
+    check_networks(config)
+    evaluation_place(config)
+
+
 def _training_inputs(config: Config) -> Mapping[str, Digest]:
-    return {"dataset": partial(_manifest, Path(config.data.path)), **_networks(config)}
+    previews = _prompts(config, config.evaluation.prompts) if config.train.preview_every else {}
+    return {"dataset": partial(_manifest, Path(config.data.path)), **previews, **_networks(config)}
 
 
 def _networks(config: Config) -> dict[str, Digest]:
@@ -87,8 +97,8 @@ def _latents(config: Config) -> Room:
     return Room(sum(2 * prod(space.shape(part.entries[0].bucket)) * len(part.entries) for part in missing))
 
 
-def _prompts(file: str, config: Config) -> Mapping[str, Digest]:
-    return {"prompts": partial(_read, file, config.synthesis.buckets), **_networks(config)}
+def _prompts(config: Config, file: str) -> Mapping[str, Digest]:
+    return {"prompts": partial(_read, file, config.synthesis.buckets)}
 
 
 def _read(file: str, buckets: list[str]) -> str:
@@ -109,14 +119,14 @@ JOBS: dict[str, Job] = {
         "data.path",
         lambda config: Path(config.data.path),
         lambda config, world: check_networks(config),
-        lambda config: _prompts(config.synthesis.prompts, config),
+        lambda config: {**_prompts(config, config.synthesis.prompts), **_networks(config)},
         _latents,
     ),
     "evaluate": Job(
         "run_dir",
         lambda config: Path(config.run_dir),
-        lambda config, world: check_networks(config),
-        lambda config: _prompts(config.evaluation.prompts, config),
+        _check_evaluation,
+        lambda config: {**_prompts(config, config.evaluation.prompts), **_networks(config)},
     ),
 }
 """By the name of their launcher."""

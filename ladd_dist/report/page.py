@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ladd_dist.config import Config, load
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.results import PICTURES, RESULTS, PictureIndex, Results
+from ladd_dist.evaluation.results import FOLDER, INDEX, PICTURES, RESULTS, PictureIndex, Results
 from ladd_dist.methods.charts import Chart
 from ladd_dist.methods.registry import method_of
 from ladd_dist.report.charts import ORANGE, SLATE, Block, Rows, draw_charts, draw_comparison, fit
@@ -68,17 +68,17 @@ def read_record(folder: Path) -> Record:
     rows = read_metrics(folder)
     if not rows:
         raise LaddError(f"{folder / METRICS} has no rows yet: let launchers/train.py log a step first")
-    results = _read(folder / RESULTS, Results)
+    results = _read(folder / FOLDER / RESULTS, Results)
     if {s.role for s in results.sets} != {"teacher", "student"}:
-        raise LaddError(f"{folder / RESULTS} lacks teacher or student: run launchers/evaluate.py again")
-    return Record(folder, config, rows, results, _blocks(folder / PICTURES, results))
+        raise LaddError(f"{folder / FOLDER / RESULTS} lacks teacher or student: run launchers/evaluate.py again")
+    return Record(folder, config, rows, results, _blocks(folder / FOLDER / PICTURES, results))
 
 
 def _blocks(root: Path, results: Results) -> list[Block]:
-    index = _read(root / "index.json", PictureIndex)
+    index = _read(root / INDEX, PictureIndex)
     names = [s.name for s in results.sets]
     if not any(index.buckets.values()) or not set(names) <= set(index.sets):
-        raise LaddError(f"{root / 'index.json'} does not fit {RESULTS}: run launchers/evaluate.py again")
+        raise LaddError(f"{root / INDEX} does not fit {RESULTS}: run launchers/evaluate.py again")
     return [
         Block(b, prompts, [[_picture(root / s / b, i) for i in range(len(prompts))] for s in names])
         for b, prompts in index.buckets.items()

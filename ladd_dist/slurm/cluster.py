@@ -4,16 +4,17 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from ladd_dist.config.section import NonNegativeInt, Section
-from ladd_dist.config.values import PathName
+from ladd_dist.config.section import Section
+from ladd_dist.config.values import Count, CountOrZero, PathName
 from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, load_jobs
 
 EXAMPLE = "launchers/slurm/cluster.yaml"
 _DAY, _HOUR, _MINUTE = 86_400, 3_600, 60
 NodeList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,\[\]-]+$")]
-TimeLimit = Annotated[str, Field(pattern=r"^(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})$")]
+_N = "[0-9]{1,8}"
+TimeLimit = Annotated[str, Field(pattern=f"^({_N}-{_N}(:{_N}){{0,2}}|{_N}(:{_N}){{0,2}})$")]
 """As sbatch has it: minutes, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM`` or ``D-HH:MM:SS``."""
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")]
 SbatchOption = Annotated[str, Field(pattern=r"^--[a-z][a-z0-9-]*(=[^\x00-\x1f\x7f]+)?$")]
@@ -31,7 +32,7 @@ class ContainerConfig(Section):
 class ProcessLimits(Section):
     """What a job of one process needs in place of the file's own values."""
 
-    gpus_per_node: NonNegativeInt | None = None
+    gpus_per_node: CountOrZero | None = None
     partition: Line | None = None
     time: TimeLimit | None = None
 
@@ -39,8 +40,8 @@ class ProcessLimits(Section):
 class JobLimits(ProcessLimits):
     """What a job of many ranks needs in place of the file's own values."""
 
-    nodes: PositiveInt | None = None
-    ranks_per_node: PositiveInt | None = None
+    nodes: Count | None = None
+    ranks_per_node: Count | None = None
 
 
 class JobsConfig(Section):
@@ -55,14 +56,14 @@ class JobsConfig(Section):
 class Cluster(NodesConfig):
     """Everything that the script has from the cluster file."""
 
-    memory: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None = None
+    memory: Annotated[str, Field(pattern=f"^{_N}[KMGT]?$")] | None = None
     """Per node, such as 900G; 0 is all of it, null the partition's default."""
     partition: Line | None = None
     account: Line | None = None
     qos: Line | None = None
     constraint: Line | None = None
     time: TimeLimit
-    signal_seconds: PositiveInt = 300
+    signal_seconds: Count = 300
     """So long before the time limit all ranks are told to save and leave: above the time that a checkpoint takes.
     Slurm may say so up to a minute earlier."""
     exclude: list[NodeList] = Field(default=[])

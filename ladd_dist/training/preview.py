@@ -17,7 +17,11 @@ _PER_BUCKET = 8
 
 
 class Preview(Hook):
-    """Draws with the averaged weights; encodes its prompts once, so that no text encoder stays in memory."""
+    """Draws with the averaged weights; encodes its prompts once, so that no text encoder stays in memory.
+
+    Raises:
+        LaddError: if the prompts cannot be used, before a text encoder is loaded.
+    """
 
     name = "preview"
 
@@ -25,8 +29,8 @@ class Preview(Hook):
         self.every = config.train.preview_every
         self._world, self._steps = world, config.sampling.steps
         self._folder = Path(config.run_dir) / "previews"
-        self._pipeline = Pipeline(config, world.device)
         entries = read_prompts(config.evaluation.prompts, config.synthesis.buckets)
+        self._pipeline = Pipeline(config, world.device)
         groups = first_of_each_bucket(entries, _PER_BUCKET)
         self._encoded = [self._pipeline.encode_entries(group, "preview") for group in groups]
         self._pipeline.release_text()

@@ -20,6 +20,7 @@ from ladd_dist.engines.ema import Ema
 from ladd_dist.engines.learning_rate import rate_changes
 from ladd_dist.errors import Requeue
 from ladd_dist.files.run_lock import RunLock
+from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.log import log, progress, warn
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.registry import build_method
@@ -56,11 +57,14 @@ class Trainer:
         world.position.enter(0, "start")
         check_launch(config, world)
         config.accumulation(world.size)
+        world.together(lambda: check_key(config) if world.is_main else None)
         self.space = check_networks(config)
         self.teacher_id = fingerprint(config.teacher.path)
         manifest = check_dataset(config, self.space, self.teacher_id, world)
         self.reader = LatentReader(config, manifest, world)
 
+        # Before the networks: its prompts may be unusable, and its text encoders are gone when those are loaded.
+        self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
         log(f"each rank will hold {describe(expected_state(config, world.size))}")
         self.method = build_method(config, world, self.clock)
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
@@ -68,7 +72,6 @@ class Trainer:
         self.done, self.attempt = 0, 0
         self._resume()
         self.writer = CheckpointWriter(config, world, self.lock)
-        self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
 
     def run(self) -> None:
         """Train to ``train.iterations``; log that a run is finished if it is there already.

@@ -8,6 +8,7 @@ from ladd_dist.config import load
 from ladd_dist.config.arguments import as_path, as_text
 from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
 from ladd_dist.jobs.cluster import JOBS
+from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.slurm.cluster import load_clusters
 from ladd_dist.slurm.script import Job, render
 from ladd_dist.slurm.submission import submit, write
@@ -34,6 +35,8 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         print("\n".join(scripts.values()), end="")
         return
+    if "train" in names:
+        check_key(config, clusters["train"].environment)
     write(scripts)
     for script, number in submit(list(scripts)):
         print(f"job {number}: {script}")
