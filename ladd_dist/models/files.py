@@ -15,18 +15,18 @@ def whole(path: Path) -> Path:
     """``path``, if it is a file with its content.
 
     Raises:
-        LaddError: if it is missing, a link to nothing or a Git LFS pointer.
+        LaddError: if it is missing, empty, a link to nothing or a Git LFS pointer.
     """
     try:
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))
     except OSError as error:
         reason = "links to a file that is not there" if path.is_symlink() and not path.exists() else error.strerror
-        raise LaddError(f"{path} cannot be read ({reason}): download the teacher again") from None
+        raise LaddError(f"{path} cannot be read ({reason}): download it again") from None
+    if not start:
+        raise LaddError(f"{path} is empty: download it again")
     if start == _LFS_POINTER:
-        raise LaddError(
-            f"{path} is a Git LFS pointer, not the file: run git lfs pull there, or download the teacher again"
-        )
+        raise LaddError(f"{path} is a Git LFS pointer, not the file: run git lfs pull there, or download it again")
     return path
 
 
@@ -39,9 +39,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(whole(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise LaddError(f"{path} is not JSON ({error}): download the teacher again") from None
+        raise LaddError(f"{path} is not JSON ({error}): download it again") from None
     if not isinstance(tree, dict):
-        raise LaddError(f"{path} holds no JSON object: download the teacher again")
+        raise LaddError(f"{path} holds no JSON object: download it again")
     return tree
 
 
@@ -55,4 +55,4 @@ def check_safetensors(file: Path) -> None:
         with safe_open(whole(file), "pt"):
             pass
     except (OSError, SafetensorError) as error:
-        raise LaddError(f"{file} is not a whole safetensors file ({error}): download the teacher again") from None
+        raise LaddError(f"{file} is not a whole safetensors file ({error}): download it again") from None

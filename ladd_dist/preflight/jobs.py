@@ -16,6 +16,7 @@ from ladd_dist.data.prompts import read_prompts
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.synthesis import plan_parts
 from ladd_dist.engines.build import check_launch
+from ladd_dist.evaluation.judges import check_judge
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.planning.memory import expected_state, on
 from ladd_dist.planning.networks import check_networks
@@ -50,6 +51,11 @@ def _check_training(config: Config, world: World) -> None:
     check_launch(config, world)
     config.accumulation(world.size)
     check_networks(config)
+
+
+def _check_evaluation(config: Config, world: World) -> None:
+    check_networks(config)
+    check_judge(config.evaluation.judge)
 
 
 def _training_inputs(config: Config) -> Mapping[str, Digest]:
@@ -115,7 +121,7 @@ JOBS: dict[str, Job] = {
     "evaluate": Job(
         "run_dir",
         lambda config: Path(config.run_dir),
-        lambda config, world: check_networks(config),
+        _check_evaluation,
         lambda config: _prompts(config.evaluation.prompts, config),
     ),
 }
