@@ -110,6 +110,9 @@ FAULTS = {
     "no number": (
         edited(PROCESSOR, image_mean=[torch.nan] * 3), "but config.json wants finite numbers of (1, 3, 224, 224)",
     ),
+    "not square": (
+        edited(PROCESSOR, do_center_crop=False), f"{PROCESSOR} makes (1, 3, 224, 448) of a picture, but config.json",
+    ),
     "another size": (
         edited(PROCESSOR, crop_size={"height": 112, "width": 112}),
         f"{PROCESSOR} makes (1, 3, 112, 112) of a picture, but config.json wants finite numbers of ",

@@ -354,8 +354,16 @@ def listed_nowhere(folder: Path) -> str:
     return f"{index} is not a safetensors index (no weight_map): download it again"
 
 
-@pytest.mark.parametrize("damage", [lost_shard, lost_text_shard, listed_nowhere])
-def test_a_shard_that_is_not_there_is_named(teacher: Path, damage: Callable[[Path], str]) -> None:
+def not_listed(folder: Path) -> str:
+    index = folder / "text_encoder_2" / f"{TEXT}.safetensors.index.json"
+    listed = json.loads(index.read_text())["weight_map"]
+    shard = listed.pop("text_projection.weight")
+    edit(index, weight_map=listed)
+    return f"{index} does not list text_projection.weight, which {shard} has: download both again"
+
+
+@pytest.mark.parametrize("damage", [lost_shard, lost_text_shard, listed_nowhere, not_listed])
+def test_a_shard_that_folder_or_index_lacks_is_named(teacher: Path, damage: Callable[[Path], str]) -> None:
     sharded(teacher)
     assert damage(teacher) == refusal(configured(teacher))
 

@@ -9,8 +9,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from ladd_dist.errors import LaddError
 from ladd_dist.models.configs import transformers_config
-from ladd_dist.models.files import read_json
-from ladd_dist.models.loading import SavedModel, in_one_line
+from ladd_dist.models.files import in_one_line, read_json
+from ladd_dist.models.loading import SavedModel
 from ladd_dist.models.shards import TRANSFORMERS, weight_files
 from ladd_dist.models.values import COUNT, POSITIVE, Table
 
@@ -110,7 +110,7 @@ def _clip(folder: str) -> tuple[SavedModel, CLIPImageProcessor]:
     read_json(file)
     with in_one_line(f"{file} prepares no pictures"):
         processor = CLIPImageProcessor.from_pretrained(folder)
-        pixels = _pixels(processor, torch.zeros(1, 3, 8, 8))
+        pixels = _pixels(processor, torch.zeros(1, 3, 8, 16))
     wanted = (1, config["num_channels"], config["image_size"], config["image_size"])
     if pixels.shape != wanted or not pixels.isfinite().all():
         found = f"{file} makes {tuple(pixels.shape)} of a picture"

@@ -10,8 +10,8 @@ from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.log import log
 from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.files import in_one_line
 from ladd_dist.models.folder import component
-from ladd_dist.models.loading import in_one_line
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.weights import FolderWeights
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ladd_dist.errors import LaddError
-from ladd_dist.models.files import read_json
-from ladd_dist.models.loading import in_one_line
+from ladd_dist.models.files import in_one_line, read_json
 from ladd_dist.models.values import NAMES, Table, check_values
 
 _UNSET = "_use_default_values"

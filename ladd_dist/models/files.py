@@ -1,6 +1,8 @@
-"""Single files of a download: whether one is there, and whole."""
+"""Single files of a download: whether one is there, and whole, and what a library makes of a bad one."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def check_safetensors(file: Path) -> None:
-    """Hold a file's size against its header.
+def tensor_names(file: Path) -> set[str]:
+    """The names in a safetensors file, whose size is held against its header.
 
     Raises:
         LaddError: if it is not a whole safetensors file.
     """
     try:
-        with safe_open(whole(file), "pt"):
-            pass
+        with safe_open(whole(file), "pt") as header:
+            return set(header.keys())
     except (OSError, SafetensorError) as error:
         raise LaddError(f"{file} is not a whole safetensors file ({error}): download it again") from None
+
+
+@contextmanager
+def in_one_line(problem: str) -> Iterator[None]:
+    """Say in one line what a library makes of a bad file.
+
+    Args:
+        problem: file or folder, and what cannot be done with it.
+
+    Raises:
+        LaddError: for whatever is raised inside.
+    """
+    try:
+        yield
+    except LaddError:
+        raise
+    except Exception as error:  # what a damaged file leads to is anything: tokenizers raise no class of their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise LaddError(f"{problem} ({reason}): download it again") from None

@@ -1,7 +1,6 @@
 """Networks and tokenizers that the libraries saved, checked and loaded by the libraries' own loaders."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,31 +9,12 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
-from ladd_dist.errors import LaddError
+from ladd_dist.models.files import in_one_line
 from ladd_dist.models.folder import component, component_files
 from ladd_dist.models.tensors import StoredTensors
 
 _COUNTED = r"(^|\.)position_ids$"
 """0, 1, 2, ...: older versions of the libraries wrote them beside the weights."""
-
-
-@contextmanager
-def in_one_line(problem: str) -> Iterator[None]:
-    """Say in one line what a library makes of a bad file.
-
-    Args:
-        problem: file or folder, and what cannot be done with it.
-
-    Raises:
-        LaddError: for whatever is raised inside.
-    """
-    try:
-        yield
-    except LaddError:
-        raise
-    except Exception as error:  # what a damaged file leads to is anything: tokenizers raise no class of their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise LaddError(f"{problem} ({reason}): download it again") from None
 
 
 @dataclass(frozen=True)

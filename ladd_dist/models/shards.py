@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from ladd_dist.errors import LaddError
-from ladd_dist.models.files import check_safetensors, read_json
+from ladd_dist.models.files import read_json, tensor_names
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 """What the libraries call their files, without the ending."""
@@ -24,16 +24,13 @@ def weight_files(path: Path, stem: str, way_out: str = "") -> list[Path]:
     Raises:
         LaddError: naming the file that is missing or not whole.
     """
-    single = path / f"{stem}.safetensors"
     if index := index_files(path, stem):
-        files = _shards(index[0])
-    elif os.path.lexists(single):
-        files = [single]
-    else:
+        return _shards(index[0])
+    single = path / f"{stem}.safetensors"
+    if not os.path.lexists(single):
         raise _without_weights(path, stem, way_out)
-    for file in files:
-        check_safetensors(file)
-    return files
+    tensor_names(single)
+    return [single]
 
 
 def index_files(path: Path, stem: str) -> list[Path]:
@@ -47,10 +44,15 @@ def index_files(path: Path, stem: str) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+    """The files of an index, which lists all their tensors: the libraries pass over those that it does not."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise LaddError(f"{index} is not a safetensors index (no weight_map): download it again")
-    return [index.parent / name for name in sorted(set(shards.values()))]
+    files = [index.parent / name for name in sorted(set(listed.values()))]
+    for file in files:
+        if lost := sorted(tensor_names(file) - listed.keys()):
+            raise LaddError(f"{index} does not list {lost[0]}, which {file.name} has: download both again")
+    return files
 
 
 def _without_weights(path: Path, stem: str, way_out: str) -> LaddError:
