@@ -377,7 +377,7 @@ def test_a_teacher_not_wholly_downloaded_is_named(
     path = tmp_path / "teacher" / "transformer" / name
     path.write_bytes(content)
     line = refused("train.py", f"teacher.path={tmp_path / 'teacher'}")
-    assert str(path) in line and "download the teacher again" in line
+    assert str(path) in line and "download it again" in line
 
 
 @pytest.mark.parametrize("key", ["teacher.path", "student.path"])
@@ -554,7 +554,7 @@ def test_an_unknown_judge_is_named(refused: Refused, copied_run: Path) -> None:
         "evaluate.py", "evaluation.judge=inception"
     )
     line = refused("evaluate.py", "evaluation.judge=clip:/nowhere/clip")
-    assert "evaluation.judge=clip:/nowhere/clip cannot be loaded" in line
+    assert "evaluation.judge=clip:/nowhere/clip: there is no such folder" in line
 
 
 def test_a_bucket_to_sample_that_is_not_configured_is_named(refused: Refused, copied_run: Path) -> None:

@@ -30,6 +30,7 @@ from ladd_dist.models.sd3.configs import load_config, text_config, vae_config
 from ladd_dist.models.sd3.fit import check_shapes
 from ladd_dist.models.sd3.text import TextEncoders
 from ladd_dist.models.sd3.transformer import load_transformer, meta_transformer
+from ladd_dist.models.sd3.vae import Vae
 from ladd_dist.models.weights import FolderWeights
 from ladd_dist.planning.networks import check_networks
 from ladd_dist.training.trainer import Trainer
@@ -302,9 +303,10 @@ FILES = {
         ]
     },
     **{
-        file: [pointer, dangling]
+        file: [pointer, dangling, emptied]
         for file in ["tokenizer/vocab.json", "tokenizer_2/merges.txt", "tokenizer_3/tokenizer.json"]
     },
+    "tokenizer_3/spiece.model": [emptied],
 }
 DAMAGES = [pytest.param(file, damage, id=f"{file}-{damage.__name__}") for file in FILES for damage in FILES[file]]
 
@@ -313,7 +315,7 @@ DAMAGES = [pytest.param(file, damage, id=f"{file}-{damage.__name__}") for file i
 def test_a_file_that_is_not_whole_is_named_with_the_remedy(teacher: Path, file: str, damage: Change) -> None:
     damage(teacher / file)
     line = refusal(configured(teacher))
-    assert line.startswith(f"{teacher / file} ") and "download the teacher again" in line
+    assert line.startswith(f"{teacher / file} ") and "download it again" in line
     assert ("git lfs pull" in line) == (damage is pointer)
     assert ("links to a file that is not there" in line) == (damage is dangling)
 
@@ -330,30 +332,38 @@ def test_every_damage_is_said_alike_by_whoever_opens_the_component(teacher: Path
         lambda: Pipeline(configured(teacher), ALONE.device),
     ]
     for open_it in opened:
-        with pytest.raises(LaddError, match=r"not a whole safetensors file .*: download the teacher again"):
+        with pytest.raises(LaddError, match=r"not a whole safetensors file .*: download it again"):
             open_it()
 
 
 def lost_shard(folder: Path) -> str:
     file = sorted((folder / "transformer").glob("*.safetensors"))[1]
     file.unlink()
-    return f"{file} cannot be read (No such file or directory): download the teacher again"
+    return f"{file} cannot be read (No such file or directory): download it again"
 
 
 def lost_text_shard(folder: Path) -> str:
     file = sorted((folder / "text_encoder_2").glob("*.safetensors"))[1]
     dangling(file)
-    return f"{file} cannot be read (links to a file that is not there): download the teacher again"
+    return f"{file} cannot be read (links to a file that is not there): download it again"
 
 
 def listed_nowhere(folder: Path) -> str:
     index = folder / "vae" / f"{NET}.safetensors.index.json"
     edit(index, weight_map=["a"])
-    return f"{index} is not a safetensors index (no weight_map): download the teacher again"
+    return f"{index} is not a safetensors index (no weight_map): download it again"
 
 
-@pytest.mark.parametrize("damage", [lost_shard, lost_text_shard, listed_nowhere])
-def test_a_shard_that_is_not_there_is_named(teacher: Path, damage: Callable[[Path], str]) -> None:
+def not_listed(folder: Path) -> str:
+    index = folder / "text_encoder_2" / f"{TEXT}.safetensors.index.json"
+    listed = json.loads(index.read_text())["weight_map"]
+    shard = listed.pop("text_projection.weight")
+    edit(index, weight_map=listed)
+    return f"{index} does not list text_projection.weight, which {shard} has: download both again"
+
+
+@pytest.mark.parametrize("damage", [lost_shard, lost_text_shard, listed_nowhere, not_listed])
+def test_a_shard_that_folder_or_index_lacks_is_named(teacher: Path, damage: Callable[[Path], str]) -> None:
     sharded(teacher)
     assert damage(teacher) == refusal(configured(teacher))
 
@@ -388,13 +398,13 @@ def test_weights_in_another_format_alone_are_named(teacher: Path) -> None:
 def test_a_t5_of_which_only_the_config_is_left_is_named_with_both_ways_out(teacher: Path) -> None:
     (teacher / "text_encoder_3" / f"{TEXT}.safetensors").unlink()
     line = refusal(configured(teacher))
-    assert "download those of the teacher, or remove text_encoder_3/ to draw without it" in line
+    assert "download those, or remove text_encoder_3/ to draw without it" in line
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
 def test_a_tokenizer_without_its_vocabulary_is_named(teacher: Path, file: str) -> None:
     (teacher / "tokenizer_2" / file).unlink()
-    with pytest.raises(LaddError, match=r"teacher/tokenizer_2 cannot be loaded \(.*\): download the teacher again"):
+    with pytest.raises(LaddError, match=r"teacher/tokenizer_2 cannot be loaded \(.*\): download it again"):
         TextEncoders(teacher, torch.float32, torch.device("cpu"), 7)
 
 
@@ -487,12 +497,18 @@ def other(part: str, **changes: Any) -> Change:
     return lambda folder: edit(folder / part, **changes)
 
 
-def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Change:
+def tensors(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], file: str = f"transformer/{NET}"
+) -> Change:
     def spoil(folder: Path) -> None:
-        file = folder / "transformer/diffusion_pytorch_model.safetensors"
-        save_file(change(load_file(file)), file)
+        path = folder / f"{file}.safetensors"
+        save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
     return spoil
+
+
+def written(part: str, content: str) -> Change:
+    return lambda folder: (folder / part).write_text(content, encoding="utf-8")
 
 
 MISFITS: dict[str, tuple[Change, list[str], str]] = {
@@ -520,6 +536,57 @@ MISFITS: dict[str, tuple[Change, list[str], str]] = {
         other("text_encoder_3/config.json", d_model=32), [],
         "the T5's d_model is 32, but the transformer's joint_attention_dim is 64: ",
     ),
+    "no class": (
+        other("model_index.json", scheduler=5), [],
+        "model_index.json has scheduler=5, which must be a library and a class, or null: download it again",
+    ),
+    "half a class": (
+        other("model_index.json", text_encoder_3=["transformers"]), [], 'has text_encoder_3=["transformers"], which',
+    ),
+    "vae weights": (
+        other("vae/config.json", layers_per_block=2), [],
+        "vae has no tensor encoder.down_blocks.0.resnets.1.norm1.weight: its weights do not belong to its config",
+    ),
+    "clip weights": (
+        other("text_encoder_2/config.json", intermediate_size=64), [],
+        "mlp.fc1.weight has shape [128, 32], but config.json says [64, 32]",
+    ),
+    "t5 weights": (
+        tensors(lambda all: {name: all[name] for name in all if name != "shared.weight"}, f"text_encoder_3/{TEXT}"),
+        [], "text_encoder_3 has no tensor shared.weight: its weights do not belong to its config.json",
+    ),
+    "a config of no network": (
+        transformer(qk_norm="none"), [], "transformer/config.json makes no network (unknown qk_norm: none.",
+    ),
+    "a config of no encoder": (
+        other("text_encoder/config.json", num_attention_heads=3), [],
+        "text_encoder/config.json makes no CLIPTextModelWithProjection (embed_dim must be divisible by num_heads",
+    ),
+    "quantized by config": (
+        other("text_encoder_3/config.json", quantization_config={"quant_method": "bitsandbytes"}), [],
+        "text_encoder_3/config.json has a quantization_config: download the network in full precision",
+    ),
+    "no vocabulary": (
+        written("tokenizer/vocab.json", "{}"), [], "teacher/tokenizer cannot be loaded (Unable to create tensor",
+    ),
+    "half a vocabulary": (
+        other("tokenizer/vocab.json", **{"three</w>": ...}), [],
+        "tokenizer/vocab.json has no three</w>, which merges.txt makes: download both again",
+    ),
+    "no number": (
+        other("tokenizer/vocab.json", **{"!": "x"}), [],
+        'tokenizer/vocab.json has !="x", which must be a whole number of 0 or more',
+    ),
+    "no merges": (
+        written("tokenizer_2/merges.txt", "#version: 0.2\n"), [], "tokenizer_2/merges.txt does not make ",
+    ),
+    "damaged t5 tokenizer": (
+        written("tokenizer_3/tokenizer.json", "{"), [], "teacher/tokenizer_3 cannot be loaded (EOF while parsing",
+    ),
+    "no padding": (
+        other("tokenizer/tokenizer_config.json", pad_token=None), [],
+        "teacher/tokenizer cannot be loaded (Asking to pad but the tokenizer does not have a padding token",
+    ),
     "another encoder": (
         other("text_encoder_3/config.json", model_type="bert"), [], "a model of type bert: only t5 is supported",
     ),
@@ -545,7 +612,7 @@ MISFITS: dict[str, tuple[Change, list[str], str]] = {
     "one tensor more": (tensors(lambda all: all | {"quux": torch.zeros(1)}), [], "has a tensor quux, for which its"),
     "quantized": (
         tensors(lambda all: {name: tensor.to(torch.int8) for name, tensor in all.items()}), [],
-        " is I8: save the teacher in one of F64, F32, F16, BF16",
+        " is I8: save it in one of F64, F32, F16, BF16",
     ),
 }  # fmt: skip
 
@@ -587,10 +654,89 @@ def test_buckets_of_the_data_that_the_student_cannot_draw_are_named(dataset: Pat
 
 
 def test_tokens_that_the_encoder_does_not_know_are_named(teacher: Path) -> None:
-    vocabulary = teacher / "tokenizer_2" / "vocab.json"
-    edit(vocabulary, **{f"word{n}</w>": 586 + n for n in range(3)})
-    with pytest.raises(LaddError, match="of text_encoder_2 makes 589 tokens, but the encoder knows 586"):
-        TextEncoders(teacher, torch.float32, torch.device("cpu"), 7)
+    """However few they are: its rows are numbered."""
+    edit(teacher / "tokenizer_2" / "vocab.json", **{"!": 588})
+    message = (
+        "of text_encoder_2 makes tokens up to 588, but the encoder knows 586, from 0 on: they are not of one model"
+    )
+    assert message in refusal(configured(teacher))
+
+
+COUNTED = "a whole number of 1 or more"
+VALUES = [
+    *(("transformer/config.json", "num_layers", value, COUNTED) for value in (None, "24", True, 2.0, -1, 0)),
+    ("transformer/config.json", "patch_size", 0, COUNTED),
+    ("transformer/config.json", "out_channels", "4", f"{COUNTED}, or null"),
+    ("transformer/config.json", "dual_attention_layers", None, "a list, which may be empty, of whole numbers of 0"),
+    ("transformer/config.json", "_use_default_values", None, "a list of names"),
+    *(("vae/config.json", "scaling_factor", value, "a finite number above 0") for value in (None, 0, "1", torch.nan)),
+    ("vae/config.json", "shift_factor", torch.inf, "a finite number, or null"),
+    ("vae/config.json", "block_out_channels", [], "a list of whole numbers of 1 or more"),
+    ("vae/config.json", "block_out_channels", [16, None], "a list of whole numbers of 1 or more"),
+    ("text_encoder/config.json", "num_hidden_layers", 0, COUNTED),
+    ("text_encoder_2/config.json", "eos_token_id", None, "a whole number of 0 or more"),
+    ("text_encoder_3/config.json", "num_heads", None, COUNTED),
+    *(("tokenizer/tokenizer_config.json", "model_max_length", value, "a whole number of 3 or more, or null")
+      for value in (0, -1, 10.0, True, "10")),
+    ("tokenizer_3/tokenizer_config.json", "model_max_length", 0, "a whole number of 3 or more, or null"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "key", "value", "words"), VALUES)
+def test_a_value_that_no_network_can_have_is_named(
+    teacher: Path, file: str, key: str, value: object, words: str
+) -> None:
+    edit(teacher / file, **{key: value})
+    line = refusal(configured(teacher))
+    assert line.startswith(f"{teacher / file} has {key}={json.dumps(value)}, which must be {words}")
+    assert line.endswith(": correct it, or download it again")
+
+
+def test_values_are_checked_by_whoever_opens_the_config(teacher: Path) -> None:
+    edit(teacher / "transformer" / "config.json", patch_size=0)
+    edit(teacher / "vae" / "config.json", scaling_factor=0)
+    edit(teacher / "text_encoder" / "config.json", num_hidden_layers=0)
+    opened: list[Callable[[], object]] = [
+        lambda: LatentSpace.of(teacher),
+        lambda: load_transformer(teacher, torch.float32),
+        lambda: Vae(teacher, torch.device("cpu")),
+        lambda: TextEncoders(teacher, torch.float32, torch.device("cpu"), 7),
+    ]
+    for open_it in opened:
+        with pytest.raises(LaddError, match="config.json has .*, which must be"):
+            open_it()
+
+
+def tied_twice(all: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return all | {"encoder.embed_tokens.weight": all["shared.weight"].clone()}
+
+
+def tied_elsewhere(all: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tied_twice(all).items() if name != "shared.weight"}
+
+
+AS_WRITTEN: dict[str, Change] = {
+    "tied twice": tensors(tied_twice, f"text_encoder_3/{TEXT}"),
+    "tied by the other name": tensors(tied_elsewhere, f"text_encoder_3/{TEXT}"),
+    "with a decoder": tensors(lambda all: all | {"decoder.final": torch.zeros(1)}, f"text_encoder_3/{TEXT}"),
+    "with positions": tensors(
+        lambda all: all | {"text_model.embeddings.position_ids": torch.arange(10)[None]}, f"text_encoder/{TEXT}"
+    ),
+    "padded with a letter": other("tokenizer_2/tokenizer_config.json", pad_token="!"),
+}
+
+
+@pytest.mark.parametrize("change", AS_WRITTEN.values(), ids=AS_WRITTEN)
+def test_what_other_versions_and_models_write_is_accepted(teacher: Path, change: Change) -> None:
+    """First CLIP and T5 say what they said; padding is the second CLIP's."""
+    change(teacher)
+    check_networks(configured(teacher))
+    ours, theirs = (
+        TextEncoders(folder, torch.float32, torch.device("cpu"), 7).encode(["a three"])
+        for folder in (teacher, Path(TEACHER))
+    )
+    assert torch.equal(ours.pooled[:, :32], theirs.pooled[:, :32])
+    assert torch.equal(ours.context[:, 10:], theirs.context[:, 10:])
 
 
 def test_more_t5_tokens_than_the_pipeline_takes_are_refused() -> None:

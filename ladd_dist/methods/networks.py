@@ -10,6 +10,8 @@ from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.log import log
 from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.files import in_one_line
+from ladd_dist.models.folder import component
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.weights import FolderWeights
 
@@ -47,8 +49,13 @@ def meta_student(config: Config) -> Backbone:
 
 
 def meta_backbone(folder: str) -> Backbone:
-    """A folder's network without storage: shapes and parameter counts only."""
-    with torch.device("meta"):
+    """A folder's network without storage: shapes and parameter counts only.
+
+    Raises:
+        LaddError: if its config makes none.
+    """
+    config = component(folder, "transformer") / "config.json"
+    with in_one_line(f"{config} makes no network"), torch.device("meta"):
         return family_of(folder).make(folder)
 
 

@@ -97,7 +97,10 @@ class Family(ABC):
 
     @abstractmethod
     def check(self, folder: str | Path) -> None:
-        """Check by their configs that the folder's networks fit one another."""
+        """Check that the folder's parts fit one another, by configs, tokenizers and headers of weights.
+
+        `planning.networks` holds every family's transformer, a student's too, against its config.
+        """
 
     @abstractmethod
     def check_student(self, folder: str | Path, teacher: str | Path) -> None:

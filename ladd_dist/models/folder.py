@@ -5,17 +5,16 @@ Every loader opens a component through here, so that a download that is not whol
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ladd_dist.errors import LaddError
-from ladd_dist.models.files import check_safetensors, read_json, whole
+from ladd_dist.models import shards
+from ladd_dist.models.files import read_json, whole
 from ladd_dist.models.registry import family_of
 
 INDEX = "model_index.json"
-_DIFFUSERS = "diffusion_pytorch_model.safetensors"
 _TOKENIZER_FILES = (".json", ".txt", ".model")
 _ABSENT = [None, None]
 """As diffusers writes it."""
@@ -25,10 +24,10 @@ def components(folder: str | Path) -> list[str]:
     """The components that the pipeline reads when it draws: named by the index, and there.
 
     Raises:
-        LaddError: if the folder is of no known family.
+        LaddError: if the folder is of no known family, or its index is damaged.
     """
     layout = family_of(folder).layout
-    found = [name for name in layout.configs if os.path.lexists(Path(folder) / name) and _is_named(folder, name)]
+    found = [name for name in layout.configs if _is_named(folder, name) and os.path.lexists(Path(folder) / name)]
     unread = {part for name, parts in layout.optional.items() if name not in found for part in parts}
     return [name for name in found if name not in unread]
 
@@ -90,23 +89,12 @@ def component(folder: str | Path, name: str) -> Path:
 def weight_files(folder: str | Path, name: str) -> list[Path]:
     """The safetensors files that a component is loaded from, each of them whole.
 
-    Of twins in another precision, pickles and other formats beside them none is read.
-
     Raises:
         LaddError: naming the file that is missing or not whole.
     """
     path, layout = component(folder, name), family_of(folder).layout
-    stem = layout.networks[name]
-    single, index = path / f"{stem}.safetensors", path / f"{stem}.safetensors.index.json"
-    if _is_sharded(single, index):
-        files = _shards(index)
-    elif os.path.lexists(single):
-        files = [single]
-    else:
-        raise _without_weights(path, stem, name in layout.optional)
-    for file in files:
-        check_safetensors(file)
-    return files
+    way_out = f", or remove {name}/ to draw without it" if name in layout.optional else ""
+    return shards.weight_files(path, layout.networks[name], way_out)
 
 
 def component_files(folder: str | Path, name: str) -> list[Path]:
@@ -118,8 +106,8 @@ def component_files(folder: str | Path, name: str) -> list[Path]:
     path, layout = component(folder, name), family_of(folder).layout
     if name not in layout.networks:
         return [whole(file) for file in sorted(path.iterdir()) if _is_plain(file)]
-    single, index = (path / f"{layout.networks[name]}.safetensors{end}" for end in ("", ".index.json"))
-    return [path / layout.configs[name], *[index] * _is_sharded(single, index), *weight_files(folder, name)]
+    index = shards.index_files(path, layout.networks[name])
+    return [path / layout.configs[name], *index, *weight_files(folder, name)]
 
 
 def copy_pipeline(folder: Path, to: Path, without: str) -> None:
@@ -141,37 +129,17 @@ def copy_pipeline(folder: Path, to: Path, without: str) -> None:
 
 def _is_named(folder: str | Path, name: str) -> bool:
     """Whether the index, if there is one, has a class for a component: absent ones are null in it."""
-    index = pipeline_index(folder)
-    return not index or index.get(name, _ABSENT) not in (None, _ABSENT)
+    index, file = pipeline_index(folder), Path(folder) / INDEX
+    entry = index.get(name)
+    if entry not in (None, _ABSENT) and not _is_class(entry):
+        found = f"{name}={json.dumps(entry)}"
+        raise LaddError(f"{file} has {found}, which must be a library and a class, or null: download it again")
+    return not index or _is_class(entry)
+
+
+def _is_class(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
 
 
 def _is_plain(file: Path) -> bool:
     return not file.name.startswith(".") and file.suffix in _TOKENIZER_FILES
-
-
-def _is_sharded(single: Path, index: Path) -> bool:
-    """Given both, diffusers takes the shards and transformers the single file."""
-    return os.path.lexists(index) and (single.name == _DIFFUSERS or not os.path.lexists(single))
-
-
-def _shards(index: Path) -> list[Path]:
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise LaddError(f"{index} is not a safetensors index (no weight_map): download the teacher again")
-    return [index.parent / name for name in sorted(set(shards.values()))]
-
-
-def _without_weights(path: Path, stem: str, optional: bool) -> LaddError:
-    """What to do about a component that has its weights as a variant alone, or in another format."""
-    variant = re.compile(rf"({stem})\.\w+(\.safetensors(?:\.index\.json)?)|({stem}\.safetensors\.index)\.\w+(\.json)")
-    for file in sorted(path.iterdir()):
-        if found := variant.fullmatch(file.name):
-            name = "".join(part for part in found.groups() if part)
-            return LaddError(
-                f"{path} has its weights as a variant alone: to use them, mv {file.name} {name} there, "
-                "and alike in each component that has no others"
-            )
-    remedy = "weights must be safetensors, download those of the teacher"
-    if optional:
-        remedy += f", or remove {path.name}/ to draw without it"
-    return LaddError(f"{path} has no {stem}.safetensors: {remedy}")

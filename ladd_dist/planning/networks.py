@@ -51,4 +51,4 @@ def check_weights(config: Config) -> None:
         LaddError: naming the folder and the first tensor that is missing or of another shape.
     """
     for folder in dict.fromkeys((config.teacher.path, config.student.path or config.teacher.path)):
-        FolderWeights(folder).check(meta_backbone(folder))
+        FolderWeights(folder).check(meta_backbone(folder).net)

@@ -17,6 +17,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.drawing.synthesis import plan_parts
 from ladd_dist.engines.build import check_launch
 from ladd_dist.evaluation.folder import evaluation_place
+from ladd_dist.evaluation.judges import check_judge
 from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.planning.memory import expected_state, on
@@ -58,6 +59,7 @@ def _check_training(config: Config, world: World) -> None:
 
 def _check_evaluation(config: Config, world: World) -> None:
     check_networks(config)
+    check_judge(config.evaluation.judge)
     evaluation_place(config)
 
 

@@ -1,25 +1,64 @@
-"""Configs of a diffusers folder's networks with every key: what a file leaves out has its class's default."""
+"""Configs of a diffusers SD3 folder's components, of checked values."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import CLIPTextConfig, T5Config
 
-from ladd_dist.errors import LaddError
+from ladd_dist.models.configs import diffusers_config, transformers_config
 from ladd_dist.models.files import read_json
 from ladd_dist.models.folder import component
 from ladd_dist.models.sd3.layout import T5
+from ladd_dist.models.values import (
+    COUNT,
+    COUNTS,
+    INDICES,
+    NAMES,
+    NUMBER,
+    POSITIVE,
+    Table,
+    check_values,
+    whole_number,
+)
+
+_TRANSFORMER: Table = {
+    **dict.fromkeys(("sample_size", "patch_size", "in_channels", "num_layers", "attention_head_dim"), COUNT),
+    **dict.fromkeys(("num_attention_heads", "joint_attention_dim", "caption_projection_dim"), COUNT),
+    "pooled_projection_dim": COUNT,
+    "out_channels": COUNT.or_null(),
+    "pos_embed_max_size": COUNT.or_null(),
+    "dual_attention_layers": INDICES,
+}
+_VAE: Table = {
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups"), COUNT),
+    **dict.fromkeys(("down_block_types", "up_block_types"), NAMES),
+    "block_out_channels": COUNTS,
+    "scaling_factor": POSITIVE,
+    "shift_factor": NUMBER.or_null(),
+}
+_CLIP: Table = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "projection_dim"), COUNT),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "max_position_embeddings"), COUNT),
+    "eos_token_id": whole_number(0),
+    "layer_norm_eps": POSITIVE,
+}
+_T5: Table = {
+    **dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"), COUNT),
+    **dict.fromkeys(("relative_attention_num_buckets", "relative_attention_max_distance"), COUNT),
+    "layer_norm_epsilon": POSITIVE,
+}
+_TOKENIZER: Table = {"model_max_length": whole_number(3).or_null()}
+"""A beginning, an end, and a token between them."""
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
     """The transformer's config of a diffusers folder, without its weights.
 
     Raises:
-        LaddError: if the folder has none, or one of another class.
+        LaddError: if the folder has none, one of another class, or values that cannot be used.
     """
-    config = _with_defaults(SD3Transformer2DModel, folder, "transformer")
+    config = diffusers_config(SD3Transformer2DModel, component(folder, "transformer"), _TRANSFORMER)
     if config["out_channels"] is None:
         config["out_channels"] = config["in_channels"]
     return config
@@ -29,31 +68,30 @@ def vae_config(folder: str | Path) -> dict[str, Any]:
     """The autoencoder's config.
 
     Raises:
-        LaddError: if the folder has none, or one of another class.
+        LaddError: if the folder has none, one of another class, or values that cannot be used.
     """
-    return _with_defaults(AutoencoderKL, folder, "vae")
+    return diffusers_config(AutoencoderKL, component(folder, "vae"), _VAE)
 
 
 def text_config(folder: str | Path, name: str) -> dict[str, Any]:
     """A text encoder's config.
 
     Raises:
-        LaddError: if the folder has none, or one of another kind.
+        LaddError: if the folder has none, one of another kind, or values that cannot be used.
     """
     path = component(folder, name)
-    kind, types = (T5Config, ["t5"]) if name == T5 else (CLIPTextConfig, ["clip_text_model", "clip"])
-    if (found := read_json(path / "config.json").get("model_type", types[0])) not in types:
-        raise LaddError(f"{path} holds a model of type {found}: only {types[0]} is supported there")
-    return kind.from_pretrained(path).to_dict()
+    if name == T5:
+        return transformers_config(T5Config, path, ["t5"], _T5)
+    return transformers_config(CLIPTextConfig, path, ["clip_text_model", "clip"], _CLIP)
 
 
-def _with_defaults(kind: type, folder: str | Path, name: str) -> dict[str, Any]:
-    """As diffusers reads it: keys of `_use_default_values` were never set, so they have the default too."""
-    path = component(folder, name)
-    config = read_json(path / "config.json")
-    if (found := config.get("_class_name", kind.__name__)) != kind.__name__:
-        raise LaddError(f"{path} holds a {found}: only {kind.__name__} is supported")
-    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    unset = config.pop("_use_default_values", [])
-    return defaults | {key: value for key, value in config.items() if key not in unset}
+def tokenizer_config(folder: str | Path, name: str) -> dict[str, Any]:
+    """A tokenizer's own settings.
+
+    Raises:
+        LaddError: if the folder has none, or values that cannot be used.
+    """
+    file = component(folder, name) / "tokenizer_config.json"
+    config = read_json(file)
+    check_values(file, config, _TOKENIZER)
+    return config

@@ -13,7 +13,7 @@ from ladd_dist.models.family import Drawing, Family, TokenGrid
 from ladd_dist.models.sd3.attention import choose_attention, set_attention
 from ladd_dist.models.sd3.configs import load_config
 from ladd_dist.models.sd3.export import usage, write_scheduler
-from ladd_dist.models.sd3.fit import check_shapes
+from ladd_dist.models.sd3.fit import check_parts, check_shapes
 from ladd_dist.models.sd3.layout import LAYOUT
 from ladd_dist.models.sd3.schedule import TeacherSchedule
 from ladd_dist.models.sd3.text import TextEncoders
@@ -29,8 +29,9 @@ class Sd3(Family):
     layout = LAYOUT
 
     def check(self, folder: str | Path) -> None:
-        """See `check_shapes`."""
+        """See `check_shapes` and `check_parts`."""
         check_shapes(folder)
+        check_parts(folder)
 
     def check_student(self, folder: str | Path, teacher: str | Path) -> None:
         """By the widths of latents and text."""

@@ -1,17 +1,18 @@
-"""Whether the networks of a teacher's folder fit each other, from their configs alone."""
+"""Whether the parts of a teacher's folder fit each other: configs, and then what they describe."""
 
 from pathlib import Path
 from typing import Any
 
 from ladd_dist.errors import LaddError
-from ladd_dist.models.files import read_json
-from ladd_dist.models.folder import component, components
-from ladd_dist.models.sd3.configs import load_config, text_config, vae_config
-from ladd_dist.models.sd3.layout import CLIPS, T5
+from ladd_dist.models.folder import components
+from ladd_dist.models.sd3.configs import load_config, text_config, tokenizer_config, vae_config
+from ladd_dist.models.sd3.layout import CLIPS, T5, TOKENIZERS
+from ladd_dist.models.sd3.networks import saved
+from ladd_dist.models.sd3.tokenizers import tokenizer_of
 
 
 def check_shapes(folder: str | Path) -> None:
-    """Hold a teacher's networks against each other.
+    """Hold a teacher's networks against each other, by their configs alone.
 
     Raises:
         LaddError: naming the first two numbers that must be the same and are not.
@@ -21,6 +22,20 @@ def check_shapes(folder: str | Path) -> None:
     _check_vae(folder, config)
     _check_text(folder, config)
     _check_tokens(folder)
+
+
+def check_parts(folder: str | Path) -> None:
+    """Hold tokenizers against their encoders, and weights against their configs, before any are loaded.
+
+    Raises:
+        LaddError: naming the first file, token or tensor that is damaged, missing or of another model.
+    """
+    there = components(folder)
+    for encoder in TOKENIZERS:
+        if encoder in there:
+            tokenizer_of(folder, encoder)
+            saved(folder, encoder).check()
+    saved(folder, "vae").check()
 
 
 def _check_transformer(folder: str | Path, config: dict[str, Any]) -> None:
@@ -53,11 +68,11 @@ def _check_text(folder: str | Path, config: dict[str, Any]) -> None:
 
 def _check_tokens(folder: str | Path) -> None:
     """The pipeline pads for both CLIPs to the length that the first tokenizer names."""
-    path = component(folder, "tokenizer") / "tokenizer_config.json"
-    length = read_json(path).get("model_max_length")
+    length = tokenizer_config(folder, "tokenizer").get("model_max_length")
     known = min(text_config(folder, name)["max_position_embeddings"] for name in CLIPS)
-    if not isinstance(length, int) or length > known:
-        raise LaddError(f"{path} has model_max_length={length}, but the CLIPs know {known} positions: {_REMEDY}")
+    if length is None or length > known:
+        file = Path(folder) / "tokenizer" / "tokenizer_config.json"
+        raise LaddError(f"{file} has model_max_length={length}, but the CLIPs know {known} positions: {_REMEDY}")
 
 
 def _same(folder: str | Path, left: str, value: int, right: str, other: int) -> None:

@@ -38,7 +38,7 @@ class TeacherSchedule:
         config, index = read_json(self._file), pipeline_index(folder)
         _check_class(self._file, config.get("_class_name"))
         if index:
-            _check_class(Path(folder) / INDEX, (index.get("scheduler") or [None])[-1])
+            _check_class(Path(folder) / INDEX, index["scheduler"][-1])
         try:
             self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
         except (ValueError, TypeError, ArithmeticError) as error:

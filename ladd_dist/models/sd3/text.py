@@ -5,22 +5,14 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from ladd_dist.diffusion.conditioning import Conditioning
-from ladd_dist.errors import LaddError
 from ladd_dist.log import log
 from ladd_dist.models.folder import components
-from ladd_dist.models.loading import load_model, load_tokenizer
-from ladd_dist.models.sd3.configs import text_config
-from ladd_dist.models.sd3.layout import T5
+from ladd_dist.models.sd3.layout import T5, TOKENIZERS
+from ladd_dist.models.sd3.networks import saved
+from ladd_dist.models.sd3.tokenizers import tokenizer_of
 from ladd_dist.models.sd3.transformer import meta_transformer
-
-_KINDS: dict[str, tuple[type, str, type]] = {
-    "text_encoder": (CLIPTextModelWithProjection, "tokenizer", CLIPTokenizer),
-    "text_encoder_2": (CLIPTextModelWithProjection, "tokenizer_2", CLIPTokenizer),
-    "text_encoder_3": (T5EncoderModel, "tokenizer_3", T5TokenizerFast),
-}
 
 
 class TextEncoders:
@@ -34,14 +26,13 @@ class TextEncoders:
 
     def __init__(self, folder: str | Path, dtype: torch.dtype, device: torch.device, max_t5_tokens: int) -> None:
         parts: dict[str, Any] = {}
-        for encoder, (kind, tokenizer, tokenizer_kind) in _KINDS.items():
+        for encoder, tokenizer in TOKENIZERS.items():
             parts |= {encoder: None, tokenizer: None}
             if encoder == T5 and T5 not in components(folder):
                 log(f"teacher {folder} has no T5: zeros in its place, as the SD3 pipeline puts there")
                 continue
-            parts[tokenizer] = load_tokenizer(tokenizer_kind, folder, tokenizer)
-            _check_vocabulary(folder, encoder, len(parts[tokenizer]))
-            parts[encoder] = load_model(kind, folder, encoder, dtype=dtype).to(device).eval()
+            parts[tokenizer] = tokenizer_of(folder, encoder)
+            parts[encoder] = saved(folder, encoder).load(dtype=dtype).to(device).eval()
         # The pipeline reads the transformer's widths, so it gets one without storage.
         self._pipeline = StableDiffusion3Pipeline(
             transformer=meta_transformer(folder), scheduler=None, vae=None, **parts
@@ -60,11 +51,3 @@ class TextEncoders:
             max_sequence_length=self._max_t5_tokens,
         )
         return Conditioning(context, pooled)
-
-
-def _check_vocabulary(folder: str | Path, encoder: str, tokens: int) -> None:
-    if tokens > (known := text_config(folder, encoder)["vocab_size"]):
-        raise LaddError(
-            f"{folder}: the tokenizer of {encoder} makes {tokens} tokens, but the encoder knows {known}: "
-            "they are not of one model"
-        )

@@ -18,8 +18,8 @@ from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.flow import TIMESTEP_SCALE
 from ladd_dist.errors import LaddError
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.loading import load_model
 from ladd_dist.models.sd3.configs import load_config
+from ladd_dist.models.sd3.networks import saved
 
 
 class Sd3Backbone(Backbone):
@@ -131,7 +131,7 @@ def load_transformer(folder: str | Path, dtype: torch.dtype) -> SD3Transformer2D
     """Load the transformer of a diffusers folder on the CPU.
 
     Raises:
-        LaddError: if there is none, or its weights are not safetensors or cannot be read.
+        LaddError: if there is none, or its weights are not safetensors, cannot be read or are not its config's.
     """
-    load_config(folder)
-    return load_model(SD3Transformer2DModel, folder, "transformer", torch_dtype=dtype)
+    net: SD3Transformer2DModel = saved(folder, "transformer").load(torch_dtype=dtype)
+    return net

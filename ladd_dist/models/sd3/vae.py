@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ladd_dist.models.loading import load_model
 from ladd_dist.models.sd3.configs import vae_config
+from ladd_dist.models.sd3.networks import saved
 
 
 class Vae:
@@ -18,7 +18,7 @@ class Vae:
     """
 
     def __init__(self, folder: str | Path, device: torch.device) -> None:
-        self.net: AutoencoderKL = load_model(AutoencoderKL, folder, "vae").to(device).eval()
+        self.net: AutoencoderKL = saved(folder, "vae").load().to(device).eval()
         self.net.requires_grad_(False)
 
     @torch.no_grad()

@@ -1,0 +1,30 @@
+"""A folder's networks as they are saved."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+from ladd_dist.models.folder import component, weight_files
+from ladd_dist.models.loading import SavedModel
+from ladd_dist.models.sd3.configs import load_config, text_config, vae_config
+from ladd_dist.models.sd3.layout import CLIPS, T5
+
+_CONFIGS = {"transformer": load_config, "vae": vae_config}
+_KINDS: dict[str, Any] = {
+    "transformer": SD3Transformer2DModel,
+    "vae": AutoencoderKL,
+    **dict.fromkeys(CLIPS, CLIPTextModelWithProjection),
+    T5: T5EncoderModel,
+}
+
+
+def saved(folder: str | Path, name: str) -> SavedModel:
+    """A component with weights.
+
+    Raises:
+        LaddError: if its config or its weights are missing or damaged.
+    """
+    config = _CONFIGS[name](folder) if name in _CONFIGS else text_config(folder, name)
+    return SavedModel(_KINDS[name], component(folder, name), config, weight_files(folder, name))
