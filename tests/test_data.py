@@ -67,7 +67,8 @@ def test_json_prompts_keep_the_bucket_they_name(tmp_path: Path) -> None:
     [
         ("not json", r"p\.jsonl:2: expected"),
         ("[1, 2]", r"p\.jsonl:2: expected"),
-        ('{"text": "a"}', r"p\.jsonl:2: expected"),
+        ("{}", r"p\.jsonl:2: expected"),
+        ('{"text": "a"}', r"p\.jsonl:2: unknown key 'text': known keys here are prompt, bucket"),
         ('{"prompt": 5}', r"p\.jsonl:2: 'prompt' and 'bucket' must be text"),
         ('{"prompt": "a", "bucket": 32}', r"p\.jsonl:2: 'prompt' and 'bucket' must be text"),
         (
