@@ -23,6 +23,7 @@ from pods import Tree, expand, kustomize, verdict
 from ladd_dist.config import load
 from ladd_dist.config.yaml import write_yaml
 from ladd_dist.errors import LaddError
+from ladd_dist.files.folders import MARKER
 from ladd_dist.jobs.cluster import JOBS
 from ladd_dist.kubernetes.cluster import load_clusters
 from ladd_dist.kubernetes.job import KINDS, Job, Kind
@@ -506,10 +507,30 @@ def test_the_command_writes_a_folder_and_refuses_in_one_line(tmp_path: Path) -> 
             [sys.executable, *script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
         )
 
-    out = tmp_path / "out"
+    out = tmp_path / "an out"
     done = render("--kind", "jobset", "--job", "synthesize", "--out", str(out), "engine=fsdp2")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"kubectl apply -k {out}\n", "")
-    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "jobset.yaml", "kustomization.yaml"]
-    done = render("--out", str(tmp_path / "cluster.yaml/out"), "engine=fsdp2")
-    line = f"error: --out {tmp_path}/cluster.yaml/out cannot be written (Not a directory): choose another folder\n"
-    assert (done.returncode, done.stderr) == (2, line)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"kubectl apply -k '{out}'\n", "")
+    assert content(out) == {"config.yaml", "jobset.yaml", "kustomization.yaml"}
+    (tmp_path / "config.yaml").write_text("mine")
+    done = render("--out", str(tmp_path), "engine=fsdp2")
+    line = f"error: {tmp_path} exists and holds no manifests of an earlier call (see .ladd_dist.json): move it away"
+    assert (done.returncode, done.stderr) == (2, f"{line}, or choose another with --out\n")
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+def content(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {MARKER}
+
+
+def test_a_folder_of_manifests_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    objects = {"job": {"job", "service"}, "jobset": {"jobset"}, "trainjob": {"runtime", "trainjob"}}
+    for kind in KINDS:
+        write_manifests(job_of(tmp_path, kind), out)
+        assert content(out) == {f"{name}.yaml" for name in {"config", "kustomization", *objects[kind]}}
+    (out / "patch.yaml").touch()
+    with pytest.raises(LaddError, match="holds patch.yaml, which was not written with it: move it away"):
+        write_manifests(job_of(tmp_path, "job"), out)
+    assert (out / "trainjob.yaml").exists()
+    with pytest.raises(LaddError, match="choose another with --out"):
+        write_manifests(job_of(tmp_path, "job"), tmp_path / "cluster.yaml/out")

@@ -19,7 +19,7 @@ from ladd_dist.config import load
 from ladd_dist.config.yaml import write_yaml
 from ladd_dist.errors import LaddError
 from ladd_dist.jobs.cluster import JOBS, JobName
-from ladd_dist.slurm import attempts
+from ladd_dist.slurm import attempts, submission
 from ladd_dist.slurm.cluster import load_clusters, seconds
 from ladd_dist.slurm.script import Job, render
 from ladd_dist.slurm.submission import submit
@@ -396,16 +396,21 @@ SBATCH = """\
 #!/bin/sh
 echo "sbatch $*" >> "$CALLS"
 case "$*" in *"$REFUSE"*)
-    echo "sbatch: error: Batch job submission failed: Invalid partition name specified" >&2
+    echo "sbatch: ${WHY:-error: Batch job submission failed: Invalid partition name specified}" >&2
     exit 1;;
 esac
-case "$1" in --parsable) wc -l < "$CALLS";; esac
+case "$1" in --parsable) echo "${SAY:-$(wc -l < "$CALLS")}";; esac
+"""
+SCANCEL = """\
+#!/bin/sh
+echo "scancel $*" >> "$CALLS"
+exit ${LEFT:-0}
 """
 
 
 @pytest.fixture
 def slurm_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, text in {"sbatch": SBATCH, "scancel": '#!/bin/sh\necho "scancel $*" >> "$CALLS"\n'}.items():
+    for name, text in {"sbatch": SBATCH, "scancel": SCANCEL}.items():
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(text)
@@ -443,6 +448,57 @@ def test_a_chain_that_slurm_refuses_in_the_middle_is_taken_back(
     with pytest.raises(LaddError, match="Slurm refuses b.sbatch"):
         submit([Path("a.sbatch"), Path("b.sbatch")])
     assert slurm_calls.read_text().splitlines()[-1] == "scancel 3"
+
+
+ODD = {
+    "no controller": (
+        {"REFUSE": "--test-only", "WHY": "fatal: Could not establish a configuration source"},
+        r"sbatch does not reach Slurm \(Could not establish a configuration source\): submit from a login node",
+    ),
+    "a site's own sbatch": (
+        {"SAY": "Have a nice day"},
+        "submitted, but 'Have a nice day': look for it with squeue",
+    ),
+    "no scancel": ({"REFUSE": "--dependency", "LEFT": "1"}, "mend.*; jobs are left that scancel did not take: 3$"),
+}
+
+
+@pytest.mark.parametrize(("env", "said"), ODD.values(), ids=ODD)
+def test_what_slurm_does_otherwise_is_one_line(
+    slurm_calls: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], said: str
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LaddError, match=said):
+        submit([Path("a.sbatch"), Path("b.sbatch")])
+
+
+def test_a_number_is_found_behind_what_a_sites_own_sbatch_says(
+    slurm_calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAY", "Have a nice day\n17;here")
+    assert submit([Path("a.sbatch")]) == [(Path("a.sbatch"), "17")]
+
+
+def test_a_chain_that_is_interrupted_is_taken_back(slurm_calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = submission._call
+
+    def interrupted(*command: str) -> subprocess.CompletedProcess[str]:
+        if "--dependency=afterok:3" in command:
+            raise KeyboardInterrupt
+        return call(*command)
+
+    monkeypatch.setattr(submission, "_call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit([Path("a.sbatch"), Path("b.sbatch")])
+    assert slurm_calls.read_text().splitlines()[-1] == "scancel 3"
+
+
+def test_an_sbatch_that_may_not_be_started_is_one_line(slurm_calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(slurm_calls.parent / "bin"))
+    (slurm_calls.parent / "bin/sbatch").chmod(0o644)
+    with pytest.raises(LaddError, match=r"sbatch cannot be started \(Permission denied\)"):
+        submit([Path("a.sbatch")])
 
 
 def run_submit(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
