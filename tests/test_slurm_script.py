@@ -342,6 +342,33 @@ def test_an_attempt_whose_script_was_killed_is_recorded_by_the_next(tmp_path: Pa
     assert (tmp_path / "slurm/running/train-43.0").is_dir(), "another job may still be running"
 
 
+def test_what_a_lost_node_has_cut_off_does_not_end_the_job(tmp_path: Path) -> None:
+    attempt(tmp_path, 0, 10, exit_of("n1", 75))
+    record = tmp_path / "slurm" / attempts.RECORD
+    record.write_text(record.read_text() + '{"job": "train", "nu')
+    (tmp_path / "slurm/running/.train-42").mkdir()
+    assert attempt(tmp_path, 1, 20, exit_of("n1", 75)).requeue
+    assert [row["restart"] for row in attempts.attempts(tmp_path)] == [0, 1]
+    assert not list((tmp_path / "slurm/running").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["slurm/attempt.py", "begin"], "SLURM_JOB_ID is not set, so this is no Slurm job: start the script with s"),
+        (["slurm/attempt.py", "end"], "the following arguments are required: --exits, --step-code"),
+        (["kubernetes/pod.py"], "PET_MASTER_ADDR is not set, so this is no pod of "),
+    ],
+)  # fmt: skip
+def test_what_a_scheduler_starts_says_so_when_a_person_does(tmp_path: Path, command: list[str], said: str) -> None:
+    places = ["--run-dir", str(tmp_path), "--data", str(tmp_path), "--job", "train"]
+    words = [sys.executable, f"launchers/{command[0]}", *command[1:], *places]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PET_"))}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1) and f"error: {said}" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
 def test_a_node_that_failed_twice_is_excluded(tmp_path: Path) -> None:
     lost = exit_of("n1", 76, "n2.cluster"), exit_of("n2", None)
     assert attempt(tmp_path, 0, 10, *lost).exclude == ()
