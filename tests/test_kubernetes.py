@@ -260,6 +260,14 @@ def test_a_job_gets_what_its_cluster_file_says(built: dict[Kind, dict[str, Tree]
     assert 0 < int(variables["PET_SHUTDOWN_TIMEOUT"]["value"]) < pod["terminationGracePeriodSeconds"]
 
 
+def test_a_secret_stands_in_place_of_the_pods_own_variable(tmp_path: Path) -> None:
+    objects = build(tmp_path, job_of(tmp_path, secrets={"USER": {"name": "a", "key": "b"}}))
+    (container,) = pod_of(objects)["containers"]
+    assert [v for v in container["env"] if v["name"] == "USER"] == [
+        {"name": "USER", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}
+    ]
+
+
 def test_objects_are_called_after_the_run(tmp_path: Path) -> None:
     assert job_of(tmp_path, name=None).object_name == "demo-train"
 
@@ -377,13 +385,25 @@ REFUSED: dict[str, tuple[Tree, str]] = {
     "a line break to some": ({"environment": {"A": "b\x85c"}}, "environment.A"),
     "a variable of torchrun's": (
         {"environment": {"PET_NNODES": "3"}},
-        "environment: PET_NNODES is one of torchrun's",
+        "environment: PET_NNODES is set by whatever starts the ranks: leave it out",
     ),
+    "a secret place": (
+        {"secrets": {"RANK": {"name": "a", "key": "b"}}},
+        "secrets: RANK is set by whatever starts the ranks",
+    ),
+    "processors that have a key": ({"resources": {"cpu": 3}}, "resources.cpu.[key]: must be a resource such as"),
+    "GPUs that have a key": (
+        {"resources": {"nvidia.com/gpu": 3}},
+        "resources: nvidia.com/gpu is counted by gpus_per_node: leave it out",
+    ),
+    "GPUs of no plugin": ({"gpu_resource": "cpu"}, "gpu_resource: must be a resource such as nvidia.com/gpu"),
+    "a name that is too long": ({"queue": "a" * 64}, "queue: must be a name of at most 63 lower-case letters"),
+    "a label that is too long": ({"node_selector": {"a" * 64: "b"}}, "must be a key such as topology.kuber"),
     "a variable and a secret": (
         {"environment": {"A": "b"}, "secrets": {"A": {"name": "a", "key": "b"}}},
         "environment and secrets both have A: keep one",
     ),
-    "no name of a host": ({"name": "My_Run"}, "name: "),
+    "no name of a host": ({"name": "My_Run"}, "name: must be a name of at most 63 lower-case letters, digits and -"),
     "no name of a claim": ({"volumes": [{"claim": "a b", "path": "/ladd"}]}, "volumes.0.claim"),
     "no volume": ({"volumes": []}, "volumes: "),
     "a path that is none": ({"volumes": [{"claim": "a", "path": "ladd"}]}, "must be an absolute path below /"),
@@ -397,8 +417,11 @@ REFUSED: dict[str, tuple[Tree, str]] = {
         "a volume at /opt would hide a pod's /opt/ladd_dist: choose another path",
     ),
     "an image that is none": ({"image": "a b"}, "image: "),
-    "memory without a unit": ({"memory": "32"}, "memory: "),
-    "memory without an end": ({"memory": "9" * 5000 + "Gi"}, "memory: string should match pattern"),
+    "memory without a unit": (
+        {"memory": "32"},
+        "memory: must be a number with Ki, Mi, Gi or Ti behind it, such as 64Gi",
+    ),
+    "memory without an end": ({"memory": "9" * 5000 + "Gi"}, "memory: must be a number with"),
     "a label to spread over twice": (
         {"spread": ["zone", "zone"]},
         "spread: must have each entry once, but has zone twice",

@@ -114,6 +114,33 @@ def test_a_job_has_its_own_limits_and_export_is_one_process(tmp_path: Path) -> N
     }
 
 
+def test_no_option_of_the_script_is_given_twice(tmp_path: Path) -> None:
+    keys = {
+        "account": "a",
+        "partition": "b",
+        "qos": "c",
+        "constraint": "d",
+        "exclude": ["e"],
+        "memory": 0,
+        "time": 10,
+    }
+    script = render(job_of(tmp_path, overrides=("engine=fsdp2",), gpus_per_node=1, cpus_per_rank=1, **keys), TEMPLATE)
+    options = [option.partition("=")[0] for option in options_of(script)]
+    assert len(options) == 16 == len(set(options))
+    for option in options:
+        with pytest.raises(LaddError, match=f"sbatch: {option} "):
+            load_clusters(write_cluster(tmp_path, sbatch=[f"{option}=1"]))
+    load_clusters(write_cluster(tmp_path, sbatch=["--exclusive", "--reservation=a", "--nodelist=n1", "--time-min=1"]))
+
+
+def test_no_rank_takes_its_place_from_the_shell_that_submits(tmp_path: Path) -> None:
+    script = render(job_of(tmp_path, overrides=("engine=zero3",), environment={"MASTER_PORT": 29_555}), TEMPLATE)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "here"}
+    assert act(tmp_path, script, **alone).returncode == 0
+    variables = dict(word.partition("=")[::2] for word in words_of(tmp_path / "env"))
+    assert not alone.keys() & variables.keys() and variables["MASTER_PORT"] == "29555"
+
+
 @pytest.mark.parametrize(
     ("limit", "expected"),
     [("10", 600), ("1:30", 90), ("2:00:00", 7200), ("1-0", 86_400), ("1-2:03", 93_780), ("1-0:0:1", 86_401)],
@@ -145,7 +172,7 @@ def test_hostile_text_reaches_every_program_as_it_is(
     override = f"tracking.project={json.dumps(project, ensure_ascii=False)}"
     run_dir = "r" + place.replace("\\", "/")
     overrides = (override, f"run_dir={json.dumps(run_dir, ensure_ascii=False)}", "engine=zero3")
-    image = image if container != "apptainer" else "i" + image
+    image = "i" + image
     inside = {"container": {"runtime": container, "image": image, "mounts": [mount]}} if container else {}
     job = job_of(
         out, overrides=overrides, account=account, partition=partition, environment={"HOSTILE": value},
@@ -179,9 +206,28 @@ REFUSED = {
     "a module that is a command": ({"modules": ["cuda; rm -rf /"]}, "modules.0"),
     "an option that is none": ({"sbatch": ["exclusive"]}, "sbatch.0"),
     "a node list that is none": ({"exclude": ["n1 n2"]}, "exclude.0"),
-    "a limit without an end": ({"time": "9" * 5000}, "time: string should match pattern"),
-    "a limit in other digits": ({"time": "\u0661\u0660"}, "time: string should match pattern"),
-    "a limit that is none": ({"time": "a day"}, "time: "),
+    "a limit without an end": ({"time": "9" * 5000}, "time: must be minutes, MM:SS,"),
+    "a limit in other digits": ({"time": "\u0661\u0660"}, "time: must be minutes, MM:SS,"),
+    "a limit that is none": (
+        {"time": "a day"},
+        "time: must be minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS",
+    ),
+    "memory that is none": ({"memory": "lots"}, "memory: must be a number with K, M, G or T behind it, or 0"),
+    "an image that is an option": (
+        {"container": {"runtime": "apptainer", "image": "-x"}},
+        "container.image: must be an image, which begins with no -",
+    ),
+    "a rank's place": ({"environment": {"RANK": "0"}}, "environment: RANK is set by whatever starts the ranks"),
+    "torchrun's": ({"environment": {"PET_NNODES": "1"}}, "environment: PET_NNODES is set by whatever starts"),
+    "an option with a key": ({"sbatch": ["--nodes=3"]}, "sbatch: --nodes is the script's own: set nodes"),
+    "one that sbatch completes": (
+        {"sbatch": ["--ntasks-per=3"]},
+        "sbatch: --ntasks-per is the script's own: set ranks",
+    ),
+    "many jobs in one": (
+        {"sbatch": ["--array=1-3"]},
+        "sbatch: --array does not suit a job that is requeued: drop it",
+    ),
     "a mistyped key": ({"partitoin": "gpu"}, "unknown key 'partitoin': did you mean 'partition'?"),
     "a mistyped key of a job": (
         {"jobs": {"train": {"node": 2}}},
@@ -218,6 +264,7 @@ UNFIT = {
     ),
     "a line break": (("engine=fsdp2", 'tracking.project="a\nb"'), {}, "has a line break"),
     "a backslash": (("engine=fsdp2", "run_dir='a\\b'"), {}, "rename it"),
+    "no environment": (("engine=fsdp2",), {"venv": "none"}, "venv=none has no bin/python: name an environment"),
 }
 
 
