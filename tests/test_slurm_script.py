@@ -139,6 +139,7 @@ def test_no_rank_takes_its_place_from_the_shell_that_submits(tmp_path: Path) -> 
     assert act(tmp_path, script, **alone).returncode == 0
     variables = dict(word.partition("=")[::2] for word in words_of(tmp_path / "env"))
     assert not alone.keys() & variables.keys() and variables["MASTER_PORT"] == "29555"
+    assert variables["PET_SHUTDOWN_TIMEOUT"] == "60", "the preflight, and torchrun, go by it"
 
 
 @pytest.mark.parametrize(
@@ -274,6 +275,13 @@ def test_what_the_run_cannot_use_is_refused_before_it_waits_in_the_queue(
 ) -> None:
     with pytest.raises(LaddError, match=said):
         job_of(tmp_path, overrides=overrides, **keys).check()
+
+
+def test_an_evaluation_takes_no_more_ranks_than_it_has_batches(tmp_path: Path) -> None:
+    overrides = ("evaluation.samples=100", "evaluation.batch=50")  # of three buckets: from 2 batches to 5
+    job_of(tmp_path, "evaluate", overrides, nodes=5).check()
+    with pytest.raises(LaddError, match=r"samples=100 are at most 5 batches of .*batch=50, and 6 ranks would share"):
+        job_of(tmp_path, "evaluate", overrides, nodes=6).check()
 
 
 # What the script decides
