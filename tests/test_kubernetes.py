@@ -416,7 +416,11 @@ REFUSED: dict[str, tuple[Tree, str]] = {
         {"volumes": [{"claim": "a", "path": "/opt"}]},
         "a volume at /opt would hide a pod's /opt/ladd_dist: choose another path",
     ),
-    "an image that is none": ({"image": "a b"}, "image: "),
+    "a volume in what the kernel shows": (
+        {"volumes": [{"claim": "a", "path": "/proc/x"}]},
+        "no volume can be at /proc/x, in a pod's /proc: choose another path",
+    ),
+    "an image that is none": ({"image": "a b"}, "image: must be an image such as REGISTRY/NAME:TAG"),
     "memory without a unit": (
         {"memory": "32"},
         "memory: must be a number with Ki, Mi, Gi or Ti behind it, such as 64Gi",

@@ -240,7 +240,7 @@ REFUSED = {
         {"time": "5", "signal_seconds": 300},
         "time=5 is not longer than signal_seconds=300",
     ),
-    "no time for one job": ({"jobs": {"train": {"time": "1"}}}, "jobs.train: config: time=1 is not longer than"),
+    "no time for one job": ({"jobs": {"train": {"time": "1"}}}, "jobs.train: time=1 is not longer than"),
 }
 
 
@@ -574,6 +574,12 @@ def test_a_chain_that_is_interrupted_is_taken_back(slurm_calls: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         submit([Path("a.sbatch"), Path("b.sbatch")])
     assert slurm_calls.read_text().splitlines()[-1] == "scancel 3"
+
+
+def test_a_script_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LaddError, match=r"run_dir: .*a.sbatch cannot be written \(.*\): choose another run_dir"):
+        submission.write({tmp_path / "file/a.sbatch": ""})
 
 
 def test_an_sbatch_that_may_not_be_started_is_one_line(slurm_calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,9 @@ class Cluster(NodesConfig):
             for place in (self.code, CONFIG_FOLDER, "/dev/shm", "/tmp"):  # noqa: S108
                 if PurePosixPath(place).is_relative_to(path):
                     raise ValueError(f"a volume at {path} would hide a pod's {place}: choose another path")
+            for place in (CONFIG_FOLDER, "/proc", "/sys"):
+                if PurePosixPath(path).is_relative_to(place):
+                    raise ValueError(f"no volume can be at {path}, in a pod's {place}: choose another path")
 
     @property
     def working_folder(self) -> str:

@@ -18,7 +18,7 @@ def write(scripts: Mapping[Path, str]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise LaddError(f"run_dir: {path} cannot be written ({error.strerror})") from None
+            raise LaddError(f"run_dir: {path} cannot be written ({error.strerror}): choose another run_dir") from None
 
 
 def submit(scripts: Sequence[Path]) -> list[tuple[Path, str]]:

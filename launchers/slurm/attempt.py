@@ -46,6 +46,7 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(
-            f"error: run_dir: {error.filename or args.run_dir} cannot be written ({error.strerror})", file=sys.stderr
+            f"error: run_dir: {error.filename or args.run_dir} cannot be written ({error.strerror}): mend that",
+            file=sys.stderr,
         )
     sys.exit(EXIT_BAD_INPUT)
