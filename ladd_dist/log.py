@@ -3,20 +3,22 @@
 import logging
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers.utils import logging as diffusers_logging
 from tqdm import tqdm
 
-from ladd_dist.distributed.world import World
+if TYPE_CHECKING:
+    from ladd_dist.distributed.world import World
 
 _LOGGER = logging.getLogger("ladd_dist")
 _REDRAW_SECONDS = 10.0
 """Bars that go to a file instead of a terminal are written this seldom."""
 
 
-def setup(world: World) -> None:
+def setup(world: "World") -> None:
     """Send lines to stderr, stamped with the time; other ranks stay silent below warnings."""
+    from diffusers.utils import logging as diffusers_logging  # late: it imports torch, and renderers of jobs do not
+
     handler = _BarSafeHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     _LOGGER.handlers = [handler]
@@ -37,7 +39,7 @@ def warn(message: str) -> None:
     _LOGGER.warning("warning: %s", message)
 
 
-def progress(name: str, total: int, unit: str, world: World, done: int = 0) -> "tqdm[Any]":
+def progress(name: str, total: int, unit: str, world: "World", done: int = 0) -> "tqdm[Any]":
     """A bar with rate and ETA. ``done`` of ``total`` were there before."""
     quiet = not sys.stderr.isatty()
     return tqdm(

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +84,7 @@ def test_packages_are_installed_without_questions(tmp_path: Path, what: str) -> 
     assert ("gcc" in install.split()) == (what == "run")
 
 
-def test_packages_names_what_it_takes() -> None:
-    done = subprocess.run([ROOT / "container/packages.sh"], capture_output=True, text=True, timeout=HANG)
-    assert done.returncode == 2 and "build | run" in done.stderr
-    assert shutil.which("bash")
+@pytest.mark.parametrize(("script", "takes"), [("packages.sh", "build | run"), ("install.sh", "FOLDER WHAT...")])
+def test_a_script_names_what_it_takes(script: str, takes: str) -> None:
+    done = subprocess.run([ROOT / "container" / script], capture_output=True, text=True, timeout=HANG)
+    assert done.returncode == 2 and done.stderr.startswith("usage: ") and done.stderr.endswith(f"{takes}\n")

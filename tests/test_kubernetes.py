@@ -23,6 +23,7 @@ from pods import Tree, expand, kustomize, verdict
 from ladd_dist.config import load
 from ladd_dist.config.yaml import write_yaml
 from ladd_dist.errors import LaddError
+from ladd_dist.files.folders import MARKER
 from ladd_dist.jobs.cluster import JOBS
 from ladd_dist.kubernetes.cluster import load_clusters
 from ladd_dist.kubernetes.job import KINDS, Job, Kind
@@ -259,6 +260,14 @@ def test_a_job_gets_what_its_cluster_file_says(built: dict[Kind, dict[str, Tree]
     assert 0 < int(variables["PET_SHUTDOWN_TIMEOUT"]["value"]) < pod["terminationGracePeriodSeconds"]
 
 
+def test_a_secret_stands_in_place_of_the_pods_own_variable(tmp_path: Path) -> None:
+    objects = build(tmp_path, job_of(tmp_path, secrets={"USER": {"name": "a", "key": "b"}}))
+    (container,) = pod_of(objects)["containers"]
+    assert [v for v in container["env"] if v["name"] == "USER"] == [
+        {"name": "USER", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}
+    ]
+
+
 def test_objects_are_called_after_the_run(tmp_path: Path) -> None:
     assert job_of(tmp_path, name=None).object_name == "demo-train"
 
@@ -376,13 +385,25 @@ REFUSED: dict[str, tuple[Tree, str]] = {
     "a line break to some": ({"environment": {"A": "b\x85c"}}, "environment.A"),
     "a variable of torchrun's": (
         {"environment": {"PET_NNODES": "3"}},
-        "environment: PET_NNODES is one of torchrun's",
+        "environment: PET_NNODES is set by whatever starts the ranks: leave it out",
     ),
+    "a secret place": (
+        {"secrets": {"RANK": {"name": "a", "key": "b"}}},
+        "secrets: RANK is set by whatever starts the ranks",
+    ),
+    "processors that have a key": ({"resources": {"cpu": 3}}, "resources.cpu.[key]: must be a resource such as"),
+    "GPUs that have a key": (
+        {"resources": {"nvidia.com/gpu": 3}},
+        "resources: nvidia.com/gpu is counted by gpus_per_node: leave it out",
+    ),
+    "GPUs of no plugin": ({"gpu_resource": "cpu"}, "gpu_resource: must be a resource such as nvidia.com/gpu"),
+    "a name that is too long": ({"queue": "a" * 64}, "queue: must be a name of at most 63 lower-case letters"),
+    "a label that is too long": ({"node_selector": {"a" * 64: "b"}}, "must be a key such as topology.kuber"),
     "a variable and a secret": (
         {"environment": {"A": "b"}, "secrets": {"A": {"name": "a", "key": "b"}}},
         "environment and secrets both have A: keep one",
     ),
-    "no name of a host": ({"name": "My_Run"}, "name: "),
+    "no name of a host": ({"name": "My_Run"}, "name: must be a name of at most 63 lower-case letters, digits and -"),
     "no name of a claim": ({"volumes": [{"claim": "a b", "path": "/ladd"}]}, "volumes.0.claim"),
     "no volume": ({"volumes": []}, "volumes: "),
     "a path that is none": ({"volumes": [{"claim": "a", "path": "ladd"}]}, "must be an absolute path below /"),
@@ -395,9 +416,16 @@ REFUSED: dict[str, tuple[Tree, str]] = {
         {"volumes": [{"claim": "a", "path": "/opt"}]},
         "a volume at /opt would hide a pod's /opt/ladd_dist: choose another path",
     ),
-    "an image that is none": ({"image": "a b"}, "image: "),
-    "memory without a unit": ({"memory": "32"}, "memory: "),
-    "memory without an end": ({"memory": "9" * 5000 + "Gi"}, "memory: string should match pattern"),
+    "a volume in what the kernel shows": (
+        {"volumes": [{"claim": "a", "path": "/proc/x"}]},
+        "no volume can be at /proc/x, in a pod's /proc: choose another path",
+    ),
+    "an image that is none": ({"image": "a b"}, "image: must be an image such as REGISTRY/NAME:TAG"),
+    "memory without a unit": (
+        {"memory": "32"},
+        "memory: must be a number with Ki, Mi, Gi or Ti behind it, such as 64Gi",
+    ),
+    "memory without an end": ({"memory": "9" * 5000 + "Gi"}, "memory: must be a number with"),
     "a label to spread over twice": (
         {"spread": ["zone", "zone"]},
         "spread: must have each entry once, but has zone twice",
@@ -506,10 +534,30 @@ def test_the_command_writes_a_folder_and_refuses_in_one_line(tmp_path: Path) -> 
             [sys.executable, *script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
         )
 
-    out = tmp_path / "out"
+    out = tmp_path / "an out"
     done = render("--kind", "jobset", "--job", "synthesize", "--out", str(out), "engine=fsdp2")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"kubectl apply -k {out}\n", "")
-    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "jobset.yaml", "kustomization.yaml"]
-    done = render("--out", str(tmp_path / "cluster.yaml/out"), "engine=fsdp2")
-    line = f"error: --out {tmp_path}/cluster.yaml/out cannot be written (Not a directory): choose another folder\n"
-    assert (done.returncode, done.stderr) == (2, line)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"kubectl apply -k '{out}'\n", "")
+    assert content(out) == {"config.yaml", "jobset.yaml", "kustomization.yaml"}
+    (tmp_path / "config.yaml").write_text("mine")
+    done = render("--out", str(tmp_path), "engine=fsdp2")
+    line = f"error: {tmp_path} exists and holds no manifests of an earlier call (see .ladd_dist.json): move it away"
+    assert (done.returncode, done.stderr) == (2, f"{line}, or choose another with --out\n")
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+def content(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {MARKER}
+
+
+def test_a_folder_of_manifests_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    objects = {"job": {"job", "service"}, "jobset": {"jobset"}, "trainjob": {"runtime", "trainjob"}}
+    for kind in KINDS:
+        write_manifests(job_of(tmp_path, kind), out)
+        assert content(out) == {f"{name}.yaml" for name in {"config", "kustomization", *objects[kind]}}
+    (out / "patch.yaml").touch()
+    with pytest.raises(LaddError, match="holds patch.yaml, which was not written with it: move it away"):
+        write_manifests(job_of(tmp_path, "job"), out)
+    assert (out / "trainjob.yaml").exists()
+    with pytest.raises(LaddError, match="choose another with --out"):
+        write_manifests(job_of(tmp_path, "job"), tmp_path / "cluster.yaml/out")

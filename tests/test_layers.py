@@ -141,6 +141,11 @@ def test_public_functions_load_triton_no_sooner_than_a_kernel_is_launched():
     assert run(f"{everything}; print('torch' in sys.modules, 'triton' in sys.modules)").split() == ["True", "False"]
 
 
+def test_what_submits_and_renders_jobs_loads_no_torch():
+    rooms = "import sys, ladd_dist.slurm.submission, ladd_dist.slurm.script, ladd_dist.kubernetes.manifests"
+    assert run(f"{rooms}; print('torch' in sys.modules)").strip() == "False"
+
+
 def test_diffusers_and_transformers_import_beside_kernels():
     out = run(
         "import kernels\n"

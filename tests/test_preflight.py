@@ -33,6 +33,7 @@ from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
 from ladd_dist.preflight import board, clocks, collectives, folder, identity, links, memory
 from ladd_dist.preflight.clocks import Visit, apart
 from ladd_dist.preflight.findings import Finding, Place, failures, odd_one, table
+from ladd_dist.preflight.jobs import JOBS, judge_pieces
 from ladd_dist.preflight.links import Link, Pair
 from ladd_dist.preflight.run import preflight
 from ladd_dist.supervision import exits
@@ -142,8 +143,10 @@ def test_ranks_of_one_node_share_its_memory() -> None:
 def test_the_fullest_disk_and_the_slowest_writer_are_named() -> None:
     ranks = [folder.Written("a", 0.1, 100 * GB, 200 * GB, ""), folder.Written("b", 1.0, 10 * GB, 200 * GB, "")]
 
+    limits = {"train.hang_timeout=900": 900.0, "x=1000": 1000.0}
+
     def judged(total: int, at_once: int = 0, ranks: list[folder.Written] = ranks) -> Finding:
-        return folder.judge_written(ranks, THREE[:2], "run_dir=r", folder.Room(total * GB, at_once * GB), 900)
+        return folder.judge_written(ranks, THREE[:2], "run_dir=r", folder.Room(total * GB, at_once * GB), limits)
 
     assert judged(10).status == "ok" and "slowest rank 1 (host n1)" in judged(10).text
     assert judged(11).status == "failed" and "11 needed (seen by rank 1 (host n1)): make room" in judged(11).text
@@ -151,6 +154,27 @@ def test_the_fullest_disk_and_the_slowest_writer_are_named() -> None:
     assert judged(10, 20).status == "warning" and "longer than train.hang_timeout=900" in judged(10, 20).text
     full = [ranks[0], folder.Written("b", 0, 0, 0, "No space left on device")]
     assert "run_dir=r cannot be written to by rank 1 (host n1) (No space left on device): " in judged(0, 0, full).text
+
+
+def test_a_checkpoint_must_be_written_before_ranks_are_killed(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, dataset)
+    monkeypatch.delenv("PET_SHUTDOWN_TIMEOUT", raising=False)
+    assert {f.check: f.status for f in preflight(config, ALONE, "train")}["folder"] == "ok"
+    monkeypatch.setenv("PET_SHUTDOWN_TIMEOUT", "0")
+    said = {f.check: f for f in preflight(config, ALONE, "train")}["folder"]
+    assert said.status == "warning"
+    assert "longer than PET_SHUTDOWN_TIMEOUT=0, which is the cluster file's signal_seconds" in said.text
+
+
+def test_ranks_that_would_find_nothing_to_draw_are_counted(tmp_path: Path, dataset: Path) -> None:
+    pieces = JOBS["synthesize"].pieces
+    assert pieces is not None
+    assert pieces(tiny_config(tmp_path, dataset, f"data.path={tmp_path}")) == len(list(dataset.glob("*/part-*"))) > 1
+    assert pieces(tiny_config(tmp_path, dataset)) == 0
+    assert [judge_pieces(left, 2).status for left in (0, 1, 2, 3)] == ["ok", "warning", "ok", "ok"]
+    assert judge_pieces(1, 8).text.startswith("1 parts left for 8 ranks, 7 of them stay idle: start fewer")
 
 
 def test_the_room_for_a_checkpoint_is_what_one_takes(tmp_path: Path, dataset: Path) -> None:

@@ -19,7 +19,7 @@ from ladd_dist.config import load
 from ladd_dist.config.yaml import write_yaml
 from ladd_dist.errors import LaddError
 from ladd_dist.jobs.cluster import JOBS, JobName
-from ladd_dist.slurm import attempts
+from ladd_dist.slurm import attempts, submission
 from ladd_dist.slurm.cluster import load_clusters, seconds
 from ladd_dist.slurm.script import Job, render
 from ladd_dist.slurm.submission import submit
@@ -114,6 +114,34 @@ def test_a_job_has_its_own_limits_and_export_is_one_process(tmp_path: Path) -> N
     }
 
 
+def test_no_option_of_the_script_is_given_twice(tmp_path: Path) -> None:
+    keys = {
+        "account": "a",
+        "partition": "b",
+        "qos": "c",
+        "constraint": "d",
+        "exclude": ["e"],
+        "memory": 0,
+        "time": 10,
+    }
+    script = render(job_of(tmp_path, overrides=("engine=fsdp2",), gpus_per_node=1, cpus_per_rank=1, **keys), TEMPLATE)
+    options = [option.partition("=")[0] for option in options_of(script)]
+    assert len(options) == 16 == len(set(options))
+    for option in options:
+        with pytest.raises(LaddError, match=f"sbatch: {option} "):
+            load_clusters(write_cluster(tmp_path, sbatch=[f"{option}=1"]))
+    load_clusters(write_cluster(tmp_path, sbatch=["--exclusive", "--reservation=a", "--nodelist=n1", "--time-min=1"]))
+
+
+def test_no_rank_takes_its_place_from_the_shell_that_submits(tmp_path: Path) -> None:
+    script = render(job_of(tmp_path, overrides=("engine=zero3",), environment={"MASTER_PORT": 29_555}), TEMPLATE)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "here"}
+    assert act(tmp_path, script, **alone).returncode == 0
+    variables = dict(word.partition("=")[::2] for word in words_of(tmp_path / "env"))
+    assert not alone.keys() & variables.keys() and variables["MASTER_PORT"] == "29555"
+    assert variables["PET_SHUTDOWN_TIMEOUT"] == "60", "the preflight, and torchrun, go by it"
+
+
 @pytest.mark.parametrize(
     ("limit", "expected"),
     [("10", 600), ("1:30", 90), ("2:00:00", 7200), ("1-0", 86_400), ("1-2:03", 93_780), ("1-0:0:1", 86_401)],
@@ -145,7 +173,7 @@ def test_hostile_text_reaches_every_program_as_it_is(
     override = f"tracking.project={json.dumps(project, ensure_ascii=False)}"
     run_dir = "r" + place.replace("\\", "/")
     overrides = (override, f"run_dir={json.dumps(run_dir, ensure_ascii=False)}", "engine=zero3")
-    image = image if container != "apptainer" else "i" + image
+    image = "i" + image
     inside = {"container": {"runtime": container, "image": image, "mounts": [mount]}} if container else {}
     job = job_of(
         out, overrides=overrides, account=account, partition=partition, environment={"HOSTILE": value},
@@ -179,9 +207,28 @@ REFUSED = {
     "a module that is a command": ({"modules": ["cuda; rm -rf /"]}, "modules.0"),
     "an option that is none": ({"sbatch": ["exclusive"]}, "sbatch.0"),
     "a node list that is none": ({"exclude": ["n1 n2"]}, "exclude.0"),
-    "a limit without an end": ({"time": "9" * 5000}, "time: string should match pattern"),
-    "a limit in other digits": ({"time": "\u0661\u0660"}, "time: string should match pattern"),
-    "a limit that is none": ({"time": "a day"}, "time: "),
+    "a limit without an end": ({"time": "9" * 5000}, "time: must be minutes, MM:SS,"),
+    "a limit in other digits": ({"time": "\u0661\u0660"}, "time: must be minutes, MM:SS,"),
+    "a limit that is none": (
+        {"time": "a day"},
+        "time: must be minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS",
+    ),
+    "memory that is none": ({"memory": "lots"}, "memory: must be a number with K, M, G or T behind it, or 0"),
+    "an image that is an option": (
+        {"container": {"runtime": "apptainer", "image": "-x"}},
+        "container.image: must be an image, which begins with no -",
+    ),
+    "a rank's place": ({"environment": {"RANK": "0"}}, "environment: RANK is set by whatever starts the ranks"),
+    "torchrun's": ({"environment": {"PET_NNODES": "1"}}, "environment: PET_NNODES is set by whatever starts"),
+    "an option with a key": ({"sbatch": ["--nodes=3"]}, "sbatch: --nodes is the script's own: set nodes"),
+    "one that sbatch completes": (
+        {"sbatch": ["--ntasks-per=3"]},
+        "sbatch: --ntasks-per is the script's own: set ranks",
+    ),
+    "many jobs in one": (
+        {"sbatch": ["--array=1-3"]},
+        "sbatch: --array does not suit a job that is requeued: drop it",
+    ),
     "a mistyped key": ({"partitoin": "gpu"}, "unknown key 'partitoin': did you mean 'partition'?"),
     "a mistyped key of a job": (
         {"jobs": {"train": {"node": 2}}},
@@ -193,7 +240,7 @@ REFUSED = {
         {"time": "5", "signal_seconds": 300},
         "time=5 is not longer than signal_seconds=300",
     ),
-    "no time for one job": ({"jobs": {"train": {"time": "1"}}}, "jobs.train: config: time=1 is not longer than"),
+    "no time for one job": ({"jobs": {"train": {"time": "1"}}}, "jobs.train: time=1 is not longer than"),
 }
 
 
@@ -218,6 +265,7 @@ UNFIT = {
     ),
     "a line break": (("engine=fsdp2", 'tracking.project="a\nb"'), {}, "has a line break"),
     "a backslash": (("engine=fsdp2", "run_dir='a\\b'"), {}, "rename it"),
+    "no environment": (("engine=fsdp2",), {"venv": "none"}, "venv=none has no bin/python: name an environment"),
 }
 
 
@@ -227,6 +275,13 @@ def test_what_the_run_cannot_use_is_refused_before_it_waits_in_the_queue(
 ) -> None:
     with pytest.raises(LaddError, match=said):
         job_of(tmp_path, overrides=overrides, **keys).check()
+
+
+def test_an_evaluation_takes_no_more_ranks_than_it_has_batches(tmp_path: Path) -> None:
+    overrides = ("evaluation.samples=100", "evaluation.batch=50")  # of three buckets: from 2 batches to 5
+    job_of(tmp_path, "evaluate", overrides, nodes=5).check()
+    with pytest.raises(LaddError, match=r"samples=100 are at most 5 batches of .*batch=50, and 6 ranks would share"):
+        job_of(tmp_path, "evaluate", overrides, nodes=6).check()
 
 
 # What the script decides
@@ -342,6 +397,33 @@ def test_an_attempt_whose_script_was_killed_is_recorded_by_the_next(tmp_path: Pa
     assert (tmp_path / "slurm/running/train-43.0").is_dir(), "another job may still be running"
 
 
+def test_what_a_lost_node_has_cut_off_does_not_end_the_job(tmp_path: Path) -> None:
+    attempt(tmp_path, 0, 10, exit_of("n1", 75))
+    record = tmp_path / "slurm" / attempts.RECORD
+    record.write_text(record.read_text() + '{"job": "train", "nu')
+    (tmp_path / "slurm/running/.train-42").mkdir()
+    assert attempt(tmp_path, 1, 20, exit_of("n1", 75)).requeue
+    assert [row["restart"] for row in attempts.attempts(tmp_path)] == [0, 1]
+    assert not list((tmp_path / "slurm/running").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["slurm/attempt.py", "begin"], "SLURM_JOB_ID is not set, so this is no Slurm job: start the script with s"),
+        (["slurm/attempt.py", "end"], "the following arguments are required: --exits, --step-code"),
+        (["kubernetes/pod.py"], "PET_MASTER_ADDR is not set, so this is no pod of "),
+    ],
+)  # fmt: skip
+def test_what_a_scheduler_starts_says_so_when_a_person_does(tmp_path: Path, command: list[str], said: str) -> None:
+    places = ["--run-dir", str(tmp_path), "--data", str(tmp_path), "--job", "train"]
+    words = [sys.executable, f"launchers/{command[0]}", *command[1:], *places]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PET_"))}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1) and f"error: {said}" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
 def test_a_node_that_failed_twice_is_excluded(tmp_path: Path) -> None:
     lost = exit_of("n1", 76, "n2.cluster"), exit_of("n2", None)
     assert attempt(tmp_path, 0, 10, *lost).exclude == ()
@@ -396,16 +478,21 @@ SBATCH = """\
 #!/bin/sh
 echo "sbatch $*" >> "$CALLS"
 case "$*" in *"$REFUSE"*)
-    echo "sbatch: error: Batch job submission failed: Invalid partition name specified" >&2
+    echo "sbatch: ${WHY:-error: Batch job submission failed: Invalid partition name specified}" >&2
     exit 1;;
 esac
-case "$1" in --parsable) wc -l < "$CALLS";; esac
+case "$1" in --parsable) echo "${SAY:-$(wc -l < "$CALLS")}";; esac
+"""
+SCANCEL = """\
+#!/bin/sh
+echo "scancel $*" >> "$CALLS"
+exit ${LEFT:-0}
 """
 
 
 @pytest.fixture
 def slurm_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, text in {"sbatch": SBATCH, "scancel": '#!/bin/sh\necho "scancel $*" >> "$CALLS"\n'}.items():
+    for name, text in {"sbatch": SBATCH, "scancel": SCANCEL}.items():
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(text)
@@ -443,6 +530,63 @@ def test_a_chain_that_slurm_refuses_in_the_middle_is_taken_back(
     with pytest.raises(LaddError, match="Slurm refuses b.sbatch"):
         submit([Path("a.sbatch"), Path("b.sbatch")])
     assert slurm_calls.read_text().splitlines()[-1] == "scancel 3"
+
+
+ODD = {
+    "no controller": (
+        {"REFUSE": "--test-only", "WHY": "fatal: Could not establish a configuration source"},
+        r"sbatch does not reach Slurm \(Could not establish a configuration source\): submit from a login node",
+    ),
+    "a site's own sbatch": (
+        {"SAY": "Have a nice day"},
+        "submitted, but 'Have a nice day': look for it with squeue",
+    ),
+    "no scancel": ({"REFUSE": "--dependency", "LEFT": "1"}, "mend.*; jobs are left that scancel did not take: 3$"),
+}
+
+
+@pytest.mark.parametrize(("env", "said"), ODD.values(), ids=ODD)
+def test_what_slurm_does_otherwise_is_one_line(
+    slurm_calls: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], said: str
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LaddError, match=said):
+        submit([Path("a.sbatch"), Path("b.sbatch")])
+
+
+def test_a_number_is_found_behind_what_a_sites_own_sbatch_says(
+    slurm_calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAY", "Have a nice day\n17;here")
+    assert submit([Path("a.sbatch")]) == [(Path("a.sbatch"), "17")]
+
+
+def test_a_chain_that_is_interrupted_is_taken_back(slurm_calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = submission._call
+
+    def interrupted(*command: str) -> subprocess.CompletedProcess[str]:
+        if "--dependency=afterok:3" in command:
+            raise KeyboardInterrupt
+        return call(*command)
+
+    monkeypatch.setattr(submission, "_call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit([Path("a.sbatch"), Path("b.sbatch")])
+    assert slurm_calls.read_text().splitlines()[-1] == "scancel 3"
+
+
+def test_a_script_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LaddError, match=r"run_dir: .*a.sbatch cannot be written \(.*\): choose another run_dir"):
+        submission.write({tmp_path / "file/a.sbatch": ""})
+
+
+def test_an_sbatch_that_may_not_be_started_is_one_line(slurm_calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(slurm_calls.parent / "bin"))
+    (slurm_calls.parent / "bin/sbatch").chmod(0o644)
+    with pytest.raises(LaddError, match=r"sbatch cannot be started \(Permission denied\)"):
+        submit([Path("a.sbatch")])
 
 
 def run_submit(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ it was.
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -79,10 +80,11 @@ class CheckpointWriter:
             LaddError: if the checkpoint before could not be written.
         """
         self.wait()
+        begin = time.monotonic()
         ranges = {key: (shard.offset, shard.local.numel(), tuple(shard.shape)) for key, shard in shards.items()}
         copies = self._copy(shards)
         final = step_folder(self._config.run_dir, state.iteration)
-        self._writing = self._thread.submit(self._write, final, copies, ranges, state)
+        self._writing = self._thread.submit(self._write, final, copies, ranges, state, begin)
         return final
 
     def wait(self) -> None:
@@ -105,7 +107,9 @@ class CheckpointWriter:
             torch.cuda.synchronize()
         return self._copies
 
-    def _write(self, final: Path, copies: dict[str, Tensor], ranges: Mapping[str, tuple], state: RunState) -> None:
+    def _write(
+        self, final: Path, copies: dict[str, Tensor], ranges: Mapping[str, tuple], state: RunState, begin: float
+    ) -> None:
         temporary = self._root / f".{final.name}"
         file = temporary / f"rank-{self._world.rank:05d}.safetensors"
         try:
@@ -119,7 +123,7 @@ class CheckpointWriter:
                 "make room or mend what it says, then start the same command again"
             ) from None
         self._world.position.saved = str(final)
-        log(f"saved {final}")
+        log(f"saved {final} in {time.monotonic() - begin:.1f} s")
 
     def _drop(self, temporary: Path) -> None:
         if self._world.is_main and not self._lock.lost:

@@ -57,7 +57,8 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
         return f"missing key '{key}': add it to the file or pass {key}=VALUE"
     message = first["msg"].removeprefix("Value error, ")
     got = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
-    return f"{key or 'config'}: {message[0].lower()}{message[1:]}{got}"
+    where = f"{key}: " if key else ""  # else it is about keys that it names itself
+    return f"{where}{message[0].lower()}{message[1:]}{got}"
 
 
 def _locate(location: tuple[int | str, ...], kind: type[Section]) -> tuple[list[str], Any]:

@@ -1,6 +1,7 @@
 """What numbers, lists, paths and seeds may be, in configuration files and on the command line alike."""
 
 import os
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -40,6 +41,17 @@ def _each_once(values: list[Any]) -> list[Any]:
 
 EachOnce = AfterValidator(_each_once)
 """For a list whose entries must differ."""
+
+
+def form(pattern: str, what: str) -> AfterValidator:
+    """For text that must match a pattern as a whole; ``what`` goes on where an error says "must be"."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {what}")
+        return text
+
+    return AfterValidator(check)
 
 
 def expand_path(text: str) -> str:

@@ -1,5 +1,6 @@
 """What the cluster files of all schedulers have in common."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
@@ -7,8 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ladd_dist.config.loading import validate
 from ladd_dist.config.section import Section
-from ladd_dist.config.values import Count, CountOrZero
+from ladd_dist.config.values import Count, CountOrZero, form
 from ladd_dist.config.yaml import read_yaml
+from ladd_dist.supervision import exits
 
 JobName = Literal["synthesize", "train", "evaluate", "export"]
 JOBS: tuple[JobName, ...] = get_args(JobName)
@@ -17,13 +19,22 @@ JOBS: tuple[JobName, ...] = get_args(JobName)
 _CONTROLS = r"\x00-\x1f\x7f-\x9f"
 CONTROL = f"[{_CONTROLS}]"
 """Line breaks and other characters that do not come through every script and manifest."""
-Line = Annotated[str, Field(pattern=f"^[^{_CONTROLS}]+$")]
-VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-VariableValue = Annotated[
-    str,
-    BeforeValidator(lambda value: str(value) if type(value) is int else value),
-    Field(pattern=f"^[^{_CONTROLS}]*$"),
-]
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+"""That may look like a number: ``10`` need not be quoted."""
+Line = Annotated[str, form(f"[^{_CONTROLS}]+", "a line of text")]
+VariableName = Annotated[str, form("[A-Za-z_][A-Za-z0-9_]*", "the name of a variable: letters, digits and _")]
+VariableValue = Annotated[Text, form(f"[^{_CONTROLS}]*", "a line of text")]
+_PLACE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", exits.VARIABLE}
+
+
+def check_variables(key: str, names: Iterable[str]) -> None:
+    """Check that no variable tells a rank its place: all of them would be one rank.
+
+    Raises:
+        ValueError: naming the key and the variable.
+    """
+    if reserved := [name for name in names if name in _PLACE or name.startswith("PET_")]:
+        raise ValueError(f"{key}: {reserved[0]} is set by whatever starts the ranks: leave it out")
 
 
 class NodesConfig(Section):
@@ -45,6 +56,11 @@ class NodesConfig(Section):
             raise ValueError(
                 f"ranks_per_node={self.ranks_per_node} is more than gpus_per_node={self.gpus_per_node}: leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_keep_their_places(self) -> "NodesConfig":
+        check_variables("environment", self.environment)
         return self
 
     @property

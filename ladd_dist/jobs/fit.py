@@ -2,6 +2,7 @@
 
 from ladd_dist.config import Config
 from ladd_dist.engines.settings import check_ranks, check_settings
+from ladd_dist.errors import LaddError
 from ladd_dist.jobs.cluster import JobName, NodesConfig
 
 FLAGS: dict[JobName, list[str]] = {"synthesize": [], "train": [], "evaluate": [], "export": ["--overwrite"]}
@@ -15,7 +16,18 @@ def check_fit(name: JobName, config: Config, nodes: NodesConfig) -> None:
         LaddError: naming the setting that does not fit.
     """
     check_settings(config)
+    size = nodes.nodes * nodes.ranks
     if name == "train":
-        size = nodes.nodes * nodes.ranks
         check_ranks(config, size)
         config.accumulation(size)
+    if name == "evaluate" and size > (most := _most_batches(config)):
+        settings = config.evaluation
+        raise LaddError(
+            f"evaluation.samples={settings.samples} are at most {most} batches of evaluation.batch={settings.batch}, "
+            f"and {size} ranks would share them: set fewer for jobs.evaluate in the cluster file, or a smaller batch"
+        )
+
+
+def _most_batches(config: Config) -> int:
+    """Each is of one bucket; how many pictures each bucket has, only the prompts say."""
+    return config.evaluation.samples // config.evaluation.batch + len(config.synthesis.buckets)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from ladd_dist.config.section import Section
 from ladd_dist.config.values import Count, CountOrZero, EachOnce
-from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, VariableName, load_jobs
+from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, VariableName, check_variables, load_jobs
 from ladd_dist.kubernetes.values import (
     Amount,
     Bytes,
@@ -16,6 +16,7 @@ from ladd_dist.kubernetes.values import (
     LabelValue,
     MountPath,
     ObjectName,
+    ResourceName,
     SecretKey,
     ServiceName,
     UserId,
@@ -100,8 +101,8 @@ class Cluster(NodesConfig):
     """Through which loader processes and NCCL hand over data."""
     scratch: Bytes = "10Gi"
     """The pod's own temporary files; beside them only volumes can be written to."""
-    gpu_resource: LabelKey = "nvidia.com/gpu"
-    resources: dict[LabelKey, Amount] = Field(default={})
+    gpu_resource: ResourceName = "nvidia.com/gpu"
+    resources: dict[ResourceName, Amount] = Field(default={})
     """Others of a pod, such as ``rdma/hca_shared_devices_a: 1`` or ``vpc.amazonaws.com/efa: 32``."""
     volumes: Annotated[list[VolumeConfig], Field(min_length=1)]
     secrets: dict[VariableName, SecretConfig] = Field(default={})
@@ -135,10 +136,9 @@ class Cluster(NodesConfig):
             )
         if both := self.secrets.keys() & self.environment.keys():
             raise ValueError(f"environment and secrets both have {min(both)}: keep one")
-        if reserved := [name for name in (*self.secrets, *self.environment) if name.startswith("PET_")]:
-            raise ValueError(
-                f"environment: {reserved[0]} is one of torchrun's, which the manifests set: leave it out"
-            )
+        check_variables("secrets", self.secrets)
+        if self.gpu_resource in self.resources:
+            raise ValueError(f"resources: {self.gpu_resource} is counted by gpus_per_node: leave it out")
         self._check_places()
         return self
 
@@ -150,6 +150,9 @@ class Cluster(NodesConfig):
             for place in (self.code, CONFIG_FOLDER, "/dev/shm", "/tmp"):  # noqa: S108
                 if PurePosixPath(place).is_relative_to(path):
                     raise ValueError(f"a volume at {path} would hide a pod's {place}: choose another path")
+            for place in (CONFIG_FOLDER, "/proc", "/sys"):
+                if PurePosixPath(path).is_relative_to(place):
+                    raise ValueError(f"no volume can be at {path}, in a pod's {place}: choose another path")
 
     @property
     def working_folder(self) -> str:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ladd_dist.config.yaml import write_yaml
-from ladd_dist.errors import LaddError
+from ladd_dist.files.disk import real_path
+from ladd_dist.files.folders import replacing
 from ladd_dist.kubernetes.job import Job, Tree
 from ladd_dist.kubernetes.objects import objects_of
 from ladd_dist.kubernetes.pod import CONFIG_FILE, labels
@@ -14,20 +15,17 @@ KUSTOMIZATION = "kustomization.yaml"
 def write_manifests(job: Job, folder: Path) -> None:
     """Write a job's manifests and, as a file of its own, the resolved configuration that its pods read.
 
-    Files of the same names are replaced.
+    The folder is there whole or not at all, and takes the place of an earlier one that nothing was added to.
 
     Raises:
-        LaddError: if the folder cannot be written.
+        LaddError: if something else is there, or the folder cannot be written.
     """
     trees = {f"{name}.yaml": tree for name, tree in objects_of(job).items()}
     trees[KUSTOMIZATION] = _kustomization(job, sorted(trees))
     trees[CONFIG_FILE] = job.config.model_dump()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with replacing(real_path(folder), "manifests") as new:
         for name, tree in trees.items():
-            write_yaml(folder / name, tree)
-    except OSError as error:
-        raise LaddError(f"--out {folder} cannot be written ({error.strerror}): choose another folder") from None
+            write_yaml(new / name, tree)
 
 
 def _kustomization(job: Job, resources: list[str]) -> Tree:

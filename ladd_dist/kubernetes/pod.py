@@ -101,7 +101,7 @@ def _environment(job: Job) -> list[Tree]:
     values["PET_SHUTDOWN_TIMEOUT"] = str(cluster.grace_seconds - LEAVING)
     secrets = {name: {"secretKeyRef": secret.model_dump()} for name, secret in cluster.secrets.items()}
     return [
-        *({"name": name, "value": literal(value)} for name, value in values.items()),
+        *({"name": name, "value": literal(value)} for name, value in values.items() if name not in secrets),
         *({"name": name, "valueFrom": source} for name, source in secrets.items()),
         *(_rendezvous(job) if job.kind != "trainjob" else []),
     ]

@@ -3,15 +3,18 @@
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ladd_dist.config import Config
 from ladd_dist.preflight.findings import Finding, Place, and_more
 
 BYTES = 8 << 20
 """Enough for a file server to be asked, and done within seconds by hundreds of ranks at once."""
+STOP = "PET_SHUTDOWN_TIMEOUT"
+"""torchrun's variable: so many seconds after a signal it kills ranks that are still there."""
 _PATIENCE, _POLL = 5.0, 0.05
 """NFS hands out what it knows of a file for 3 s (``acregmin``, nfs(5)) before it asks again."""
 
@@ -84,12 +87,25 @@ def look_for(folder: Path, names: dict[int, str]) -> Seen:
         time.sleep(_POLL)
 
 
-def judge_written(ranks: Sequence[Written], places: Sequence[Place], where: str, room: Room, limit: float) -> Finding:
+def time_limits(config: Config, env: Mapping[str, str]) -> dict[str, float]:
+    """Seconds that writing a checkpoint may take, by the name and value of what sets them.
+
+    Launchers on Slurm and Kubernetes say in the environment how long ranks may take to save and leave.
+    """
+    found = {f"train.hang_timeout={config.train.hang_timeout:g}": config.train.hang_timeout}
+    if (stop := env.get(STOP, "")).isdecimal():
+        found[f"{STOP}={stop}, which is the cluster file's signal_seconds, or grace_seconds less 30"] = float(stop)
+    return found
+
+
+def judge_written(
+    ranks: Sequence[Written], places: Sequence[Place], where: str, room: Room, limits: Mapping[str, float]
+) -> Finding:
     """Whether every rank can write, and what is to be written will fit.
 
     Args:
         where: the folder, as its key and value.
-        limit: seconds that writing something may take.
+        limits: seconds that writing a checkpoint may take, by what sets them.
     """
     if bad := [place for place in places if ranks[place.rank].problem]:
         who, reason = and_more(str(bad[0]), len(bad)), ranks[bad[0].rank].problem
@@ -102,8 +118,9 @@ def judge_written(ranks: Sequence[Written], places: Sequence[Place], where: str,
     if ranks[least.rank].total and free < room.total:
         return Finding("folder", "failed", f"{text} (seen by {least}): make room, or choose another folder")
     text = f"{text}; {rate / 1e9:.2g} GB/s, slowest {slowest}"
-    if room.at_once / rate > limit:
-        much = f"a checkpoint takes {room.at_once / rate:.0f} s, longer than train.hang_timeout={limit:g}: raise it"
+    least_name = min(limits, key=lambda name: limits[name])
+    if room.at_once / rate > limits[least_name]:
+        much = f"a checkpoint takes {room.at_once / rate:.0f} s, longer than {least_name}: raise it"
         return Finding("folder", "warning", f"{text}: {much}")
     return Finding("folder", "ok", text)
 

@@ -14,7 +14,7 @@ from ladd_dist.data.handing_over import handed_over
 from ladd_dist.data.mds import MANIFEST, Manifest
 from ladd_dist.data.prompts import read_prompts
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.synthesis import plan_parts
+from ladd_dist.drawing.synthesis import Part, plan_parts
 from ladd_dist.engines.build import check_launch
 from ladd_dist.evaluation.folder import evaluation_place
 from ladd_dist.evaluation.judges import check_judge
@@ -22,6 +22,7 @@ from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.planning.memory import expected_state, on
 from ladd_dist.planning.networks import check_networks
+from ladd_dist.preflight.findings import Finding
 from ladd_dist.preflight.folder import Room
 from ladd_dist.preflight.memory import Needs
 
@@ -39,6 +40,7 @@ class Job:
         inputs: what all ranks have to read alike, as functions that make a digest of it.
         room: what it will write into the folder at the least.
         needs: what a rank holds in memory.
+        pieces: how many pieces of work are left for ranks to take; None where every rank has a share of all.
     """
 
     key: str
@@ -47,6 +49,7 @@ class Job:
     inputs: Callable[[Config], Mapping[str, Digest]]
     room: Callable[[Config], Room] = lambda config: Room()
     needs: Callable[[Config, World], Needs] = lambda config, world: Needs()
+    pieces: Callable[[Config], int] | None = None
 
 
 def _check_training(config: Config, world: World) -> None:
@@ -92,11 +95,25 @@ def _training_needs(config: Config, world: World) -> Needs:
 
 def _latents(config: Config) -> Room:
     """Of the pictures that are not drawn yet, in bf16, without their text."""
-    settings, space = config.synthesis, check_networks(config)
+    space = check_networks(config)
+    parts = _missing_parts(config)
+    return Room(sum(2 * prod(space.shape(part.entries[0].bucket)) * len(part.entries) for part in parts))
+
+
+def _missing_parts(config: Config) -> list[Part]:
+    settings = config.synthesis
     entries = read_prompts(settings.prompts, settings.buckets, settings.images_per_prompt)
     parts = plan_parts(Path(config.data.path), entries, settings.part_samples)
-    missing = [part for part in parts if not part.folder.exists()]
-    return Room(sum(2 * prod(space.shape(part.entries[0].bucket)) * len(part.entries) for part in missing))
+    return [part for part in parts if not part.folder.exists()]
+
+
+def judge_pieces(left: int, ranks: int) -> Finding:
+    """Whether every rank finds something to do; with nothing left a job only looks at what is there."""
+    text = f"{left} parts left for {ranks} ranks"
+    if left and left < ranks:
+        idle = f"{ranks - left} of them stay idle: start fewer, or set synthesis.part_samples lower for a new dataset"
+        return Finding("work", "warning", f"{text}, {idle}")
+    return Finding("work", "ok", text)
 
 
 def _prompts(config: Config, file: str) -> Mapping[str, Digest]:
@@ -123,6 +140,7 @@ JOBS: dict[str, Job] = {
         lambda config, world: check_networks(config),
         lambda config: {**_prompts(config, config.synthesis.prompts), **_networks(config)},
         _latents,
+        pieces=lambda config: len(_missing_parts(config)),
     ),
     "evaluate": Job(
         "run_dir",

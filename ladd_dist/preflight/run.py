@@ -1,5 +1,6 @@
 """The checks in their order: a stage is only begun if the one before it has found nothing that would end the job."""
 
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from ladd_dist.log import log, warn
 from ladd_dist.preflight import clocks, collectives, folder, identity, links, memory
 from ladd_dist.preflight.board import Board
 from ladd_dist.preflight.findings import Finding, Place, failures, table
-from ladd_dist.preflight.jobs import JOBS, Job
+from ladd_dist.preflight.jobs import JOBS, Job, judge_pieces
 
 T = TypeVar("T")
 
@@ -105,11 +106,12 @@ class _Preflight:
         found = identity.judge([own.identity for own in ranks], places)
         if failures(found):
             return found
-        room, limit = self._job.room(self._config), self._config.train.hang_timeout
+        room, limits = self._job.room(self._config), folder.time_limits(self._config, os.environ)
         return [
             *found,
+            *([judge_pieces(pieces(self._config), len(ranks))] if (pieces := self._job.pieces) else []),
             *memory.judge([own.memory for own in ranks], places, self._config.data.workers),
-            folder.judge_written([own.written for own in ranks], places, self._where, room, limit),
+            folder.judge_written([own.written for own in ranks], places, self._where, room, limits),
         ]
 
     def _look(self, place: Path, names: dict[int, str]) -> folder.Seen:

@@ -9,11 +9,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ladd_dist.errors import EXIT_PEER_LOST, EXIT_REQUEUE
+from ladd_dist.errors import EXIT_PEER_LOST, EXIT_REQUEUE, LaddError
+from ladd_dist.files.disk import sync
 from ladd_dist.jobs.saved import saved
 from ladd_dist.supervision.exits import Exit, exit_code, read, reason
 
@@ -64,16 +66,23 @@ def begin(run_dir: Path, data: Path, job: str, env: Mapping[str, str]) -> Path:
 
     Returns:
         The folder in which the ranks are to say how they end.
+
+    Raises:
+        LaddError: outside of a Slurm job.
     """
+    if missing := [name for name in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST") if name not in env]:
+        raise LaddError(f"{missing[0]} is not set, so this is no Slurm job: start the script with sbatch")
     number, restart = env["SLURM_JOB_ID"], int(env.get("SLURM_RESTART_COUNT", "0"))
     running = folder_of(run_dir) / _RUNNING
     for left in sorted(running.glob(f"{job}-{number}.*")):
         _close(run_dir, data, left, None)
-    folder = running / f"{job}-{number}.{restart}"
-    folder.mkdir(parents=True)
+    folder, new = running / f"{job}-{number}.{restart}", running / f".{job}-{number}"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     attempt = Attempt(job, number, restart, env["SLURM_JOB_NODELIST"], time.time(), saved(job, run_dir, data))
-    (folder / _START).write_text(json.dumps(asdict(attempt)), encoding="utf-8")
-    return folder
+    (new / _START).write_text(json.dumps(asdict(attempt)), encoding="utf-8")
+    sync(new / _START)  # whole or not there, or a node that loses its power here would end the next attempt, too
+    return new.rename(folder)
 
 
 def end(run_dir: Path, data: Path, folder: Path, step_code: int) -> Verdict:
@@ -92,9 +101,12 @@ def end(run_dir: Path, data: Path, folder: Path, step_code: int) -> Verdict:
 
 
 def attempts(run_dir: Path) -> list[Row]:
-    """All that are recorded."""
-    path = folder_of(run_dir) / RECORD
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    """All that are recorded, but for lines that a full disk or a lost node has cut off."""
+    path, rows = folder_of(run_dir) / RECORD, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def failed_nodes(exits: list[Exit]) -> list[str]:
@@ -121,8 +133,10 @@ def _close(run_dir: Path, data: Path, folder: Path, step_code: int | None) -> Ro
         "reason": "the batch script was killed" if step_code is None else reason(exits),
         "failed_nodes": [] if step_code is None else failed_nodes(exits),
     }
-    with (folder_of(run_dir) / RECORD).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    record = folder_of(run_dir) / RECORD
+    is_cut = record.is_file() and not record.read_bytes().endswith(b"\n")
+    with record.open("a", encoding="utf-8") as file:
+        file.write("\n" * is_cut + json.dumps(row) + "\n")
     shutil.rmtree(folder)
     return row
 

@@ -7,24 +7,52 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ladd_dist.config.section import Section
-from ladd_dist.config.values import Count, CountOrZero, PathName
-from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, load_jobs
+from ladd_dist.config.values import Count, CountOrZero, PathName, form
+from ladd_dist.jobs.cluster import JobName, Line, NodesConfig, Text, load_jobs
 
 EXAMPLE = "launchers/slurm/cluster.yaml"
 _DAY, _HOUR, _MINUTE = 86_400, 3_600, 60
-NodeList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,\[\]-]+$")]
+NodeList = Annotated[str, form(r"[A-Za-z0-9._,\[\]-]+", "nodes as Slurm lists them, such as n1 or n[2-4,7]")]
 _N = "[0-9]{1,8}"
-TimeLimit = Annotated[str, Field(pattern=f"^({_N}-{_N}(:{_N}){{0,2}}|{_N}(:{_N}){{0,2}})$")]
-"""As sbatch has it: minutes, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM`` or ``D-HH:MM:SS``."""
-ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")]
-SbatchOption = Annotated[str, Field(pattern=r"^--[a-z][a-z0-9-]*(=[^\x00-\x1f\x7f]+)?$")]
+TimeLimit = Annotated[
+    Text,
+    form(
+        f"{_N}-{_N}(:{_N}){{0,2}}|{_N}(:{_N}){{0,2}}",
+        "minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, as for sbatch",
+    ),
+]
+ModuleName = Annotated[str, form("[A-Za-z0-9][A-Za-z0-9._/+-]*", "the name of a module, such as cuda/12.8")]
+SbatchOption = Annotated[str, form(r"--[a-z][a-z0-9-]*(=[^\x00-\x1f\x7f]+)?", "--NAME or --NAME=VALUE")]
+_OWN = {
+    "nodes": "nodes",
+    "ntasks": "ranks_per_node",
+    "ntasks-per-node": "ranks_per_node",
+    "gpus": "gpus_per_node",
+    "gpus-per-node": "gpus_per_node",
+    "cpus-per-task": "cpus_per_rank",
+    "mem": "memory",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "exclude": "exclude",
+    "time": "time",
+    "signal": "signal_seconds",
+    "job-name": "run_dir",
+    "output": "run_dir",
+    "open-mode": None,
+    "requeue": None,
+    "no-requeue": None,
+    "array": None,
+}
+"""Options of sbatch that the script has itself or cannot live with, and the key to set in their place."""
 
 
 class ContainerConfig(Section):
     """An image in which everything but Slurm's own commands runs."""
 
     runtime: Literal["pyxis", "apptainer"]
-    image: Line
+    image: Annotated[Line, form("[^-].*", "an image, which begins with no -")]
     mounts: list[Line] = Field(default=[])
     """``FROM:TO``; the working folder, the run's, the data's and the models' must be among them."""
 
@@ -56,7 +84,7 @@ class JobsConfig(Section):
 class Cluster(NodesConfig):
     """Everything that the script has from the cluster file."""
 
-    memory: Annotated[str, Field(pattern=f"^{_N}[KMGT]?$")] | None = None
+    memory: Annotated[Text, form(f"{_N}[KMGT]?", "a number with K, M, G or T behind it, or 0")] | None = None
     """Per node, such as 900G; 0 is all of it, null the partition's default."""
     partition: Line | None = None
     account: Line | None = None
@@ -85,6 +113,14 @@ class Cluster(NodesConfig):
             )
         if self.venv and self.container:
             raise ValueError("venv is not used inside of a container: leave one of them out")
+        for name in (option[2:].partition("=")[0] for option in self.sbatch):
+            if own := [key for option, key in _OWN.items() if option.startswith(name)]:  # sbatch completes names
+                why = (
+                    f"is the script's own: set {own[0]}"
+                    if own[0]
+                    else "does not suit a job that is requeued: drop it"
+                )
+                raise ValueError(f"sbatch: --{name} {why}")
         return self
 
 

@@ -54,6 +54,9 @@ class Job:
         for text in (str(self.folder), str(self.run_dir), str(self.config_file), *self.overrides):
             if re.search(CONTROL, text):
                 raise LaddError(f"{text!a} cannot stand in a batch script: it has a line break or control character")
+        venv = self.cluster.venv
+        if venv and not (self.folder / venv / "bin/python").exists():
+            raise LaddError(f"venv={venv} has no bin/python: name an environment that all nodes see, or leave it out")
         if "\\" in str(self.run_dir):
             raise LaddError(f"run_dir={self.run_dir}: Slurm writes no output to a path with a backslash, rename it")
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from ladd_dist.errors import EXIT_PEER_LOST, EXIT_REQUEUE
+from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE, LaddError
 from ladd_dist.jobs.saved import saved
 from ladd_dist.kubernetes.meeting import meet
 from ladd_dist.supervision import exits
@@ -26,6 +26,7 @@ ranks end with; this ends as they do.
 _TERMINATION_LOG = Path("/dev/termination-log")
 """A file of the kubelet's, whose content `kubectl describe pod` shows."""
 
+_PLACE = ("PET_MASTER_ADDR", "PET_NODE_RANK", "PET_NNODES", "PET_MASTER_PORT")
 _REASONS = {EXIT_REQUEUE: "asked to stop", EXIT_PEER_LOST: "another rank is gone"}
 
 
@@ -69,8 +70,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _meet() -> str:
-    node, nodes, port = (int(os.environ[f"PET_{name}"]) for name in ("NODE_RANK", "NNODES", "MASTER_PORT"))
-    return meet(node, nodes, os.environ["PET_MASTER_ADDR"], port + 1, _say)
+    if missing := [name for name in _PLACE if name not in os.environ]:
+        raise LaddError(
+            f"{missing[0]} is not set, so this is no pod of launchers/kubernetes/render.py: start torchrun instead"
+        )
+    host, *numbers = (os.environ[name] for name in _PLACE)
+    node, nodes, port = map(int, numbers)
+    return meet(node, nodes, host, port + 1, _say)
 
 
 def _say(line: str) -> None:
@@ -90,4 +96,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True, help="the dataset's folder")
     parser.add_argument("--job", required=True)
     parser.add_argument("command", nargs=argparse.REMAINDER)
-    sys.exit(main(parser.parse_args()))
+    try:
+        sys.exit(main(parser.parse_args()))
+    except LaddError as error:
+        _say(f"error: {error}")
+        sys.exit(EXIT_BAD_INPUT)

@@ -1,6 +1,7 @@
 """Render a run as Kubernetes objects: a folder of manifests, from the run's configuration and a cluster file."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     job.check()
     folder = args.out or Path("manifests") / job.object_name
     write_manifests(job, folder)
-    print(f"kubectl apply -k {folder}")
+    print(shlex.join(["kubectl", "apply", "-k", str(folder)]))
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from ladd_dist.errors import EXIT_BAD_INPUT
+from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
 from ladd_dist.slurm.attempts import begin, end
 
 _DESCRIPTION = """\
@@ -30,14 +30,23 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     command = argparse.ArgumentParser(description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("what", choices=["begin", "end"])
-    command.add_argument("--run-dir", type=Path, required=True)
-    command.add_argument("--data", type=Path, required=True, help="the dataset's folder")
-    command.add_argument("--job", required=True)
-    command.add_argument("--exits", type=Path)
-    command.add_argument("--step-code", type=int)
+    both = argparse.ArgumentParser(add_help=False)
+    both.add_argument("--run-dir", type=Path, required=True)
+    both.add_argument("--data", type=Path, required=True, help="the dataset's folder")
+    both.add_argument("--job", required=True)
+    whats = command.add_subparsers(dest="what", required=True)
+    whats.add_parser("begin", parents=[both])
+    ended = whats.add_parser("end", parents=[both])
+    ended.add_argument("--exits", type=Path, required=True)
+    ended.add_argument("--step-code", type=int, required=True)
+    args = command.parse_args()
     try:
-        sys.exit(main(command.parse_args()))
+        sys.exit(main(args))
+    except LaddError as error:
+        print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: run_dir: {error.filename} cannot be written ({error.strerror})", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        print(
+            f"error: run_dir: {error.filename or args.run_dir} cannot be written ({error.strerror}): mend that",
+            file=sys.stderr,
+        )
+    sys.exit(EXIT_BAD_INPUT)

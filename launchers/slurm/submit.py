@@ -65,3 +65,5 @@ if __name__ == "__main__":
     except LaddError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing is left submitted")
