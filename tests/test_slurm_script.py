@@ -284,6 +284,17 @@ def test_an_evaluation_takes_no_more_ranks_than_it_has_batches(tmp_path: Path) -
         job_of(tmp_path, "evaluate", overrides, nodes=6).check()
 
 
+def test_a_synthesis_takes_no_more_ranks_than_it_has_parts(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo\nthree\n")
+    overrides = (
+        "synthesis.prompts=prompts.txt", "synthesis.images_per_prompt=4", "synthesis.part_samples=5",
+    )  # fmt: skip
+    job_of(tmp_path, "synthesize", overrides, nodes=5).check()  # of three buckets: from 3 parts to 5
+    with pytest.raises(LaddError, match=r"makes 12 pictures, at most 5 parts of .*part_samples=5, and 6 ranks would"):
+        job_of(tmp_path, "synthesize", overrides, nodes=6).check()
+    job_of(tmp_path, "synthesize", ("synthesis.prompts=elsewhere.txt",), nodes=6).check()
+
+
 # What the script decides
 
 REQUEUED = ["scontrol requeue 42"]
