@@ -1,5 +1,6 @@
 """What a job would find out only after it has waited for its nodes."""
 
+import os
 from pathlib import Path
 
 from ladd_dist.config import Config
@@ -37,7 +38,7 @@ def check_parts(config: Config, nodes: NodesConfig, prompts: Path) -> None:
         LaddError: naming the settings that make too few parts.
     """
     settings, size = config.synthesis, nodes.nodes * nodes.ranks
-    if not prompts.is_file():
+    if not (prompts.is_file() and os.access(prompts, os.R_OK)):
         return
     lines = [line for line in prompts.read_bytes().splitlines() if line.strip()]
     pictures = len(lines) * settings.images_per_prompt
