@@ -193,15 +193,18 @@ def _arm(run_dir: Path, kill: Kill, victims: list[int]) -> None:
         reached("iteration", index)
         return step(self, index, samples)
 
-    def writing(self: CheckpointWriter, *args: Any) -> None:
+    def iteration_of(name: str) -> int:
+        return int(name.removeprefix("step-"))
+
+    def writing(self: CheckpointWriter, final: Path, *args: Any) -> None:
         doing["writing"] = True
-        reached("write", args[-1].iteration)
-        write(self, *args)
+        reached("write", iteration_of(final.name))
+        write(self, final, *args)
         doing["writing"] = False
 
     def pointing(root: Path, name: str) -> None:
         point(root, name)
-        reached("pointer", int(name.removeprefix("step-")))
+        reached("pointer", iteration_of(name))
 
     Ladd.iteration, CheckpointWriter._write = iteration, writing  # type: ignore[method-assign]
     checkpoint_writer._point = pointing
