@@ -204,6 +204,7 @@ def test_hostile_text_reaches_every_program_as_it_is(
 REFUSED = {
     "a line break in a variable": ({"environment": {"A": "b\nc"}}, "environment.A"),
     "a variable that is none": ({"environment": {"A B": "c"}}, "environment.A B"),
+    "a line break in a name": ({"environment": {"A\nB": "c"}}, r"environment.A\nB"),
     "a module that is a command": ({"modules": ["cuda; rm -rf /"]}, "modules.0"),
     "an option that is none": ({"sbatch": ["exclusive"]}, "sbatch.0"),
     "a node list that is none": ({"exclude": ["n1 n2"]}, "exclude.0"),

@@ -50,9 +50,9 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
     """The first problem in one line, with a suggestion where a key is mistyped."""
     first = error.errors()[0]
     keys, section = _locate(first["loc"], kind)
-    key = ".".join(keys)
+    key = ".".join(name if name.isprintable() else repr(name)[1:-1] for name in keys)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{suggest(keys[-1], section.model_fields)}"
+        return f"unknown key '{key}'{suggest(keys[-1], section.model_fields)}"
     if first["type"] == "missing":
         return f"missing key '{key}': add it to the file or pass {key}=VALUE"
     message = first["msg"].removeprefix("Value error, ")
