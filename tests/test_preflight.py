@@ -32,7 +32,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
 from ladd_dist.preflight import board, clocks, collectives, folder, identity, links, memory
 from ladd_dist.preflight.clocks import Visit, apart
-from ladd_dist.preflight.findings import Finding, Place, failures, odd_one, table
+from ladd_dist.preflight.findings import Finding, RankPlace, failures, odd_one, table
 from ladd_dist.preflight.jobs import JOBS, judge_pieces
 from ladd_dist.preflight.links import Link, Pair
 from ladd_dist.preflight.run import preflight
@@ -42,8 +42,8 @@ from ladd_dist.training.trainer import Trainer
 GB = 10**9
 
 
-def places(*nodes: int) -> list[Place]:
-    return [Place(rank, f"n{node}", node) for rank, node in enumerate(nodes)]
+def places(*nodes: int) -> list[RankPlace]:
+    return [RankPlace(rank, f"n{node}", node) for rank, node in enumerate(nodes)]
 
 
 THREE = places(0, 1, 2)

@@ -314,12 +314,12 @@ DECISIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("verdict", "code", "state", "exclude", "expected"), DECISIONS.values(), ids=DECISIONS)
+@pytest.mark.parametrize(("decision", "code", "state", "exclude", "expected"), DECISIONS.values(), ids=DECISIONS)
 def test_a_job_is_requeued_unless_slurm_is_ending_it(
-    tmp_path: Path, verdict: str, code: int, state: str, exclude: list[str], expected: list[str]
+    tmp_path: Path, decision: str, code: int, state: str, exclude: list[str], expected: list[str]
 ) -> None:
     script = render(job_of(tmp_path, overrides=("engine=fsdp2",), exclude=exclude), TEMPLATE)
-    done = act(tmp_path, script, VERDICT=verdict, CODE=str(code), STATE=state, STEP=f"return {code}")
+    done = act(tmp_path, script, VERDICT=decision, CODE=str(code), STATE=state, STEP=f"return {code}")
     assert (done.returncode, calls(tmp_path), done.stderr) == (code, expected, "")
     assert words_of(tmp_path / "end")[2:6] == ["--exits", str(tmp_path / "exits"), "--step-code", str(code)]
 
@@ -378,7 +378,7 @@ def attempt(
     step: int = 1,
     number: int = 42,
     job: str = "train",
-) -> attempts.Verdict:
+) -> attempts.Decision:
     env = {"SLURM_JOB_ID": str(number), "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-2]"}
     folder = attempts.begin(run_dir, run_dir / "latents", job, env)
     for i, end in enumerate(ends):
@@ -388,8 +388,8 @@ def attempt(
 
 
 def test_each_attempt_is_a_line_of_the_record(tmp_path: Path) -> None:
-    assert attempt(tmp_path, 0, 20, exit_of("n1", 75), exit_of("n2", 75)) == attempts.Verdict(75, True, ())
-    assert attempt(tmp_path, 1, 50, exit_of("n1", 0), step=0) == attempts.Verdict(0, False, ())
+    assert attempt(tmp_path, 0, 20, exit_of("n1", 75), exit_of("n2", 75)) == attempts.Decision(75, True, ())
+    assert attempt(tmp_path, 1, 50, exit_of("n1", 0), step=0) == attempts.Decision(0, False, ())
     keys = ("job", "number", "restart", "nodes", "saved_before", "saved", "exit_code", "reason")
     rows = [tuple(row[key] for key in keys) for row in attempts.attempts(tmp_path)]
     assert rows == [
@@ -446,18 +446,18 @@ def test_a_node_that_failed_twice_is_excluded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("job", ["train", "synthesize"])
 def test_a_job_that_loses_ranks_and_gets_nowhere_ends(tmp_path: Path, job: str) -> None:
     lost = exit_of("n1", 76, "n2.cluster"), exit_of("n2", 1)
-    verdicts = [
+    decisions = [
         attempt(tmp_path, restart, saved, *lost, job=job) for restart, saved in enumerate([10, 20, 20, 20, 20])
     ]
-    assert [verdict.requeue for verdict in verdicts] == [True, True, True, True, False]
-    assert {verdict.code for verdict in verdicts} == {76}
+    assert [decision.requeue for decision in decisions] == [True, True, True, True, False]
+    assert {decision.code for decision in decisions} == {76}
     assert attempt(tmp_path, 0, 20, *lost, number=43, job=job).requeue, "who submits it again has seen to it"
 
 
 def test_an_evaluation_keeps_nothing_before_its_end(tmp_path: Path) -> None:
     lost = exit_of("n1", 76, "n2.cluster"), exit_of("n2", 1)
-    verdicts = [attempt(tmp_path, restart, restart, *lost, job="evaluate") for restart in range(3)]
-    assert [verdict.requeue for verdict in verdicts] == [True, True, False]
+    decisions = [attempt(tmp_path, restart, restart, *lost, job="evaluate") for restart in range(3)]
+    assert [decision.requeue for decision in decisions] == [True, True, False]
 
 
 def test_bad_input_is_never_requeued(tmp_path: Path) -> None:

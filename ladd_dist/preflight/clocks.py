@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ladd_dist.distributed.world import World
-from ladd_dist.preflight.findings import Finding, Place
+from ladd_dist.preflight.findings import Finding, RankPlace
 
 _VISITS = 5
 _ODD, _WRONG = 1.0, 300.0
@@ -61,7 +61,7 @@ def apart(clock: Sequence[Visit], other: Sequence[Visit]) -> Apart:
     return Apart(max(a.entered - b.left for a, b in pairs), min(a.left - b.entered for a, b in pairs))
 
 
-def judge(ranks: Sequence[Sequence[Visit]], places: Sequence[Place]) -> list[Finding]:
+def judge(ranks: Sequence[Sequence[Visit]], places: Sequence[RankPlace]) -> list[Finding]:
     """Clocks against rank 0's."""
     if len(ranks) == 1:
         return []

@@ -13,7 +13,7 @@ from torch import Tensor
 from ladd_dist.distributed.hanging import in_thread
 from ladd_dist.distributed.world import World
 from ladd_dist.preflight.clocks import Visit, visits
-from ladd_dist.preflight.findings import Finding, Place, and_more
+from ladd_dist.preflight.findings import Finding, RankPlace, and_more
 
 LIMIT = 90.0
 """Seconds for all of it; NCCL connects all ranks in it, gloo the CPUs' own group."""
@@ -96,7 +96,7 @@ def _best(world: World, act: Callable[[], object]) -> float:
     return min(found[1:])
 
 
-def judge(ranks: Sequence[Together], places: Sequence[Place], device: str) -> list[Finding]:
+def judge(ranks: Sequence[Together], places: Sequence[RankPlace], device: str) -> list[Finding]:
     """Whether all came to the end with the right numbers; speeds as nccl-tests reckons them (busbw)."""
     if stuck := [place for place in places if ranks[place.rank].problem]:
         who, reason = and_more(str(stuck[0]), len(stuck)), ranks[stuck[0].rank].problem
@@ -105,7 +105,7 @@ def judge(ranks: Sequence[Together], places: Sequence[Place], device: str) -> li
     return [_collective([rank.collectives[number] for rank in ranks], places, device) for number in range(2)]
 
 
-def _collective(ranks: Sequence[Collective], places: Sequence[Place], device: str) -> Finding:
+def _collective(ranks: Sequence[Collective], places: Sequence[RankPlace], device: str) -> Finding:
     name = ranks[0].name
     if wrong := [place for place in places if not ranks[place.rank].right]:
         who = and_more(str(wrong[0]), len(wrong))

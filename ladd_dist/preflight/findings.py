@@ -15,7 +15,7 @@ class Finding(NamedTuple):
     text: str
 
 
-class Place(NamedTuple):
+class RankPlace(NamedTuple):
     """Where a rank runs. Ranks of one node have the same number of it."""
 
     rank: int

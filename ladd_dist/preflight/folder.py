@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ladd_dist.config import Config
-from ladd_dist.preflight.findings import Finding, Place, and_more
+from ladd_dist.preflight.findings import Finding, RankPlace, and_more
 
 BYTES = 8 << 20
 """Enough for a file server to be asked, and done within seconds by hundreds of ranks at once."""
@@ -99,7 +99,7 @@ def time_limits(config: Config, env: Mapping[str, str]) -> dict[str, float]:
 
 
 def judge_written(
-    ranks: Sequence[Written], places: Sequence[Place], where: str, room: Room, limits: Mapping[str, float]
+    ranks: Sequence[Written], places: Sequence[RankPlace], where: str, room: Room, limits: Mapping[str, float]
 ) -> Finding:
     """Whether every rank can write, and what is to be written will fit.
 
@@ -125,7 +125,7 @@ def judge_written(
     return Finding("folder", "ok", text)
 
 
-def judge_seen(ranks: Sequence[Seen], places: Sequence[Place], where: str) -> Finding:
+def judge_seen(ranks: Sequence[Seen], places: Sequence[RankPlace], where: str) -> Finding:
     """Whether rank 0 and every other one see each other's files."""
     lonely = sorted({rank for rank, seen in enumerate(ranks) if rank and seen.missing} | set(ranks[0].missing))
     if not lonely:

@@ -14,7 +14,7 @@ import ladd_dist
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
-from ladd_dist.preflight.findings import Finding, Place, and_more, odd_one
+from ladd_dist.preflight.findings import Finding, RankPlace, and_more, odd_one
 from ladd_dist.versions import version_of
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -94,7 +94,7 @@ def _driver() -> str:
     return next((word for word in words if word[0].isdigit()), "unknown")
 
 
-def judge(ranks: Sequence[Identity], places: Sequence[Place]) -> list[Finding]:
+def judge(ranks: Sequence[Identity], places: Sequence[RankPlace]) -> list[Finding]:
     """Everything in which all ranks have to be alike."""
     digests = [hashlib.sha256(str(sorted(rank.settings.items())).encode()).hexdigest()[:12] for rank in ranks]
     return [
@@ -106,7 +106,7 @@ def judge(ranks: Sequence[Identity], places: Sequence[Place]) -> list[Finding]:
     ]
 
 
-def _settings(ranks: Sequence[Identity], places: Sequence[Place], digest: str) -> Finding:
+def _settings(ranks: Sequence[Identity], places: Sequence[RankPlace], digest: str) -> Finding:
     odd = odd_one([tuple(sorted(rank.settings.items())) for rank in ranks])
     if odd is None:
         return Finding("config", "ok", f"{digest}, the same on every rank")
@@ -116,7 +116,7 @@ def _settings(ranks: Sequence[Identity], places: Sequence[Place], digest: str) -
     return Finding("config", "failed", f"{who}, most have {usual.get(key)}: start every rank with the same command")
 
 
-def _alike(check: str, values: Sequence[str], places: Sequence[Place]) -> Finding:
+def _alike(check: str, values: Sequence[str], places: Sequence[RankPlace]) -> Finding:
     odd = odd_one(values)
     if odd is None:
         return Finding(check, "ok", f"{values[0]}, the same on every rank")
@@ -125,7 +125,7 @@ def _alike(check: str, values: Sequence[str], places: Sequence[Place]) -> Findin
     return Finding(check, "failed", f"{check} differs: {who}, most have {values[odd.usual]}: {remedy}")
 
 
-def _inputs(ranks: Sequence[Identity], places: Sequence[Place]) -> list[Finding]:
+def _inputs(ranks: Sequence[Identity], places: Sequence[RankPlace]) -> list[Finding]:
     """A problem that all have is no rank's own."""
     bad = [place for rank, place in zip(ranks, places, strict=True) if rank.problem]
     if bad:
@@ -135,7 +135,7 @@ def _inputs(ranks: Sequence[Identity], places: Sequence[Place]) -> list[Finding]
     return [_alike(name, [rank.inputs[name] for rank in ranks], places) for name in ranks[0].inputs]
 
 
-def _software(ranks: Sequence[Identity], places: Sequence[Place]) -> Finding:
+def _software(ranks: Sequence[Identity], places: Sequence[RankPlace]) -> Finding:
     for name in [name for name in ranks[0].versions if name != "ladd_dist"]:
         values = [rank.versions.get(name, "none") for rank in ranks]
         if odd := odd_one(values):
@@ -147,11 +147,11 @@ def _software(ranks: Sequence[Identity], places: Sequence[Place]) -> Finding:
     return Finding("software", "ok", ", ".join(f"{name} {found}" for name, found in ranks[0].versions.items()))
 
 
-def _devices(ranks: Sequence[Identity], places: Sequence[Place]) -> list[Finding]:
+def _devices(ranks: Sequence[Identity], places: Sequence[RankPlace]) -> list[Finding]:
     """Two ranks on one GPU wait for each other for ever."""
     if not ranks[0].device:
         return []
-    first: dict[str, Place] = {}
+    first: dict[str, RankPlace] = {}
     for rank, place in zip(ranks, places, strict=True):
         if (other := first.setdefault(rank.device, place)) is not place:
             remedy = "start as many ranks on a node as it has GPUs, and let each see them all or its own"

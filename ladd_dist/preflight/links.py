@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ladd_dist.distributed.hanging import in_thread
 from ladd_dist.distributed.world import World
-from ladd_dist.preflight.findings import Finding, Place, and_more
+from ladd_dist.preflight.findings import Finding, RankPlace, and_more
 
 LIMIT = 60.0
 """Seconds for a round, NCCL's first start among them; a link that is slower than .1 MB/s is as good as dead."""
@@ -46,7 +46,7 @@ class Link:
     problem: str = ""
 
 
-def rounds(places: Sequence[Place]) -> list[list[Pair]]:
+def rounds(places: Sequence[RankPlace]) -> list[list[Pair]]:
     """Who measures with whom, round by round; nobody twice in one."""
     nodes: dict[int, list[int]] = defaultdict(list)
     rails: dict[int, list[int]] = defaultdict(list)
@@ -107,7 +107,7 @@ def _exchange(message: Tensor, world: World, other: int, group: Any) -> None:
         torch.cuda.synchronize(world.device)
 
 
-def judge_round(pairs: Sequence[Pair], ranks: Sequence[Link | None], places: Sequence[Place]) -> Finding | None:
+def judge_round(pairs: Sequence[Pair], ranks: Sequence[Link | None], places: Sequence[RankPlace]) -> Finding | None:
     """Pairs between which nothing gets through; None if there are none."""
     dead = [pair for pair in pairs if any(_of(ranks[rank]).seconds is None for rank in pair[1:])]
     if not dead:
@@ -130,7 +130,7 @@ def speeds(pairs: Sequence[Pair], ranks: Sequence[Link | None], device: str) -> 
     return {pair: 2 * _BYTES[device] / 1e9 / seconds for pair, seconds in slower.items()}
 
 
-def judge_speeds(found: Mapping[Pair, float], places: Sequence[Place], device: str) -> Finding:
+def judge_speeds(found: Mapping[Pair, float], places: Sequence[RankPlace], device: str) -> Finding:
     """Links that are much slower than others of their kind.
 
     Args:
@@ -157,7 +157,7 @@ def _kinds(found: Mapping[Pair, float]) -> list[str]:
     return list(dict.fromkeys(pair.kind for pair in found))
 
 
-def _culprit(pair: Pair, slow: Sequence[Pair], found: Mapping[Pair, float], places: Sequence[Place]) -> str:
+def _culprit(pair: Pair, slow: Sequence[Pair], found: Mapping[Pair, float], places: Sequence[RankPlace]) -> str:
     """The rank all of whose links of this kind are slow, if only one end has several and all of them are."""
 
     def all_slow(rank: int) -> bool:

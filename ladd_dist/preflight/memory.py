@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ladd_dist.distributed.world import World
-from ladd_dist.preflight.findings import Finding, Place
+from ladd_dist.preflight.findings import Finding, RankPlace
 
 SHM = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
 _MEMINFO, _LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
@@ -56,7 +56,7 @@ def _host_free() -> int:
     return available if limit == "max" else min(available, int(limit))
 
 
-def judge(ranks: Sequence[Memory], places: Sequence[Place], workers: int) -> list[Finding]:
+def judge(ranks: Sequence[Memory], places: Sequence[RankPlace], workers: int) -> list[Finding]:
     """Device memory by rank, host and shared memory by node."""
     found = [_device(ranks, places)] if ranks[0].device_total else []
     nodes = _by_node(places)
@@ -72,14 +72,14 @@ def judge(ranks: Sequence[Memory], places: Sequence[Place], workers: int) -> lis
     ]
 
 
-def _by_node(places: Sequence[Place]) -> dict[int, list[Place]]:
-    nodes: dict[int, list[Place]] = defaultdict(list)
+def _by_node(places: Sequence[RankPlace]) -> dict[int, list[RankPlace]]:
+    nodes: dict[int, list[RankPlace]] = defaultdict(list)
     for place in places:
         nodes[place.node].append(place)
     return nodes
 
 
-def _device(ranks: Sequence[Memory], places: Sequence[Place]) -> Finding:
+def _device(ranks: Sequence[Memory], places: Sequence[RankPlace]) -> Finding:
     worst = min(places, key=lambda place: ranks[place.rank].device_free - ranks[place.rank].needs.device)
     rank = ranks[worst.rank]
     text = f"{_gb(rank.needs.device)} of state, {_gb(rank.device_free)} of {_gb(rank.device_total)} free on {worst}"
@@ -89,7 +89,7 @@ def _device(ranks: Sequence[Memory], places: Sequence[Place]) -> Finding:
 
 
 def _node(
-    check: str, needed: Mapping[int, int], free: Mapping[int, int], nodes: Mapping[int, list[Place]], remedy: str
+    check: str, needed: Mapping[int, int], free: Mapping[int, int], nodes: Mapping[int, list[RankPlace]], remedy: str
 ) -> Finding:
     worst = min(needed, key=lambda node: free[node] - needed[node])
     text = f"{_gb(needed[worst])} of {check} needed, {_gb(free[worst])} free on host {nodes[worst][0].host}"

@@ -19,7 +19,7 @@ from ladd_dist.errors import LaddError
 from ladd_dist.log import log, warn
 from ladd_dist.preflight import clocks, collectives, folder, identity, links, memory
 from ladd_dist.preflight.board import Board
-from ladd_dist.preflight.findings import Finding, Place, failures, table
+from ladd_dist.preflight.findings import Finding, RankPlace, failures, table
 from ladd_dist.preflight.jobs import JOBS, Job, judge_pieces
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class _Preflight:
     def __init__(self, config: Config, world: World, job: Job) -> None:
         self._config, self._world, self._job, self._board = config, world, job, Board(world)
         self._where = f"{job.key}={attrgetter(job.key)(config)}"
-        self._places: list[Place] = []
+        self._places: list[RankPlace] = []
         self._speeds: dict[links.Pair, float] = {}
         self.findings: list[Finding] = []
         """The same on every rank."""
@@ -101,7 +101,7 @@ class _Preflight:
         return _Own(socket.gethostname(), node, who, memory.memory(needs, world), mine)
 
     def _judge_own(self, ranks: Sequence[_Own]) -> list[Finding]:
-        self._places = places = [Place(rank, own.host, own.node) for rank, own in enumerate(ranks)]
+        self._places = places = [RankPlace(rank, own.host, own.node) for rank, own in enumerate(ranks)]
         self._names = {rank: own.written.name for rank, own in enumerate(ranks)}
         found = identity.judge([own.identity for own in ranks], places)
         if failures(found):

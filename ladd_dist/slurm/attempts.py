@@ -41,7 +41,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What is to become of the job."""
 
     code: int
@@ -85,7 +85,7 @@ def begin(run_dir: Path, data: Path, job: str, env: Mapping[str, str]) -> Path:
     return new.rename(folder)
 
 
-def end(run_dir: Path, data: Path, folder: Path, step_code: int) -> Verdict:
+def end(run_dir: Path, data: Path, folder: Path, step_code: int) -> Decision:
     """Record an attempt that is over and decide what comes next.
 
     Args:
@@ -97,7 +97,7 @@ def end(run_dir: Path, data: Path, folder: Path, step_code: int) -> Verdict:
     failures = Counter(node for other in rows for node in other["failed_nodes"])
     exclude = tuple(sorted(node for node, count in failures.items() if count >= _FAILURES_TO_EXCLUDE))
     code = row["exit_code"]
-    return Verdict(code, code == EXIT_REQUEUE or (code == EXIT_PEER_LOST and not _fruitless(rows, row)), exclude)
+    return Decision(code, code == EXIT_REQUEUE or (code == EXIT_PEER_LOST and not _fruitless(rows, row)), exclude)
 
 
 def attempts(run_dir: Path) -> list[Row]:

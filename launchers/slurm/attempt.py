@@ -23,9 +23,9 @@ def main(args: argparse.Namespace) -> int:
     if args.what == "begin":
         print(begin(args.run_dir, args.data, args.job, os.environ))
         return 0
-    verdict = end(args.run_dir, args.data, args.exits, args.step_code)
-    print("requeue" if verdict.requeue else "end", ",".join(verdict.exclude))
-    return verdict.code
+    decision = end(args.run_dir, args.data, args.exits, args.step_code)
+    print("requeue" if decision.requeue else "end", ",".join(decision.exclude))
+    return decision.code
 
 
 if __name__ == "__main__":
