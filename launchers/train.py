@@ -1,6 +1,7 @@
 """Distil the teacher: python, torchrun or deepspeed start the same training with the same configuration."""
 
 from ladd_dist.cli import Launch, parser, run
+from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.supervision.signals import Signals
 
 _DESCRIPTION = """\
@@ -18,7 +19,9 @@ def main(launch: Launch, signals: Signals) -> None:
         Trainer,  # late: until it is imported, many seconds, signals are heard already
     )
 
-    Trainer(launch.config, launch.world, signals, launch.lock).run()
+    world = launch.world
+    world.together(lambda: check_key(launch.config) if world.is_main else None)
+    Trainer(launch.config, world, signals, launch.lock).run()
 
 
 if __name__ == "__main__":

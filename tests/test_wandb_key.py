@@ -1,5 +1,6 @@
 """A run that W&B is to see finds out before it waits, or loads anything, that W&B has no key to log in with."""
 
+import argparse
 import runpy
 import sys
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 import pytest
 from conftest import ALONE, ROOT, TINY, tiny_config
 
+from ladd_dist.cli import Launch
 from ladd_dist.config import load
 from ladd_dist.config.yaml import write_yaml
 from ladd_dist.errors import LaddError
 from ladd_dist.jobs.wandb_key import check_key
+from ladd_dist.measuring.benchmark import measure_traffic
 from ladd_dist.preflight.run import preflight
+from ladd_dist.supervision.signals import Signals
 from ladd_dist.training import trainer
 
 ONLINE = "tracking.wandb=online"
@@ -67,10 +71,15 @@ def test_a_key_that_is_none_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_training_asks_before_it_loads(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "build_method", lambda *_: pytest.fail("networks are built"))
     config = tiny_config(tmp_path / "run", dataset, ONLINE)
+    launcher = runpy.run_path(str(ROOT / "launchers/train.py"))
     with pytest.raises(LaddError, match=NO_KEY):
-        trainer.Trainer(config, ALONE)
+        launcher["main"](Launch(argparse.Namespace(), config, ALONE), Signals())
     with pytest.raises(LaddError, match=NO_KEY):
         preflight(config, ALONE, "train")
+
+
+def test_a_measurement_sends_nothing_and_asks_for_no_key(tmp_path: Path, dataset: Path) -> None:
+    measure_traffic(tiny_config(tmp_path / "run", dataset, ONLINE), ALONE)
 
 
 def test_slurm_is_asked_for_no_nodes(

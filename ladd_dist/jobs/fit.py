@@ -23,16 +23,16 @@ def check_fit(name: JobName, config: Config, nodes: NodesConfig) -> None:
     if name == "train":
         check_ranks(config, size)
         config.accumulation(size)
-    if name == "evaluate" and size > (most := _most_batches(config)):
-        settings = config.evaluation
+    settings, buckets = config.evaluation, config.synthesis.buckets
+    if name == "evaluate" and size > (most := _most_pieces(settings.samples, settings.batch, buckets)):
         raise LaddError(
             f"evaluation.samples={settings.samples} are at most {most} batches of evaluation.batch={settings.batch}, "
             f"and {size} ranks would share them: set fewer for jobs.evaluate in the cluster file, or a smaller batch"
         )
 
 
-def check_parts(config: Config, nodes: NodesConfig, prompts: Path) -> None:
-    """Check that each rank of a synthesis can have a part, where the list of prompts can be seen from here.
+def check_prompts(config: Config, nodes: NodesConfig, prompts: Path) -> None:
+    """Check that the prompts make a part for each rank of a synthesis, where their list can be seen from here.
 
     Raises:
         LaddError: naming the settings that make too few parts.
@@ -42,8 +42,7 @@ def check_parts(config: Config, nodes: NodesConfig, prompts: Path) -> None:
         return
     lines = [line for line in prompts.read_bytes().splitlines() if line.strip()]
     pictures = len(lines) * settings.images_per_prompt
-    most = pictures // settings.part_samples + len(settings.buckets)
-    if size > most:
+    if size > (most := _most_pieces(pictures, settings.part_samples, settings.buckets)):
         raise LaddError(
             f"{prompts} makes {pictures} pictures, at most {most} parts of synthesis.part_samples="
             f"{settings.part_samples}, and {size} ranks would share them: set fewer for jobs.synthesize in the "
@@ -51,6 +50,6 @@ def check_parts(config: Config, nodes: NodesConfig, prompts: Path) -> None:
         )
 
 
-def _most_batches(config: Config) -> int:
-    """Each is of one bucket; how many pictures each bucket has, only the prompts say."""
-    return config.evaluation.samples // config.evaluation.batch + len(config.synthesis.buckets)
+def _most_pieces(pictures: int, piece: int, buckets: list[str]) -> int:
+    """Pieces that pictures can be cut into: each is of one bucket, and how many a bucket has is not known here."""
+    return pictures // piece + len(buckets)

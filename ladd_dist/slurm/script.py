@@ -13,7 +13,7 @@ from ladd_dist.config import Config
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.errors import LaddError
 from ladd_dist.jobs.cluster import CONTROL, JobName
-from ladd_dist.jobs.fit import FLAGS, check_fit, check_parts
+from ladd_dist.jobs.fit import FLAGS, check_fit, check_prompts
 from ladd_dist.slurm.attempts import folder_of
 from ladd_dist.slurm.cluster import Cluster, ContainerConfig, quote_directive
 
@@ -52,7 +52,7 @@ class Job:
         """
         check_fit(self.name, self.config, self.cluster)
         if self.name == "synthesize":
-            check_parts(self.config, self.cluster, self.folder / self.config.synthesis.prompts)
+            check_prompts(self.config, self.cluster, self.folder / self.config.synthesis.prompts)
         for text in (str(self.folder), str(self.run_dir), str(self.config_file), *self.overrides):
             if re.search(CONTROL, text):
                 raise LaddError(f"{text!a} cannot stand in a batch script: it has a line break or control character")

@@ -20,7 +20,6 @@ from ladd_dist.engines.ema import Ema
 from ladd_dist.engines.learning_rate import rate_changes
 from ladd_dist.errors import Requeue
 from ladd_dist.files.run_lock import RunLock
-from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.log import log, progress, warn
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.registry import build_method
@@ -57,7 +56,6 @@ class Trainer:
         world.position.enter(0, "start")
         check_launch(config, world)
         config.accumulation(world.size)
-        world.together(lambda: check_key(config) if world.is_main else None)
         self.space = check_networks(config)
         self.teacher_id = fingerprint(config.teacher.path)
         manifest = check_dataset(config, self.space, self.teacher_id, world)
