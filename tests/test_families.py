@@ -59,18 +59,18 @@ class Dit(nn.Module):
 class DitBackbone(Backbone):
     width, pooled_width = WIDTH, POOLED  # type: ignore[assignment]
 
-    def forward(
+    def compute(
         self,
         x_t: Tensor,
         t: Tensor,
         cond: Conditioning,
-        taps: tuple[int, ...] | None = None,
-        consume: Callable[[Tensor], None] | None = None,
+        taps: tuple[int, ...] | None,
+        consume: Callable[[Tensor], None] | None,
     ) -> Tensor | list[Tensor]:
         condition = self.net.condition(torch.cat([t[:, None], cond.pooled.float()], 1))
         x, features = self.net.embed(x_t).flatten(2).transpose(1, 2), list[Tensor]()
         for index, block in enumerate(self.net.blocks if taps is None else self.net.blocks[: taps[-1] + 1]):
-            x = block(x, condition)
+            x = self.run_block(block, x, condition)
             if taps is not None and index in taps:
                 (consume or features.append)(x)
         return self.net.out(x).transpose(1, 2).reshape(x_t.shape) if taps is None else features

@@ -8,6 +8,7 @@ import torch
 from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
+from ladd_dist.engines.blueprint import trainable
 from ladd_dist.errors import DamagedError, LaddError
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.fingerprint import is_of
@@ -57,8 +58,10 @@ def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype
         )
     folder = config.student.path or config.teacher.path
     student = family_of(folder).load(folder, dtype)
+    if config.student.lora:
+        student.add_adapters(config.student.lora)
     state = checkpoint.network(weights)
-    for name, parameter in student.named_parameters():
+    for name, parameter in trainable(student).items():
         if name not in state or state[name].shape != parameter.shape:
             raise LaddError(
                 f"checkpoint {checkpoint.path} does not fit the student at "

@@ -9,7 +9,7 @@ from ladd_dist.config.drawing import EvaluationConfig, SamplingConfig, Synthesis
 from ladd_dist.config.engines import Fsdp2Config, OptimizerConfig, Zero3Config
 from ladd_dist.config.loading import load
 from ladd_dist.config.method import FlowMatchingConfig, LaddConfig, MethodSection
-from ladd_dist.config.networks import DiscriminatorConfig, KernelsConfig, StudentConfig, TeacherConfig
+from ladd_dist.config.networks import DiscriminatorConfig, KernelsConfig, LoraConfig, StudentConfig, TeacherConfig
 from ladd_dist.config.schema import Config
 from ladd_dist.config.section import Section
 from ladd_dist.config.training import DataConfig, ProfileConfig, TrackingConfig, TrainConfig
@@ -23,6 +23,7 @@ __all__ = [
     "Fsdp2Config",
     "KernelsConfig",
     "LaddConfig",
+    "LoraConfig",
     "MethodSection",
     "OptimizerConfig",
     "ProfileConfig",

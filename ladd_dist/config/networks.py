@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ladd_dist.config.section import Section
-from ladd_dist.config.values import Count, CountOrZero, EachOnce, PathName, Width
+from ladd_dist.config.values import Count, CountOrZero, EachOnce, PathName, PositiveNumber, Width
 
 
 class TeacherConfig(Section):
@@ -24,13 +24,36 @@ class TeacherConfig(Section):
     """T5 tokens appended to the 77 of CLIP; zeros where the teacher has no T5. The pipeline takes 512 at most."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters, the only trained parameters of a student that has them (arXiv 2106.09685)."""
+
+    rank: Width = 256
+    alpha: PositiveNumber | None = None
+    """What an adapter adds is scaled by alpha / rank; null is the rank."""
+    targets: Annotated[list[str], Field(min_length=1), EachOnce] | None = None
+    """Linear layers that get one, by the last parts of their names, such as ``attn.to_q``; null is all of them."""
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's product is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
 class StudentConfig(Section):
     """The network that is trained."""
 
     path: PathName | None = None
     """A diffusers folder to start from; null starts from a full-size copy of the teacher."""
+    lora: LoraConfig | None = None
+    """Train adapters on the frozen start instead of the whole network. If that is the teacher, it is kept once, and
+    is student, teacher and backbone of the discriminator: the least memory."""
     activation_checkpointing: bool = False
     compile: bool = False
+
+    @property
+    def is_teachers_base(self) -> bool:
+        """Whether the frozen start, which it adapts, is the teacher."""
+        return self.lora is not None and self.path is None
 
 
 class DiscriminatorConfig(Section):

@@ -60,6 +60,19 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _teacher_is_base(self) -> "Config":
+        """A teacher that is the student's base is placed and run as the student is."""
+        if self.student.is_teachers_base:
+            for key in ("placement", "activation_checkpointing", "compile"):
+                value, default = getattr(self.teacher, key), TeacherConfig.model_fields[key].default
+                if value != default:
+                    raise ValueError(
+                        f"teacher.{key}={value} is of no use: with student.lora the teacher is the student's base, "
+                        f"placed and run as that is: set teacher.{key}={default}"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _sampling_steps(self) -> "Config":
         self.method.times(self.sampling.steps)
         return self

@@ -6,9 +6,11 @@ import torch
 
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
+from ladd_dist.engines.base import TensorSource
 from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.log import log
+from ladd_dist.models.adapters import AdaptedWeights
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.files import in_one_line
 from ladd_dist.models.folder import component
@@ -17,16 +19,21 @@ from ladd_dist.models.weights import FolderWeights
 
 
 def student_blueprint(config: Config, world: World) -> Blueprint:
-    """The student, a copy of the teacher unless ``student.path`` says otherwise. Its parameters are fp32."""
-    start, dtype = config.student.path or config.teacher.path, compute_dtype(config)
+    """The student, a copy of the teacher unless ``student.path`` says otherwise. What is trained of it is fp32."""
+    start, lora, dtype = config.student.path or config.teacher.path, config.student.lora, compute_dtype(config)
     put_attention = pick_attention(config, "student", start, config.student.compile, world)
 
     def make() -> Backbone:
         net = family_of(start).make(start, dtype, config.student.activation_checkpointing)
         put_attention(net)
+        if lora:
+            net.add_adapters(lora)
         return net.train()
 
-    return Blueprint(make, FolderWeights(start), dtype, config.student.compile)
+    weights: TensorSource = FolderWeights(start)
+    if lora:
+        weights = AdaptedWeights(meta_student(config), weights, config.seed)
+    return Blueprint(make, weights, dtype, config.student.compile)
 
 
 def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprint:
@@ -44,8 +51,16 @@ def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprin
 
 
 def meta_student(config: Config) -> Backbone:
-    """The student's shapes."""
-    return meta_backbone(config.student.path or config.teacher.path)
+    """The student's shapes.
+
+    Raises:
+        LaddError: if its start's config makes no network, or ``student.lora`` does not fit it.
+    """
+    net = meta_backbone(config.student.path or config.teacher.path)
+    if config.student.lora:
+        with torch.device("meta"):
+            net.add_adapters(config.student.lora)
+    return net
 
 
 def meta_backbone(folder: str) -> Backbone:

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ladd_dist.config import LoraConfig
 from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.models.adapters import adapters, adapters_count, add_adapters
 
 
 class Backbone(nn.Module, ABC):
@@ -30,8 +33,8 @@ class Backbone(nn.Module, ABC):
         self.net = net
         self.compute_dtype = compute_dtype
         self.activation_checkpointing = activation_checkpointing
+        self.adapted = False
 
-    @abstractmethod
     def forward(
         self,
         x_t: Tensor,
@@ -39,6 +42,7 @@ class Backbone(nn.Module, ABC):
         cond: Conditioning,
         taps: tuple[int, ...] | None = None,
         consume: Callable[[Tensor], None] | None = None,
+        adapter: bool = True,
     ) -> Tensor | list[Tensor]:
         """Velocity, or the features of tapped blocks.
 
@@ -49,11 +53,44 @@ class Backbone(nn.Module, ABC):
             taps: indices of blocks, ascending. Given, the pass ends after the last of them and returns
                 features instead of velocity.
             consume: gets each tapped block's features as they appear; this pass then keeps and returns none.
+            adapter: whether the network's adapters count, if it has any; without them it is the base.
 
         Returns:
             Velocity ``(B, C, H, W)`` in fp32, or one ``(B, N, D)`` per tap in ``compute_dtype``, with N the
             row-major token grid.
         """
+        if not self.adapted:
+            return self.compute(x_t, t, cond, taps, consume)
+        with adapters(self, adapter):
+            return self.compute(x_t, t, cond, taps, consume)
+
+    @abstractmethod
+    def compute(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        taps: tuple[int, ...] | None,
+        consume: Callable[[Tensor], None] | None,
+    ) -> Tensor | list[Tensor]:
+        """The pass itself, see `forward`. It runs its blocks by `run_block`."""
+
+    def run_block(self, block: nn.Module, *inputs: Tensor) -> Any:
+        """What a block makes of its inputs; with activation checkpointing it runs again in the backward pass."""
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+            return block(*inputs)
+        if not self.adapted:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return checkpoint(_run_adapted, block, adapters_count(block), *inputs, use_reentrant=False)
+
+    def add_adapters(self, lora: LoraConfig) -> None:
+        """Freeze the network and put trainable adapters on it, in place, see `models.adapters`.
+
+        Raises:
+            LaddError: if ``lora.targets`` names no layer of it.
+        """
+        add_adapters(self.net, lora)
+        self.adapted = True
 
     @abstractmethod
     def wrap_points(self) -> list[nn.Module]:
@@ -84,6 +121,12 @@ class Backbone(nn.Module, ABC):
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.wrap_points())
+
+
+def _run_adapted(block: nn.Module, adapter: bool, *inputs: Tensor) -> Any:
+    """A block with its adapters as they were when it first ran: by the backward pass they may be set otherwise."""
+    with adapters(block, adapter):
+        return block(*inputs)
 
 
 class FeatureGroups:

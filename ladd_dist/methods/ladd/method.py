@@ -1,6 +1,7 @@
 """LADD as a method: what it declares, and how its networks are built."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from ladd_dist.methods.base import Method, Networks, optimizer
 from ladd_dist.methods.charts import Chart, Curve, Panel
 from ladd_dist.methods.ladd.heads import DiscriminatorHeads, choose_heads, tapped_blocks
 from ladd_dist.methods.ladd.sample import Sample, draw_sample, settings
-from ladd_dist.methods.ladd.step import LaddStep
+from ladd_dist.methods.ladd.step import LaddStep, Teacher
 from ladd_dist.methods.networks import meta_backbone, meta_student, student_blueprint, teacher_blueprint
 
 
@@ -77,9 +78,10 @@ class Ladd(LaddStep, Method):
         ),
     )
 
-    def __init__(self, config: Config, student: Engine, teacher: nn.Module, heads: Engine, clock: Clock) -> None:
+    def __init__(self, config: Config, student: Engine, teacher: Teacher, heads: Engine, clock: Clock) -> None:
         super().__init__(config, student, teacher, heads, clock)
-        self.trained, self.frozen = {"student": student, "heads": heads}, {"teacher": teacher}
+        self.trained = {"student": student, "heads": heads}
+        self.frozen = {"teacher": teacher} if isinstance(teacher, nn.Module) else {}
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -88,32 +90,38 @@ class Ladd(LaddStep, Method):
 
     @classmethod
     def build(cls, config: Config, world: World, clock: Clock) -> "Ladd":
-        """Student under its engine, teacher where it is placed, heads whole on every rank."""
-        student = student_blueprint(config, world)
+        """Student under its engine, teacher where it is placed or in the student, heads whole on every rank."""
+        blueprint = student_blueprint(config, world)
         heads = make_heads(config, world.device).to(world.device)
-        teacher = teacher_blueprint(config, world, heads.taps[-1])
+        student = build_engine(config, blueprint, world)
         return cls(
             config,
-            student=build_engine(config, student, world),
-            teacher=place_frozen(config, teacher, world),
+            student=student,
+            teacher=partial(student.module, adapter=False)
+            if config.student.is_teachers_base
+            else place_frozen(config, teacher_blueprint(config, world, heads.taps[-1]), world),
             heads=ReplicatedEngine(heads, optimizer(config, "head_optimizer"), compute_dtype(config), world),
             clock=clock,
         )
 
     @classmethod
     def networks(cls, config: Config) -> Networks:
-        """The teacher up to the last tapped block."""
+        """The teacher up to the last tapped block, unless it is the student's base."""
         teacher = meta_backbone(config.teacher.path)
         with torch.device("meta"):
             heads = DiscriminatorHeads(config.discriminator, teacher.depth, teacher.width, teacher.pooled_width)
         teacher.truncate(heads.taps[-1])
-        return Networks({"student": meta_student(config), "heads": heads}, {"teacher": teacher})
+        frozen = {} if config.student.is_teachers_base else {"teacher": teacher}
+        return Networks({"student": meta_student(config), "heads": heads}, frozen)
 
     @classmethod
     def forward_backward(cls, config: Config) -> Mapping[str, int]:
         """The teacher sees the fake latents with a graph, and the real ones without, also with mismatched prompts."""
         again, mismatched = settings(config).fake_pass == "two_pass", settings(config).mismatched_weight > 0
-        return {"student": 2 + again, "teacher": 3 + again + mismatched}
+        student, teacher = 2 + again, 3 + again + mismatched
+        if config.student.is_teachers_base:
+            return {"student": student + teacher}
+        return {"student": student, "teacher": teacher}
 
     @classmethod
     def mismatched_prompts(cls, config: Config) -> str | None:

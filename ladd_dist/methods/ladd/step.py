@@ -18,11 +18,12 @@ L_D adds up over its terms and averages over heads, which do not see one another
 without graph, the heads get their gradients group by group while it runs, and only one group's features are held.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ladd_dist.config import Config
 from ladd_dist.diffusion.conditioning import Conditioning
@@ -35,6 +36,9 @@ from ladd_dist.methods.finite import nan_unless_finite
 from ladd_dist.methods.ladd.losses import PerHead, Role, adversarial_loss, distillation, r1_penalty
 from ladd_dist.methods.ladd.sample import Sample, settings
 from ladd_dist.models.backbone import FeatureGroups
+
+Teacher = Callable[..., Any]
+"""As `Backbone.forward`: a network of its own, or the student's without its adapters."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,12 @@ class LaddStep:
 
     Args:
         student: the engine of the trained transformer.
-        teacher: the placed, frozen backbone; called with taps it returns features.
+        teacher: the frozen backbone, wherever it is; called with taps it returns features.
         heads: the engine of the discriminator heads.
         clock: told which phase of the step begins.
     """
 
-    def __init__(self, config: Config, student: Engine, teacher: nn.Module, heads: Engine, clock: Clock) -> None:
+    def __init__(self, config: Config, student: Engine, teacher: Teacher, heads: Engine, clock: Clock) -> None:
         self.config, self.method, self.clock = config, settings(config), clock
         self.student, self.teacher, self.heads = student, teacher, heads
         self.taps: tuple[int, ...] = heads.module.taps  # type: ignore[assignment]

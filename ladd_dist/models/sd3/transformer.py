@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.flow import TIMESTEP_SCALE
@@ -30,13 +29,13 @@ class Sd3Backbone(Backbone):
 
     net: SD3Transformer2DModel
 
-    def forward(
+    def compute(
         self,
         x_t: Tensor,
         t: Tensor,
         cond: Conditioning,
-        taps: tuple[int, ...] | None = None,
-        consume: Callable[[Tensor], None] | None = None,
+        taps: tuple[int, ...] | None,
+        consume: Callable[[Tensor], None] | None,
     ) -> Tensor | list[Tensor]:
         """See `Backbone.forward`."""
         net, dtype = self.net, self.compute_dtype
@@ -48,17 +47,12 @@ class Sd3Backbone(Backbone):
         features: list[Tensor] = []
         blocks = list(net.transformer_blocks)
         for index, block in enumerate(blocks if taps is None else blocks[: taps[-1] + 1]):
-            text, image = self._run(block, image, text, temb)
+            text, image = self.run_block(block, image, text, temb)
             if taps is not None and index in taps:
                 (consume or features.append)(image)
         if taps is not None:
             return features
         return self._unpatchify(net.proj_out(net.norm_out(image, temb)), *size).float()
-
-    def _run(self, block: nn.Module, image: Tensor, text: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, image, text, temb, use_reentrant=False)
-        return block(image, text, temb)
 
     def _unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
         p, c = self.net.config.patch_size, self.net.out_channels
