@@ -33,6 +33,7 @@ CASES = [
         [SHARD, "train.precision=bf16", "student.activation_checkpointing=true", "method.mismatched_weight=0.5"],
     ),
     ("fsdp2", 3, [SHARD, "method.fake_pass=two_pass", "train.global_batch=12", "train.micro_batch=2"]),
+    ("fsdp2", 2, ["student.lora.rank=3", "student.activation_checkpointing=true"]),
     ("zero3", 2, [SHARD]),
     ("zero3", 2, ["method.fake_pass=two_pass"]),
 ]

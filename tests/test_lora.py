@@ -11,6 +11,7 @@ from torch import Tensor
 from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import Config
+from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.blueprint import trainable
@@ -18,6 +19,8 @@ from ladd_dist.errors import LaddError
 from ladd_dist.measuring.compare import compare_runs
 from ladd_dist.methods.networks import meta_student
 from ladd_dist.methods.registry import build_method
+from ladd_dist.models.registry import family_of
+from ladd_dist.planning.networks import check_networks
 from ladd_dist.training.trainer import Trainer
 
 LORA = ["student.lora={rank: 3, alpha: 6}", "student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4"]
@@ -72,3 +75,100 @@ def test_ranks_train_as_one_process_does(
     ranks(2)(_train, lora_config(tmp_path, random_dataset, random_teacher, *ENGINES[engine], *settings))
     found = compare_runs(run, tmp_path, steps=6, tolerance=FP32)
     assert found.accepted, found
+
+
+def _weights_after_backward(world: World, config: Config) -> list[tuple[int, list[bool]]]:
+    """Of one iteration under ZeRO-3: for each block, when its gradients are through, which blocks are whole."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    trainer = Trainer(config, world)
+    blocks = trainer.method.student.module.wrap_points()  # type: ignore[operator]
+    seen: list[tuple[int, list[bool]]] = []
+
+    def whole(block: torch.nn.Module) -> bool:
+        return any(p.ds_status == ZeroParamStatus.AVAILABLE for p in block.parameters() if not p.ds_persist)
+
+    def look(index: int, image: Tensor) -> None:
+        if image.requires_grad:
+            image.register_hook(lambda _: seen.append((index, [whole(block) for block in blocks])))
+
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda _, __, out, number=number: look(number, out[1]))
+    next(trainer.iterations())
+    return seen
+
+
+def test_zero3_lets_the_weights_of_a_shared_base_go_in_both_backward_passes(dataset: Path, tmp_path: Path) -> None:
+    """The teacher's pass runs between the student's forward and backward, through the same modules."""
+    config = tiny_config(tmp_path, dataset, "student.lora.rank=3", "engine=zero3", "train.micro_batch=4")
+    for seen in ranks(2)(_weights_after_backward, config):
+        assert [index for index, _ in seen] == [3, 2, 1, 0] * 2
+        assert not any(any(whole[index + 2 :]) for index, whole in seen)
+
+
+def _inputs(g: torch.Generator) -> tuple[Tensor, Tensor, Conditioning]:
+    cond = Conditioning(torch.randn(2, 5, 64, generator=g), torch.randn(2, 64, generator=g))
+    return torch.randn(2, 8, 8, 8, generator=g), torch.tensor([0.3, 0.9]), cond
+
+
+def test_a_pass_without_adapters_is_the_base(run: Path, random_teacher: Path, random_dataset: Path) -> None:
+    student = load_student(
+        lora_config(run, random_dataset, random_teacher), checkpoint_of(run), "student", torch.float32
+    )
+    base, inputs = family_of(random_teacher).load(random_teacher, torch.float32), _inputs(torch.Generator())
+    with torch.no_grad():
+        assert torch.equal(student(*inputs, adapter=False), base(*inputs))
+        assert not torch.allclose(student(*inputs), base(*inputs), atol=1e-3)
+
+
+def test_training_starts_at_the_base(random_teacher: Path, random_dataset: Path, tmp_path: Path) -> None:
+    method = build_method(lora_config(tmp_path, random_dataset, random_teacher), ALONE, Clock(ALONE))
+    inputs = _inputs(torch.Generator())
+    with torch.no_grad():
+        assert torch.equal(method.student(*inputs), method.student(*inputs, adapter=False))
+    downs = [p for name, p in trainable(method.student.module).items() if ".lora_A." in name]
+    assert downs and all(0.5 < float(p.detach().std() * (3 * p.shape[1]) ** 0.5) < 1.5 for p in downs)
+
+
+def test_recomputation_knows_which_pass_it_is_of(random_teacher: Path, random_dataset: Path, tmp_path: Path) -> None:
+    """A pass with adapters and one without, of one module, both before any backward pass."""
+    gradients = []
+    for recompute in (False, True):
+        config = lora_config(
+            tmp_path, random_dataset, random_teacher, f"student.activation_checkpointing={recompute}"
+        )
+        module = build_method(config, ALONE, Clock(ALONE)).student.module
+        g = torch.Generator().manual_seed(0)
+        for p in trainable(module).values():
+            p.data.copy_(torch.randn(p.shape, generator=g) * 0.1)
+        x, t, cond = _inputs(g)
+        x.requires_grad_()
+        with_, without = module(x, t, cond), module(x, t, cond, adapter=False)
+        assert not torch.allclose(with_, without, atol=1e-2)
+        (of_without,) = torch.autograd.grad(without.sum(), x, retain_graph=True)
+        (of_with,) = torch.autograd.grad(with_.sum(), x)
+        gradients.append((of_with, of_without))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+    assert not torch.allclose(*gradients[0], atol=1e-2)
+
+
+def test_a_target_that_is_no_layer_is_named(random_teacher: Path, random_dataset: Path, tmp_path: Path) -> None:
+    config = lora_config(tmp_path, random_dataset, random_teacher, "student.lora.targets=[attn.to_q, to_x]")
+    with pytest.raises(LaddError, match=r"student\.lora\.targets: to_x is the end of no linear layer's name, such"):
+        check_networks(config)
+
+
+def test_targets_are_ends_of_names(random_teacher: Path, random_dataset: Path, tmp_path: Path) -> None:
+    config = lora_config(tmp_path, random_dataset, random_teacher, "student.lora.targets=[attn.to_q]")
+    names = list(trainable(meta_student(config)))
+    assert names == [
+        f"net.transformer_blocks.{block}.attn.to_q.lora_{part}.default.weight" for block in (0, 1) for part in "AB"
+    ]
+
+
+@pytest.mark.parametrize("setting", ["placement=shard", "compile=true", "activation_checkpointing=true"])
+def test_a_teacher_that_is_the_base_has_no_settings_of_its_own(
+    random_teacher: Path, random_dataset: Path, tmp_path: Path, setting: str
+) -> None:
+    with pytest.raises(LaddError, match=f"teacher.{setting.split('=')[0]}=.* is of no use"):
+        lora_config(tmp_path, random_dataset, random_teacher, f"teacher.{setting}")

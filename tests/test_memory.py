@@ -51,11 +51,12 @@ def under(engine: str, choices: list[list[str]]) -> list[list[str]]:
 
 EARLY = [[SHARD, "discriminator.blocks=[0]"]]
 """The heads end before the teacher does: what lies behind them is not kept."""
+LORA = "student.lora={rank: 4, targets: [to_q, to_k, to_v, ff.net.2]}"
 CASES = {
-    1: under("local", [[], [BF16, "train.ema_device=cpu", "method.mismatched_weight=0.5"]])
+    1: under("local", [[], [LORA, BF16], [BF16, "train.ema_device=cpu", "method.mismatched_weight=0.5"]])
     + under("fsdp2", PAIR)
     + under("zero3", PAIR + OFFLOADS[:1]),
-    2: under("fsdp2", EVERY + EARLY) + under("zero3", EVERY + EARLY + OFFLOADS[:2]),
+    2: under("fsdp2", [*EVERY, *EARLY, [LORA, BF16]]) + under("zero3", [*EVERY, *EARLY, *OFFLOADS[:2], [LORA, BF16]]),
     4: under("fsdp2", PAIR + [["fsdp2.replicas=2", *p] for p in PAIR]) + under("zero3", PAIR + OFFLOADS[2:]),
 }
 SCALARS = 4096

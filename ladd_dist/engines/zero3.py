@@ -98,26 +98,33 @@ def shard_frozen(blueprint: Blueprint, world: World, config: Zero3Config) -> nn.
     return engine.module
 
 
-def _keep_counts(module: nn.Module) -> None:
-    """Let a pass without graph run between forward and backward of another, as LADD's view of the real latents does.
+class _Counts:
+    """How many gradients each submodule still has to see: DeepSpeed lets its weights go after the last.
 
-    DeepSpeed counts the gradients that each submodule still has to see, and lets its weights go after the last.
-    It starts the count anew in every forward pass: the backward pass would then never let any weights go.
+    It starts the count anew in every forward pass, so that of two passes before a backward one, only the last would
+    let any weights go.
     """
-    submodules: list[Any] = list(module.modules())
-    counts: dict[Any, int] = {}
 
-    def save(*_: object) -> None:
-        if not torch.is_grad_enabled():
-            counts.update({m: m.ds_grads_remaining for m in submodules if hasattr(m, "ds_grads_remaining")})
+    def __init__(self, module: nn.Module) -> None:
+        self._submodules: list[Any] = list(module.modules())
+        self._counts: dict[Any, int] = {}
 
-    def restore(*_: object) -> None:
-        for submodule, count in counts.items():
+    def save(self) -> None:
+        """Keep the counts of the pass that has just run, or is to be interrupted by another."""
+        self._counts = {m: m.ds_grads_remaining for m in self._submodules if hasattr(m, "ds_grads_remaining")}
+
+    def restore(self) -> None:
+        """Put back what was saved, once."""
+        for submodule, count in self._counts.items():
             submodule.ds_grads_remaining = count
-        counts.clear()
+        self._counts = {}
 
-    module.register_forward_pre_hook(save, prepend=True)
-    module.register_forward_hook(restore)
+
+def _keep_counts(module: nn.Module) -> None:
+    """Let a pass without graph run between forward and backward of another: LADD's of the real latents does."""
+    counts = _Counts(module)
+    module.register_forward_pre_hook(lambda *_: None if torch.is_grad_enabled() else counts.save(), prepend=True)
+    module.register_forward_hook(lambda *_: counts.restore())
 
 
 class Zero3Engine(Engine):
@@ -139,14 +146,20 @@ class Zero3Engine(Engine):
             model=module, optimizer=self._inner, config=settings, dist_init_required=False
         )
         self.module, self._world = self._engine.module, world
+        _keep_counts(self.module)
+        self._counts = _Counts(self.module)
         allocate_state(self._inner, self._engine.optimizer.fp32_partitioned_groups_flat)
         # In bf16 DeepSpeed made its fp32 masters of rounded weights: read them again.
         fill(self.shards(), blueprint.weights)
 
     def __call__(self, *inputs: object, **options: object) -> object:
-        return self._engine(*inputs, **options)
+        outputs = self._engine(*inputs, **options)
+        if torch.is_grad_enabled():
+            self._counts.save()
+        return outputs
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
+        self._counts.restore()  # the module may have run with a graph for others since, as a frozen base does
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss, scale_wrt_gas=False)
         if not last:

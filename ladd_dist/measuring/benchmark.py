@@ -17,6 +17,7 @@ from ladd_dist.config import Config, LaddConfig
 from ladd_dist.diffusion.flow import add_noise, x0_from_velocity
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
+from ladd_dist.engines.blueprint import trainable
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.ranges import whole
 from ladd_dist.engines.registry import engine_entry
@@ -224,5 +225,9 @@ def measure_traffic(config: Config, world: World) -> tuple[dict[str, Traffic], d
     modules = {name: engine.module for name, engine in method.trained.items()} | dict(method.frozen)
     layout = engine_entry(config.engine).layout(config, world.size, world.rank)
     sharded = {STUDENT, *method.frozen}
-    elements = {name: gathered_elements(net, layout if name in sharded else whole) for name, net in modules.items()}
-    return dict(counter.seen), expected(config, elements, micro_batches=len(samples))
+    elements = {
+        name: gathered_elements(net.parameters(), layout if name in sharded else whole)
+        for name, net in modules.items()
+    }
+    trained = gathered_elements(trainable(method.student.module).values(), layout)
+    return dict(counter.seen), expected(config, elements, trained, micro_batches=len(samples))

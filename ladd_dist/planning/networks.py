@@ -3,7 +3,7 @@
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.errors import LaddError
-from ladd_dist.methods.networks import meta_backbone
+from ladd_dist.methods.networks import meta_backbone, meta_student
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.folder import check_files
 from ladd_dist.models.registry import family_of
@@ -22,6 +22,7 @@ def check_networks(config: Config) -> LatentSpace:
     check_files(config.teacher.path)
     family_of(config.teacher.path).check(config.teacher.path)
     check_student(config)
+    meta_student(config)
     method_of(config).check(config)
     space = LatentSpace.of(config.teacher.path, config.student.path)
     for bucket in config.synthesis.buckets:

@@ -1,11 +1,11 @@
 """What an iteration sends between ranks: counted at the process groups, and what theory says."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ladd_dist.config import Config
@@ -60,7 +60,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def expected(config: Config, elements: Mapping[str, int], micro_batches: int) -> dict[str, int]:
+def expected(config: Config, elements: Mapping[str, int], trained: int, micro_batches: int) -> dict[str, int]:
     """Bytes of whole tensors that an iteration must move, by collective.
 
     A forward pass all-gathers every block once in the compute precision, a backward pass once more (recomputing
@@ -70,18 +70,18 @@ def expected(config: Config, elements: Mapping[str, int], micro_batches: int) ->
 
     Args:
         elements: of each of the method's networks, see `gathered_elements`.
+        trained: those of the student that gradients are reduced for: all but the base's, if it has adapters.
     """
     method, width = method_of(config), 2 if config.train.precision == "bf16" else 4
     sharded = {STUDENT} | (set(elements) if config.teacher.placement == "shard" else set())
     runs = method.forward_backward(config)
     return {
         "all_gather": sum(elements[name] * runs[name] for name in sharded & set(runs)) * width * micro_batches,
-        "reduce_scatter": elements[STUDENT] * 4 * micro_batches,
+        "reduce_scatter": trained * 4 * micro_batches,
         "all_reduce": sum(elements[name] for name in method.OPTIMIZERS if name != STUDENT) * 4,
     }
 
 
-def gathered_elements(module: nn.Module, layout: Layout) -> int:
-    """Elements of a network as it is gathered, padded to equal shards, if a rank holds ``layout`` of it."""
-    parameters: list[Any] = list(module.parameters())
+def gathered_elements(parameters: Iterable[Any], layout: Layout) -> int:
+    """Elements of parameters as they are gathered, padded to equal shards, if a rank holds ``layout`` of them."""
     return sum(layout(getattr(p, "ds_shape", p.shape)).gathered for p in parameters)
