@@ -32,8 +32,9 @@ from ladd_dist.models.fingerprint import fingerprint
 
 _PART = "32x64/part-00001"
 _SHARD = f"{_PART}/shard.00000.mds"
-_REDRAW = rf": delete \S*{_PART} and run launchers/synthesize\.py again, or copy the dataset again$"
-_AGAIN = r": run launchers/synthesize\.py again, which keeps finished parts, or copy the dataset again$"
+_MAKERS = r"run launchers/synthesize\.py again \(launchers/pairs\.py for pairs\)"
+_REDRAW = rf": delete \S*{_PART} and {_MAKERS}, or copy the dataset again$"
+_AGAIN = rf": {_MAKERS}, which keeps finished parts, or copy the dataset again$"
 
 
 @cache

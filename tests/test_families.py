@@ -104,6 +104,10 @@ class Pixels:
     def decode(self, latents: Tensor) -> Tensor:
         return latents[:, :3].sigmoid().repeat_interleave(FACTOR, 2).repeat_interleave(FACTOR, 3)
 
+    def encode(self, pictures: Tensor) -> Tensor:
+        cells = pictures[:, :, ::FACTOR, ::FACTOR].clamp(1e-3, 1 - 1e-3).logit()
+        return torch.cat([cells, torch.zeros_like(cells[:, :1])], 1)
+
 
 class Toy(Family):
     layout = Layout({"transformer": STEM})
@@ -138,6 +142,9 @@ class Toy(Family):
         return Euler()
 
     def decoder(self, folder: str | Path, device: torch.device) -> Pixels:
+        return Pixels()
+
+    def encoder(self, folder: str | Path, device: torch.device) -> Pixels:
         return Pixels()
 
     def write_sampler(self, folder: Path) -> None:

@@ -8,7 +8,7 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.damage import AGAIN
 from ladd_dist.data.index import Index, ShardRecord
-from ladd_dist.data.mds import MANIFEST, Manifest, columns
+from ladd_dist.data.mds import MANIFEST, REJECTED, Manifest, Provenance, columns
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, warn
@@ -27,7 +27,8 @@ def check_dataset(config: Config, space: LatentSpace, teacher: str, world: World
 
     Raises:
         LaddError: on all ranks alike, if the dataset is missing or damaged, was made by another teacher, has latents
-            of other channels, or has a bucket too small for one global batch.
+            of other channels, has no pairs for a method that needs them, or has a bucket too small for one global
+            batch.
     """
     root, begin = Path(config.data.path), time.monotonic()
     manifest, shards = world.together(lambda: _open(config, space, teacher))
@@ -58,16 +59,15 @@ def _open(config: Config, space: LatentSpace, teacher: str) -> tuple[Manifest, l
     manifest = Manifest.read(root)
     _check_manifest(config, manifest, space, teacher)
     for bucket, count in manifest.counts.items():
-        index = Index.read(root / bucket, count, space.shape(Bucket.parse(bucket)), AGAIN)
+        latent, pairs = space.shape(Bucket.parse(bucket)), manifest.provenance.pairs is not None
+        index = Index.read(root / bucket, count, latent, pairs, AGAIN)
         shards += [(root / bucket, shard) for shard in index.shards]
     return manifest, shards
 
 
 def _check_manifest(config: Config, manifest: Manifest, space: LatentSpace, teacher: str) -> None:
-    made = manifest.provenance
-    if lacking := set(method_of(config).FIELDS) - set(columns((), (), ())):
-        raise LaddError(f"method.name={config.method.name} needs the column {min(lacking)}, which latents have not")
-    where = f"data.path={config.data.path}"
+    made, where = manifest.provenance, f"data.path={config.data.path}"
+    _check_columns(config, made)
     if made.latent_channels != space.channels:
         raise LaddError(
             f"{where} holds latents of {made.latent_channels} channels, but the teacher {config.teacher.path} has "
@@ -90,6 +90,18 @@ def _check_manifest(config: Config, manifest: Manifest, space: LatentSpace, teac
                 f"bucket {bucket} of {where} holds {count} samples, fewer than train.global_batch="
                 f"{config.train.global_batch}: synthesize more for it, or lower train.global_batch"
             )
+
+
+def _check_columns(config: Config, made: Provenance) -> None:
+    asks = f"method.name={config.method.name}"
+    lacking = set(method_of(config).FIELDS) - set(columns((), (), (), made.pairs is not None))
+    if REJECTED in lacking:
+        raise LaddError(
+            f"{asks} needs preference pairs, but data.path={config.data.path} holds latents without a rejected one: "
+            "make pairs with launchers/pairs.py, and set data.path to them"
+        )
+    if lacking:
+        raise LaddError(f"{asks} needs the column {min(lacking)}, which latents have not")
 
 
 def _share(shards: Sequence[Shard], file: Path, world: World) -> Iterator[Shard]:

@@ -8,13 +8,14 @@ from pydantic import ValidationError
 
 from ladd_dist.errors import LaddError
 
-AGAIN = "run launchers/synthesize.py again, which keeps finished parts, or copy the dataset again"
+_MAKERS = "launchers/synthesize.py again (launchers/pairs.py for pairs)"
+AGAIN = f"run {_MAKERS}, which keeps finished parts, or copy the dataset again"
 """The remedy for a damaged manifest or index of a whole stream: both are made from the parts."""
 
 
 def redraw(part: Path) -> str:
     """The remedy for a damaged part."""
-    return f"delete {part} and run launchers/synthesize.py again, or copy the dataset again"
+    return f"delete {part} and run {_MAKERS}, or copy the dataset again"
 
 
 @contextmanager

@@ -59,14 +59,15 @@ class ShardRecord(_Record):
     zip_data: FileRecord | None
     size_limit: NonNegativeInt | str | None
 
-    def check(self, latent: tuple[int, ...]) -> None:
-        """Check the columns against the schema, for latents of a shape.
+    def check(self, latent: tuple[int, ...], pairs: bool) -> None:
+        """Check the columns against the schema, for latents of a shape and, of ``pairs``, a rejected one beside each.
 
         Raises:
             ValueError: naming what differs.
         """
         found = dict(zip(self.column_names, self.column_encodings, strict=False))
-        expected = columns(latent, *(_shape(found.get(key, "")) for key in ("context", "pooled")))
+        context, pooled = (_shape(found.get(key, "")) for key in ("context", "pooled"))
+        expected = columns(latent, context, pooled, pairs)
         if wrong := sorted(key for key in found | expected if found.get(key) != expected.get(key)):
             raise ValueError(f"its column {wrong[0]} is {found.get(wrong[0])}, not {expected.get(wrong[0])}")
         if not len(found) == len(self.column_names) == len(self.column_encodings):
@@ -88,13 +89,14 @@ class Index(_Record):
     shards: Annotated[list[ShardRecord], Field(min_length=1)]
 
     @staticmethod
-    def read(folder: Path, samples: int, latent: tuple[int, ...], remedy: str) -> "Index":
+    def read(folder: Path, samples: int, latent: tuple[int, ...], pairs: bool, remedy: str) -> "Index":
         """Read the index of a folder of shards.
 
         Args:
             folder: a bucket's or a part's.
             samples: how many it must have.
             latent: shape ``(C, H, W)`` of a latent.
+            pairs: whether each sample must have a rejected latent, too.
             remedy: what the user can do if it is damaged.
 
         Raises:
@@ -103,7 +105,7 @@ class Index(_Record):
         with named(folder / INDEX, remedy):
             index = Index.model_validate_json((folder / INDEX).read_bytes())
             for shard in index.shards:
-                shard.check(latent)
+                shard.check(latent, pairs)
             if (total := sum(shard.samples for shard in index.shards)) != samples:
                 raise ValueError(f"it has {total} samples, not {samples}")
             if len({tuple(shard.column_encodings) for shard in index.shards}) > 1:

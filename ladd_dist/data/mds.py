@@ -1,5 +1,7 @@
 """The schema of a latent dataset on disk: MDS streams, one folder per bucket, and a manifest beside them.
 
+Of a dataset of preference pairs ``latent`` is the chosen picture's, and samples have a column more: `REJECTED`.
+
 PATH/manifest.json           provenance: teacher, guidance, steps, counts, versions
 PATH/SHA256SUMS              checksums of the manifest and of the streams' indices, which have those of the shards
 PATH/512x1024/index.json     one stream per bucket, merged from its parts
@@ -25,18 +27,23 @@ from ladd_dist.files.checksums import SUMS, check_sum, read_sums, sha256, write_
 MANIFEST, INDEX = "manifest.json", "index.json"
 MISMATCHED = "mismatched"
 """Under this key a sample that was read holds another one, which has another prompt; no column of a shard."""
+REJECTED = "rejected"
+"""The column that pairs have: bf16 bits of the rejected picture's latent, of the chosen one's shape."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the samples were made from. Two runs with equal provenance write equal samples."""
+    """What the samples were made from. Two runs with equal provenance write equal samples.
+
+    Seed, guidance and steps are 0, and the scheduler is empty, where pictures were given and not drawn.
+    """
 
     teacher: str
     """`fingerprint` of the teacher's folder."""
     precision: str
     """Compute precision of the teacher."""
     prompts: str
-    """SHA-256 prefix of the prompt file."""
+    """SHA-256 prefix of the prompt file, or of a table of pairs and its pictures."""
     seed: int
     guidance: float
     steps: int
@@ -46,6 +53,9 @@ class Provenance:
     part_samples: int
     latent_channels: int
     max_t5_tokens: int
+    pairs: str | None = None
+    """Where preference pairs are from: ``table:FILE``, given pictures, or ``rank:SCORER``, the teacher's own, ranked.
+    None for latents without a rejected one."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,10 @@ class Manifest:
         """
         path = Path(root) / MANIFEST
         if not path.is_file():
-            raise LaddError(f"no dataset at data.path={root} ({MANIFEST} is missing): run launchers/synthesize.py")
+            raise LaddError(
+                f"no dataset at data.path={root} ({MANIFEST} is missing): run launchers/synthesize.py, or "
+                "launchers/pairs.py for preference pairs"
+            )
         _check_sums(path.parent)
         with named(path, AGAIN):
             return TypeAdapter(Manifest).validate_json(path.read_bytes(), strict=True)
@@ -90,8 +103,13 @@ def _check_sums(root: Path) -> None:
             check_sum(root, name, sums)
 
 
-def columns(latent: tuple[int, ...], context: tuple[int, ...], pooled: tuple[int, ...]) -> dict[str, str]:
-    """MDS columns of a bucket, given the shapes of one sample. bf16 travels as int16 bit patterns."""
+def columns(
+    latent: tuple[int, ...], context: tuple[int, ...], pooled: tuple[int, ...], pairs: bool = False
+) -> dict[str, str]:
+    """MDS columns of a bucket, given the shapes of one sample. bf16 travels as int16 bit patterns.
+
+    ``seed``, ``guidance`` and ``steps`` are 0 of a picture that was given and not drawn.
+    """
 
     def bits(shape: tuple[int, ...]) -> str:
         return f"ndarray:int16:{','.join(map(str, shape))}"
@@ -107,6 +125,7 @@ def columns(latent: tuple[int, ...], context: tuple[int, ...], pooled: tuple[int
         "guidance": "float64",
         "steps": "int64",
         "teacher": "str",
+        **({REJECTED: bits(latent)} if pairs else {}),
     }
 
 
@@ -129,6 +148,7 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
         [int(s["id"]) for s in samples],
         samples[0]["bucket"],
         _conditioning(others) if others else None,
+        _stacked(samples, REJECTED) if REJECTED in samples[0] else None,
     )
 
 

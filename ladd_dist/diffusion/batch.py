@@ -15,7 +15,8 @@ class Batch:
 
     ``latents`` ``(B, C, H, W)`` fp32; ``ids`` are the samples' dataset-wide numbers; ``bucket`` is the pixel
     size's name, ``HEIGHTxWIDTH``. ``mismatched`` is the conditioning of other samples' prompts, which are wrong
-    for these latents; None unless the method asks for it.
+    for these latents; None unless the method asks for it. ``rejected`` are latents ``(B, C, H, W)`` fp32 of the
+    pictures that were not preferred to these; None unless the dataset has pairs.
     """
 
     latents: Tensor
@@ -23,6 +24,7 @@ class Batch:
     ids: list[int]
     bucket: str
     mismatched: Conditioning | None = None
+    rejected: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Move the tensors; from page-locked memory without waiting for it."""
@@ -35,5 +37,9 @@ class Batch:
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         mismatched = None if self.mismatched is None else Conditioning(*map(move, self.mismatched))
         return replace(
-            self, latents=move(self.latents), cond=Conditioning(*map(move, self.cond)), mismatched=mismatched
+            self,
+            latents=move(self.latents),
+            cond=Conditioning(*map(move, self.cond)),
+            mismatched=mismatched,
+            rejected=None if self.rejected is None else move(self.rejected),
         )

@@ -186,7 +186,7 @@ def _verify(parts: list[Part], space: LatentSpace) -> None:
     begin = time.monotonic()
     for part in parts:
         latent = space.shape(part.entries[0].bucket)
-        index = Index.read(part.folder, len(part.entries), latent, redraw(part.folder))
+        index = Index.read(part.folder, len(part.entries), latent, False, redraw(part.folder))
         verify((part.folder, shard) for shard in index.shards)
     if parts:
         log(f"verified {len(parts)} finished parts in {time.monotonic() - begin:.1f} s")
