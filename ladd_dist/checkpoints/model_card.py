@@ -10,6 +10,7 @@ from ladd_dist.files.disk import real_path
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.family import Drawing
 from ladd_dist.models.registry import family_of
+from ladd_dist.models.start import Start
 
 _CARD = """---
 library_name: diffusers
@@ -17,7 +18,7 @@ pipeline_tag: text-to-image
 ---
 # {title}
 
-A few-step student of {teacher}, {trained} with ladd_dist,
+A few-step student of {teacher}, {trained} with ladd_dist{start},
 {iterations} iterations ({weights} weights).
 
 {usage}"""
@@ -36,10 +37,17 @@ def model_card(config: Config, name: str, iterations: int, weights: str, example
         title=" ".join(name.split()),
         teacher=_span(teacher_name(config.teacher.path)),
         trained=method_of(config).TRAINED,
+        start=_start(config),
         iterations=iterations,
         weights=weights,
         usage=family_of(config.teacher.path).usage(config.teacher, config.method, drawing),
     )
+
+
+def _start(config: Config) -> str:
+    """What a smaller student was made of."""
+    start = Start.of(config)
+    return f" from {start.kept} of {_span(teacher_name(start.folder))}" if start.kept else ""
 
 
 def teacher_name(path: str) -> str:

@@ -2,38 +2,28 @@
 
 from collections.abc import Callable
 
-import torch
-
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
-from ladd_dist.engines.base import TensorSource
 from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.log import log
-from ladd_dist.models.adapters import AdaptedWeights
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.files import in_one_line
-from ladd_dist.models.folder import component
 from ladd_dist.models.registry import family_of
+from ladd_dist.models.start import Start
 from ladd_dist.models.weights import FolderWeights
 
 
 def student_blueprint(config: Config, world: World) -> Blueprint:
-    """The student, a copy of the teacher unless ``student.path`` says otherwise. What is trained of it is fp32."""
-    start, lora, dtype = config.student.path or config.teacher.path, config.student.lora, compute_dtype(config)
-    put_attention = pick_attention(config, "student", start, config.student.compile, world)
+    """The student as it starts, see `Start`. What is trained of it is fp32."""
+    start, dtype = Start.of(config), compute_dtype(config)
+    put_attention = pick_attention(config, "student", start.folder, config.student.compile, world)
 
     def make() -> Backbone:
-        net = family_of(start).make(start, dtype, config.student.activation_checkpointing)
+        net = start.make(dtype, config.student.activation_checkpointing)
         put_attention(net)
-        if lora:
-            net.add_adapters(lora)
         return net.train()
 
-    weights: TensorSource = FolderWeights(start)
-    if lora:
-        weights = AdaptedWeights(meta_student(config), weights, config.seed)
-    return Blueprint(make, weights, dtype, config.student.compile)
+    return Blueprint(make, start.weights(), dtype, config.student.compile)
 
 
 def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprint:
@@ -51,16 +41,8 @@ def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprin
 
 
 def meta_student(config: Config) -> Backbone:
-    """The student's shapes.
-
-    Raises:
-        LaddError: if its start's config makes no network, or ``student.lora`` does not fit it.
-    """
-    net = meta_backbone(config.student.path or config.teacher.path)
-    if config.student.lora:
-        with torch.device("meta"):
-            net.add_adapters(config.student.lora)
-    return net
+    """The student's shapes."""
+    return Start.of(config).on_meta()
 
 
 def meta_backbone(folder: str) -> Backbone:
@@ -69,9 +51,7 @@ def meta_backbone(folder: str) -> Backbone:
     Raises:
         LaddError: if its config makes none.
     """
-    config = component(folder, "transformer") / "config.json"
-    with in_one_line(f"{config} makes no network"), torch.device("meta"):
-        return family_of(folder).make(folder)
+    return Start(folder).on_meta()
 
 
 def pick_attention(
