@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from conftest import tiny_config
+from streaming import MDSWriter
 from streaming.base.format import reader_from_json
 
 from ladd_dist.config import Config
+from ladd_dist.data.mds import REJECTED, Manifest, columns
 
 
 def rows_of(data: Path) -> list[dict[str, Any]]:
@@ -44,3 +47,18 @@ def damage(file: Path, kind: str, where: float) -> None:
     file.unlink()
     if kind != "delete":
         file.write_bytes(content)
+
+
+def write_pairs(dataset: Path, to: Path) -> Path:
+    """A dataset of pairs: each sample of another one against the next of its bucket that was drawn."""
+    manifest = Manifest.read(dataset)
+    rows = rows_of(dataset)
+    for bucket in manifest.counts:
+        ours = [row for row in rows if row["bucket"] == bucket]
+        shape, context, pooled = (ours[0][key].shape for key in ("latent", "context", "pooled"))
+        schema = columns(shape, context, pooled, pairs=True)
+        with MDSWriter(out=str(to / bucket), columns=schema, hashes=["xxh64"]) as writer:
+            for row, other in zip(ours, [*ours[1:], ours[0]], strict=True):
+                writer.write(row | {REJECTED: other["latent"]})
+    replace(manifest, provenance=replace(manifest.provenance, pairs="table:tests")).write(to)
+    return to

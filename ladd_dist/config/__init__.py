@@ -8,7 +8,7 @@ A key that the schema does not know, a value of the wrong type and a combination
 from ladd_dist.config.drawing import EvaluationConfig, SamplingConfig, SynthesisConfig
 from ladd_dist.config.engines import Fsdp2Config, OptimizerConfig, Zero3Config
 from ladd_dist.config.loading import load
-from ladd_dist.config.method import FlowMatchingConfig, LaddConfig, MethodSection
+from ladd_dist.config.method import DpoConfig, FlowMatchingConfig, LaddConfig, MethodSection
 from ladd_dist.config.networks import DiscriminatorConfig, KernelsConfig, LoraConfig, StudentConfig, TeacherConfig
 from ladd_dist.config.schema import Config
 from ladd_dist.config.section import Section
@@ -18,6 +18,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DiscriminatorConfig",
+    "DpoConfig",
     "EvaluationConfig",
     "FlowMatchingConfig",
     "Fsdp2Config",

@@ -14,6 +14,8 @@ class MethodSection(Section):
 
     trains_heads: ClassVar[bool] = False
     """Whether it has a discriminator, and so reads ``discriminator``, ``head_optimizer`` and ``kernels.heads``."""
+    trains_adapters: ClassVar[bool] = False
+    """Whether it holds a student with adapters against the student without, and so needs ``student.lora``."""
 
     student_times: list[Annotated[float, Field(gt=0, le=1)]] = Field(default=[1.0, 0.75, 0.5, 0.25], min_length=1)
     """Noise levels at which the student draws and is exported, descending from 1; LADD trains it at these alone."""
@@ -104,17 +106,33 @@ class FlowMatchingConfig(MethodSection):
     time_scale: PositiveNumber = 1.0
 
 
+class DpoConfig(MethodSection):
+    """Diffusion-DPO on preference pairs (arXiv 2311.12908), by adapters on a frozen base that is the reference."""
+
+    trains_adapters: ClassVar[bool] = True
+    name: Literal["dpo"] = "dpo"
+    beta: PositiveNumber = 5000.0
+    """How much a gain over the reference counts: half of beta times the difference of two mean squared errors."""
+    noise_levels: Literal["logit_normal", "student_times"] = "logit_normal"
+    """All of them, for a base; or the ``student_times``, alike often, for a base that is a student itself."""
+    time_location: Number = 0.0
+    """Logit-normal location of the noise level at 4,096 image tokens; shifted to each bucket's own token count."""
+    time_scale: PositiveNumber = 1.0
+
+
 def _name(section: Any) -> Any:
     """Configurations from before there was a choice name none."""
     return section.get("name", "ladd") if isinstance(section, dict) else getattr(section, "name", None)
 
 
 MethodConfig = Annotated[
-    Annotated[LaddConfig, Tag("ladd")] | Annotated[FlowMatchingConfig, Tag("flow_matching")],
+    Annotated[LaddConfig, Tag("ladd")]
+    | Annotated[FlowMatchingConfig, Tag("flow_matching")]
+    | Annotated[DpoConfig, Tag("dpo")],
     Discriminator(
         _name,
         custom_error_type="unknown_method",
-        custom_error_message="unknown method: known are ladd, flow_matching",
+        custom_error_message="unknown method: known are ladd, flow_matching, dpo",
     ),
 ]
 """The section ``method``."""

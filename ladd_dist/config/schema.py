@@ -60,6 +60,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _adapters(self) -> "Config":
+        if self.method.trains_adapters and self.student.lora is None:
+            raise ValueError(f"method.name={self.method.name} trains adapters alone: set student.lora.rank=256")
+        return self
+
+    @model_validator(mode="after")
     def _teacher_is_base(self) -> "Config":
         """A teacher that is the student's base is placed and run as the student is."""
         if self.student.is_teachers_base:

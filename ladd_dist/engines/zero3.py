@@ -62,11 +62,13 @@ def _sizes(module: nn.Module) -> dict[str, int]:
     """DeepSpeed's buffer sizes, in elements, from the network's own.
 
     Its defaults are absolute: they would keep a network of under a billion parameters whole on every rank. Here
-    biases and norm weights stay gathered, a reduction holds one block, and at most three blocks are whole at once.
+    biases and norm weights stay gathered, a reduction holds what is trained of one block, and at most three blocks
+    are whole at once.
     """
-    block = max(sum(p.numel() for p in b.parameters()) for b in wrap_points(module))
+    blocks = wrap_points(module)
+    block = max(sum(p.numel() for p in b.parameters()) for b in blocks)
     return {
-        "reduce_bucket_size": block,
+        "reduce_bucket_size": max(1, *(sum(p.numel() for p in trainable(b).values()) for b in blocks)),
         "stage3_prefetch_bucket_size": block,
         "stage3_max_live_parameters": 3 * block,
         "stage3_max_reuse_distance": block,

@@ -21,7 +21,8 @@ from ladd_dist.methods.charts import Chart
 
 Metrics = dict[str, Tensor]
 """By name: 0-d tensors, or vectors with an entry for each of what `Method.ENTRY` names; on the device, not averaged
-over ranks. ``skipped`` is 1 where an update was left out for a gradient that is not finite."""
+over ranks. ``skipped`` is 1 where an update was left out for a gradient that is not finite. Others may be there in
+some iterations only, on every rank alike, such as those of one bucket, see `by_bucket`."""
 
 STUDENT = "student"
 """The trained network that every method has: it is averaged, previewed, evaluated and exported."""
@@ -154,6 +155,11 @@ class Method(ABC):
     @abstractmethod
     def line(cls, row: Mapping[str, Any]) -> str:
         """What the console says of a recorded row."""
+
+
+def by_bucket(metrics: Metrics, bucket: str) -> Metrics:
+    """Metrics, and again under names of the iteration's bucket, such as ``accuracy/32x64``."""
+    return metrics | {f"{name}/{bucket}": value for name, value in metrics.items()}
 
 
 def optimizer(config: Config, section: str) -> OptimizerConfig:

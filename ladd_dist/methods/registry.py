@@ -4,10 +4,11 @@ from ladd_dist.config import Config
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.methods.base import Method
+from ladd_dist.methods.dpo import Dpo
 from ladd_dist.methods.flow_matching import FlowMatching
 from ladd_dist.methods.ladd.method import Ladd
 
-METHODS: dict[str, type[Method]] = {"ladd": Ladd, "flow_matching": FlowMatching}
+METHODS: dict[str, type[Method]] = {"ladd": Ladd, "flow_matching": FlowMatching, "dpo": Dpo}
 
 
 def method_of(config: Config) -> type[Method]:

@@ -2,8 +2,10 @@
 
 import resource
 import time
+from collections import defaultdict
 
 import torch
+from torch import Tensor
 
 from ladd_dist.config import Config
 from ladd_dist.distributed.clock import Clock
@@ -60,14 +62,18 @@ class MetricAverages:
         return row
 
     def _means(self) -> Row:
-        columns = {key: torch.stack([row[key] for row in self._rows]) for key in self._rows[0]}
-        skipped = columns.pop("skipped")
-        kept = skipped == 0
-        means = {key: values[kept].mean(0) for key, values in columns.items()}
+        flags = torch.stack([row["skipped"] for row in self._rows]).tolist()
+        kept = [row for row, skipped in zip(self._rows, flags, strict=True) if not skipped]
+        columns: dict[str, list[Tensor]] = defaultdict(list)
+        for row in kept:
+            for key, value in row.items():
+                columns[key].append(value)
+        columns.pop("skipped", None)
+        means = {key: torch.stack(values).mean(0) for key, values in columns.items()}
         self._world.mean_(list(means.values()))
-        # What no iteration gave is left out: JSON has no NaN.
+        # What is no number in every iteration is left out: JSON has no NaN.
         finite = {key: value.tolist() for key, value in means.items() if value.isfinite().all()}
-        return {"skipped": int(skipped.sum()), **finite}
+        return {"skipped": int(sum(flags)), **finite}
 
     def _report(self, done: int, row: Row) -> None:
         if row["skipped"]:
