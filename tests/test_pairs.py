@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import os
+import re
+import runpy
 import shutil
 import signal
 from collections import Counter
@@ -18,14 +20,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ALONE, BUCKETS, TEACHER, tiny_config, write_prompts
+from conftest import ALONE, BUCKETS, ROOT, TEACHER, TINY, tiny_config, write_prompts
+from documented import documented
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from latents import rows_of, tree_of
-from launch import join, run_ranks, start_ranks
+from launch import join, launch, run_ranks, start_ranks
 from PIL import Image
 from torch import Tensor
 
+from ladd_dist.cli import Launch
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace, nearest
 from ladd_dist.data.check import check_dataset
@@ -45,6 +49,7 @@ from ladd_dist.errors import LaddError
 from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.models.registry import family_of
+from ladd_dist.supervision.signals import Signals
 
 # Schema
 
@@ -546,3 +551,52 @@ def test_a_lost_sample_of_a_finished_part_is_noticed_where_there_can_be_no_ties(
     index.write_text(json.dumps({"shards": [], "version": 2}))
     with pytest.raises(LaddError, match=r"part-00001/index\.json is damaged \(it has 0 samples, not 1\)"):
         table_pairs(table_config(tmp_path), table, ALONE)
+
+
+# As documented
+
+PYTHON = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/pairs.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_documented_example_makes_twenty_pairs_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ladd_dist", "configs", "launchers"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    exec(PYTHON[0], {})
+    command = documented("docs/pairs.md", "table")
+    words = [word.replace("data.path=", f"data.path={tmp_path}/") for word in command.words[2:]]
+    done = launch(
+        ["pairs.py", *words, f"run_dir={tmp_path / 'run'}", "--pairs", str(tmp_path / "runs/pairs/pairs.jsonl")]
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pairs.jsonl: 20 pairs, 20 to 32x32" in done.stderr
+    given_ones = rows_of(tmp_path / "runs/pairs/given")
+    config = table_config(
+        tmp_path, "synthesis.prompts=runs/pairs/prompts.txt", "synthesis.buckets=[32x32]", "synthesis.part_samples=20"
+    )
+    rank_pairs(config, "stroke", 4, ALONE)
+    drawn = rows_of(tmp_path / "pairs")
+    assert len(drawn) == len(given_ones) == 20
+    decode = family_of(TEACHER).decoder(TEACHER, ALONE.device).decode
+    for rows in (given_ones, drawn):
+        latents = [torch.stack([from_bits(row[key].copy()) for row in rows]) for key in PAIR]
+        better, worse = (stroke([], decode(each)) for each in latents)
+        assert (better > worse).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["table"], "'table' needs --pairs: see --help"),
+        (["rank"], "'rank' needs --scorer: see --help"),
+        (["table", "--pairs", "p.csv", "--pictures", "3"], "--pictures is for 'rank': leave it out of 'table'"),
+        (["rank", "--scorer", "stroke", "--pairs", "p.csv"], "--pairs is for 'table': leave it out of 'rank'"),
+    ],
+)
+def test_flags_of_the_other_kind_are_refused(words: list[str], says: str) -> None:
+    launcher = runpy.run_path("launchers/pairs.py")
+    args = launcher["command_line"]().parse_intermixed_args(["--config", TINY, *words, "seed=1"])
+    assert (args.kind, args.overrides) == (words[0], ["seed=1"])
+    with pytest.raises(LaddError) as refused:
+        launcher["main"](Launch(args, tiny_config(Path("run"), Path("data")), ALONE), Signals())
+    assert str(refused.value) == says
