@@ -12,6 +12,7 @@ import runpy
 import shutil
 import signal
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -277,12 +278,13 @@ def test_other_pictures_under_the_same_names_are_another_dataset(
     pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Path(shutil.copytree(pictures, tmp_path / "pictures"))
-    table = write_table(folder / "p.jsonl", named_rows()[:1])
+    table = write_table(folder / "p.jsonl", named_rows()[::3][:3])
     table_pairs(table_config(tmp_path), table, ALONE)
     save_png(torch.zeros(3, 32, 16), folder / "32x32-0-thin.png")
+    save_png(torch.zeros(3, 16, 32), folder / "32x32-1-thin.png")
     with pytest.raises(LaddError, match=r"holds latents made with prompts=\w+, but this run has prompts="):
         table_pairs(table_config(tmp_path), table, ALONE)
-    assert "1 pairs have a picture smaller than its bucket, which is enlarged" in caplog.text
+    assert "2 pairs have a picture smaller than its bucket, which is enlarged" in caplog.text
 
 
 # Buckets
@@ -540,6 +542,14 @@ def test_pairs_killed_on_the_way_and_made_on_other_ranks_end_the_same(
     run_ranks(_make_both, ranking, table, encoding, size=2)
     assert tree_of(tmp_path / "ranked" / "pairs") == tree_of(ranked)
     assert tree_of(tmp_path / "table" / "pairs") == tree_of(tmp_path / "whole" / "pairs")
+
+
+def test_a_manifest_and_an_index_that_disagree_on_pairs_are_named(pictures: Path, tmp_path: Path) -> None:
+    config = table_config(tmp_path, "train.global_batch=1", "train.micro_batch=1")
+    manifest = table_pairs(config, write_table(pictures / "one.csv", named_rows()[:1]), ALONE)
+    replace(manifest, provenance=replace(manifest.provenance, pairs=None)).write(tmp_path / "pairs")
+    with pytest.raises(LaddError, match=r"index\.json is damaged \(its column rejected is ndarray:.*, not None\)"):
+        check_dataset(config, LatentSpace.of(TEACHER), fingerprint(TEACHER), ALONE)
 
 
 def test_a_lost_sample_of_a_finished_part_is_noticed_where_there_can_be_no_ties(
