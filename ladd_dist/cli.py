@@ -3,7 +3,7 @@
 import argparse
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -33,8 +33,12 @@ class Launch:
     lock: "RunLock | None" = None
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A launcher's command line, to which it adds flags of its own."""
+def parser(description: str, kinds: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """A launcher's command line, to which it adds flags of its own.
+
+    Args:
+        kinds: words of which the first argument must be one, as ``kind``; none takes no such argument.
+    """
     result = argparse.ArgumentParser(
         description=description, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,6 +49,8 @@ def parser(description: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="YAML configuration, such as configs/tiny_cpu.yaml",
     )
+    if kinds:
+        result.add_argument("kind", choices=kinds, help="what to do, see above")
     result.add_argument(
         "overrides", type=as_text, nargs="*", metavar="key.sub=value", help="replace single configuration keys"
     )

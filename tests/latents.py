@@ -17,7 +17,7 @@ from ladd_dist.data.mds import REJECTED, Manifest, columns
 def rows_of(data: Path) -> list[dict[str, Any]]:
     """Every sample of a dataset, by the plain MDS reader, in the order of the ids."""
     rows = []
-    for bucket in sorted(path for path in data.iterdir() if path.is_dir()):
+    for bucket in sorted(index.parent for index in data.glob("*/index.json")):
         for shard in json.loads((bucket / "index.json").read_text())["shards"]:
             reader = reader_from_json(str(bucket), "", shard)
             rows.extend(reader[i] for i in range(reader.samples))

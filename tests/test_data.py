@@ -24,7 +24,7 @@ from ladd_dist.data.mds import Manifest, Provenance, from_bits, to_bits
 from ladd_dist.data.prompts import first_of_each_bucket, read_prompts
 from ladd_dist.diffusion.noise import image_seed
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing import synthesis
+from ladd_dist.drawing import writing
 from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.models.fingerprint import fingerprint
@@ -252,12 +252,12 @@ def test_a_lost_part_is_drawn_again_exactly(dataset: Path, tmp_path: Path) -> No
 
 def test_finished_parts_are_not_drawn_again(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, config = copy_of(dataset, tmp_path)
-    monkeypatch.setattr(synthesis, "_write_part", lambda *_: pytest.fail("a finished part was drawn again"))
+    monkeypatch.setattr(writing, "_write_part", lambda *_: pytest.fail("a finished part was drawn again"))
     synthesize(config, ALONE)
 
 
 def _synthesize_until_killed(world: World, config: Config, rows: int) -> None:
-    write = synthesis.MDSWriter.write
+    write = writing.MDSWriter.write
     written = iter(range(rows))
 
     def write_or_die(writer: Any, row: dict) -> None:
@@ -265,7 +265,7 @@ def _synthesize_until_killed(world: World, config: Config, rows: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write(writer, row)
 
-    synthesis.MDSWriter.write = write_or_die
+    writing.MDSWriter.write = write_or_die
     synthesize(config, world)
 
 

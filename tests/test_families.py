@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ALONE, PER_BUCKET, tiny_config, write_prompts
+from latents import rows_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,8 +17,11 @@ from ladd_dist.checkpoints.reader import open_newest
 from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import Config, KernelsConfig, MethodSection, TeacherConfig
 from ladd_dist.data.buckets import Bucket
+from ladd_dist.data.mds import from_bits
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.drawing.given import table_pairs
+from ladd_dist.drawing.pictures import save_png
 from ladd_dist.drawing.pipeline import Pipeline
 from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError
@@ -180,6 +184,19 @@ def test_it_is_distilled(toy: Config) -> None:
     assert [row["iteration"] for row in rows] == [1, 2]
     assert all(len(row["real_logit"]) == DEPTH and row["student_grad_norm"] > 0 for row in rows)
     assert list(Path(toy.run_dir).glob("previews/*.png"))
+
+
+def test_pictures_become_its_latents(toy: Config, tmp_path: Path) -> None:
+    colours = torch.rand(2, 3, 8, 16).mul(200).round().div(255) + 0.1
+    for name, picture in zip("ab", colours.repeat_interleave(FACTOR, 2).repeat_interleave(FACTOR, 3), strict=True):
+        save_png(picture, tmp_path / f"{name}.png")
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\nanything,a.png,b.png\n")
+    config = tiny_config(tmp_path / "run", tmp_path / "pairs", f"teacher.path={toy.teacher.path}")
+    table_pairs(config, tmp_path / "pairs.csv", ALONE)
+    (row,) = rows_of(tmp_path / "pairs")
+    for key, picture in zip(("latent", "rejected"), colours, strict=True):
+        decoded = Pixels().decode(from_bits(row[key].copy())[None])[0, :, ::FACTOR, ::FACTOR]
+        assert (decoded - picture).abs().max() < 0.01  # bf16, and 8 bits
 
 
 def test_its_checkpoint_holds_a_student_that_moved_and_draws(toy: Config) -> None:

@@ -1,5 +1,7 @@
 """Aspect-ratio buckets: picture sizes of about one area, one stream of samples each."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,11 @@ class Bucket:
         if not (height.isdecimal() and width.isdecimal()):
             raise LaddError(f"bucket '{name}' is not of the form HEIGHTxWIDTH in pixels, such as 1024x1024")
         return Bucket(int(height), int(width))
+
+
+def nearest(height: int, width: int, buckets: Sequence[Bucket]) -> Bucket:
+    """The bucket whose aspect ratio is nearest to a picture's, as a factor; of equals the first."""
+    return min(buckets, key=lambda bucket: abs(math.log(bucket.height * width / (bucket.width * height))))
 
 
 @dataclass(frozen=True)

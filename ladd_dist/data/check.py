@@ -40,6 +40,8 @@ def check_dataset(config: Config, space: LatentSpace, teacher: str, world: World
     bare = sum(not shard.raw_data.hashes for _, shard in shards)
     if bare and world.is_main:
         warn(f"{bare} shards of data.path={root} have no hashes in their index: only their sizes were verified")
+    if world.is_main:
+        _tell_pairs(config, manifest.provenance)
     return manifest
 
 
@@ -102,6 +104,16 @@ def _check_columns(config: Config, made: Provenance) -> None:
         )
     if lacking:
         raise LaddError(f"{asks} needs the column {min(lacking)}, which latents have not")
+
+
+def _tell_pairs(config: Config, made: Provenance) -> None:
+    """Other objectives may be trained on pairs, but whoever does should know what they see."""
+    if made.pairs and REJECTED not in method_of(config).FIELDS:
+        given = ", which the teacher did not draw" if made.pairs.startswith("table:") else ""
+        warn(
+            f"data.path={config.data.path} holds preference pairs ({made.pairs}): method.name={config.method.name} "
+            f"trains on the chosen pictures alone{given}"
+        )
 
 
 def _share(shards: Sequence[Shard], file: Path, world: World) -> Iterator[Shard]:

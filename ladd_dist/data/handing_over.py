@@ -32,5 +32,5 @@ def handed_over(config: Config, ranks: int) -> int:
 
 def _sample_bytes(index: Path) -> int:
     with named(index, AGAIN):
-        shard = Index.model_validate_json(index.read_bytes()).shards[0]
-    return sum(size or 0 for size in shard.column_sizes)
+        shards = Index.model_validate_json(index.read_bytes()).shards
+    return max((sum(size or 0 for size in shard.column_sizes) for shard in shards), default=0)

@@ -5,9 +5,9 @@ MosaicML Streaming checks hashes only of what it downloads, and reads a local sh
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from streaming.base.format.mds.encodings import get_mds_encoded_size
 
 from ladd_dist.data.damage import named, redraw
@@ -86,10 +86,17 @@ class Index(_Record):
     """A stream: of a bucket, or of one of its parts."""
 
     version: Literal[2]
-    shards: Annotated[list[ShardRecord], Field(min_length=1)]
+    shards: list[ShardRecord]
+
+    @property
+    def samples(self) -> int:
+        """Of all shards."""
+        return sum(shard.samples for shard in self.shards)
 
     @staticmethod
-    def read(folder: Path, samples: int, latent: tuple[int, ...], pairs: bool, remedy: str) -> "Index":
+    def read(
+        folder: Path, samples: int, latent: tuple[int, ...], pairs: bool, remedy: str, fewer: bool = False
+    ) -> "Index":
         """Read the index of a folder of shards.
 
         Args:
@@ -98,6 +105,7 @@ class Index(_Record):
             latent: shape ``(C, H, W)`` of a latent.
             pairs: whether each sample must have a rejected latent, too.
             remedy: what the user can do if it is damaged.
+            fewer: whether it may have fewer, down to none, as where ties are left out.
 
         Raises:
             LaddError: if it is missing or damaged.
@@ -106,8 +114,8 @@ class Index(_Record):
             index = Index.model_validate_json((folder / INDEX).read_bytes())
             for shard in index.shards:
                 shard.check(latent, pairs)
-            if (total := sum(shard.samples for shard in index.shards)) != samples:
-                raise ValueError(f"it has {total} samples, not {samples}")
+            if index.samples > samples or (index.samples < samples and not fewer):
+                raise ValueError(f"it has {index.samples} samples, not {samples}")
             if len({tuple(shard.column_encodings) for shard in index.shards}) > 1:
                 raise ValueError("its shards have different columns")
         return index

@@ -129,6 +129,34 @@ def columns(
     }
 
 
+def row(
+    number: int,
+    prompt: str,
+    bucket: str,
+    latent: Tensor,
+    context: Tensor,
+    pooled: Tensor,
+    rejected: Tensor | None = None,
+    *,
+    seed: int = 0,
+    guidance: float = 0.0,
+    steps: int = 0,
+) -> dict[str, Any]:
+    """One sample as it is written, less the teacher's fingerprint; the defaults are those of a picture not drawn."""
+    return {
+        "id": number,
+        "latent": to_bits(latent),
+        "context": to_bits(context),
+        "pooled": to_bits(pooled),
+        "prompt": prompt,
+        "bucket": bucket,
+        "seed": seed,
+        "guidance": guidance,
+        "steps": steps,
+        **({} if rejected is None else {REJECTED: to_bits(rejected)}),
+    }
+
+
 def to_bits(tensor: Tensor) -> np.ndarray:
     """Round to bf16 and view as int16."""
     return tensor.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy()

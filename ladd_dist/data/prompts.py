@@ -75,12 +75,12 @@ def _lines(path: Path) -> list[str]:
     return [line.removeprefix("\ufeff") for line in _NEWLINE.split(text)]
 
 
-class _UnusableError(Exception):
+class _UnusableError(ValueError):
     """What is wrong with a line."""
 
 
 def _parse_text(line: str) -> tuple[str, None]:
-    return _checked(line.strip()), None
+    return checked(line.strip()), None
 
 
 def _parse_json(line: str) -> tuple[str, str | None]:
@@ -97,7 +97,7 @@ def _parse_json(line: str) -> tuple[str, str | None]:
     prompt, bucket = entry["prompt"], entry.get("bucket")
     if not isinstance(prompt, str) or not isinstance(bucket, str | None):
         raise _UnusableError("'prompt' and 'bucket' must be text")
-    return _checked(prompt), bucket
+    return checked(prompt), bucket
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,7 +107,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _checked(prompt: str) -> str:
+def checked(prompt: str) -> str:
+    """A prompt, if it is one.
+
+    Raises:
+        ValueError: in words for a user, if no text encoder could take it.
+    """
     if "\0" in prompt:
         raise _UnusableError("the prompt holds a NUL character: save the prompt file as UTF-8 text")
     try:

@@ -15,7 +15,7 @@ from ladd_dist.diffusion.noise import image_noise, image_seed
 from ladd_dist.drawing.sampling import VelocityNetwork, sample_ode, sample_student
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.family import Decoder, Schedule
+from ladd_dist.models.family import Decoder, Encoder, Schedule
 from ladd_dist.models.registry import family_of
 
 
@@ -73,6 +73,10 @@ class Pipeline:
         """Pictures ``(B, 3, H, W)`` in [0, 1]."""
         return self._vae.decode(latents)
 
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Latents ``(B, C, H, W)``, fp32, of pictures ``(B, 3, H, W)`` in [0, 1] on any device."""
+        return self._encoder.encode(pictures.to(self._device))
+
     def _noise(self, encoded: Encoded, draws: int) -> Tensor:
         return image_noise(encoded.seeds, encoded.shape, draws, self._device)
 
@@ -87,6 +91,10 @@ class Pipeline:
     @cached_property
     def _vae(self) -> Decoder:
         return self._family.decoder(self._folder, self._device)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self._family.encoder(self._folder, self._device)
 
 
 def teacher_schedule(config: Config) -> Schedule:

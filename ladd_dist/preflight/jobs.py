@@ -12,9 +12,9 @@ from ladd_dist.checkpoints.room import checkpoint_bytes, missing_room
 from ladd_dist.config import Config
 from ladd_dist.data.handing_over import handed_over
 from ladd_dist.data.mds import MANIFEST, Manifest
-from ladd_dist.data.prompts import read_prompts
+from ladd_dist.data.prompts import PromptEntry, read_prompts
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.synthesis import Part, plan_parts
+from ladd_dist.drawing.writing import Part, plan_parts
 from ladd_dist.engines.build import check_launch
 from ladd_dist.evaluation.folder import evaluation_place
 from ladd_dist.evaluation.judges import check_judge
@@ -100,7 +100,7 @@ def _latents(config: Config) -> Room:
     return Room(sum(2 * prod(space.shape(part.entries[0].bucket)) * len(part.entries) for part in parts))
 
 
-def _missing_parts(config: Config) -> list[Part]:
+def _missing_parts(config: Config) -> list[Part[PromptEntry]]:
     settings = config.synthesis
     entries = read_prompts(settings.prompts, settings.buckets, settings.images_per_prompt)
     parts = plan_parts(Path(config.data.path), entries, settings.part_samples)
@@ -141,6 +141,9 @@ JOBS: dict[str, Job] = {
         lambda config: {**_prompts(config, config.synthesis.prompts), **_networks(config)},
         _latents,
         pieces=lambda config: len(_missing_parts(config)),
+    ),
+    "pairs": Job(
+        "data.path", lambda config: Path(config.data.path), lambda config, world: check_networks(config), _networks
     ),
     "evaluate": Job(
         "run_dir",

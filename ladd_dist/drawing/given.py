@@ -1,0 +1,161 @@
+"""Preference pairs of given pictures: a table's, encoded by the teacher's autoencoder."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ladd_dist.config import Config
+from ladd_dist.data.buckets import Bucket, LatentSpace, nearest
+from ladd_dist.data.mds import Manifest, Provenance, row
+from ladd_dist.data.pair_table import Pair, PairTable, Source, read_pairs
+from ladd_dist.distributed.world import World
+from ladd_dist.drawing.pictures import fit_picture, open_picture
+from ladd_dist.drawing.pipeline import Pipeline
+from ladd_dist.drawing.writing import Plan, columns_of, plan_parts, write_dataset
+from ladd_dist.errors import LaddError
+from ladd_dist.files.run_lock import RunLock
+from ladd_dist.log import log, progress, warn
+from ladd_dist.models.fingerprint import fingerprint
+from ladd_dist.planning.networks import check_networks
+from ladd_dist.supervision.signals import Signals
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A pair and the bucket that both of its pictures go to."""
+
+    pair: Pair
+    bucket: Bucket
+
+
+class _Seen(NamedTuple):
+    """What a look at a row's pictures tells.
+
+    Attributes:
+        size: height and width of the chosen one.
+        least: the smaller height and the smaller width of the two.
+        digest: of both files.
+        problem: what is wrong with them, or nothing.
+    """
+
+    number: int
+    size: tuple[int, int] = (0, 0)
+    least: tuple[int, int] = (0, 0)
+    digest: str = ""
+    problem: str = ""
+
+
+class _Encoder:
+    """Makes a pair of every row."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self._config, self._pipeline, self.batch = config, Pipeline(config, world.device), config.synthesis.batch
+
+    def columns(self, entry: _Given) -> dict[str, str]:
+        return columns_of(self._pipeline.encode([entry.pair.prompt], [], entry.bucket), pairs=True)
+
+    def samples(self, entries: Sequence[_Given]) -> list[dict[str, Any]]:
+        cond = self._pipeline.encode([entry.pair.prompt for entry in entries], [], entries[0].bucket).cond
+        chosen = self._latents([(entry.pair.chosen, entry.bucket) for entry in entries])
+        rejected = self._latents([(entry.pair.rejected, entry.bucket) for entry in entries])
+        return [
+            row(entry.pair.number, entry.pair.prompt, entry.bucket.name, *tensors)
+            for entry, *tensors in zip(entries, chosen, *cond, rejected, strict=True)
+        ]
+
+    def _latents(self, pictures: list[tuple[Source, Bucket]]) -> torch.Tensor:
+        fitted = torch.stack([fit_picture(open_picture(source), bucket) for source, bucket in pictures])
+        latents = self._pipeline.encode_pictures(fitted)
+        if not latents.isfinite().all():
+            raise LaddError(f"the autoencoder of teacher {self._config.teacher.path} made non-finite latents")
+        return latents
+
+
+def table_pairs(
+    config: Config, table: Path, world: World, lock: RunLock | None = None, signals: Signals | None = None
+) -> Manifest:
+    """Encode the pairs of a table.
+
+    Both pictures of a pair go to the bucket among ``synthesis.buckets`` whose aspect ratio is nearest to the chosen
+    one's. Every picture is read once before anything is loaded.
+
+    Args:
+        lock: as of `synthesize`, and ``signals``.
+
+    Raises:
+        LaddError: for input that cannot be used, naming rows, or as of `write_dataset`.
+        Requeue: on all ranks, if a signal asked one of them to stop; finished parts are there.
+    """
+    space, pairs = check_networks(config), world.together(lambda: read_pairs(table))
+    seen = _look(pairs, world)
+    pairs.refuse({each.number: each.problem for each in seen if each.problem})
+    buckets = [Bucket.parse(name) for name in config.synthesis.buckets]
+    entries = [_Given(p, nearest(*each.size, buckets)) for p, each in zip(pairs.pairs, seen, strict=True)]
+    _tell(pairs, entries, seen)
+    parts = plan_parts(Path(config.data.path), entries, config.synthesis.part_samples)
+    plan = Plan(parts, _provenance(config, space, table, seen), space, "pairs", "pair")
+    return write_dataset(plan, _Encoder(config, world), config, world, lock or RunLock(), signals or Signals())
+
+
+def _look(table: PairTable, world: World) -> list[_Seen]:
+    """Read every picture once, a share of the rows on each rank."""
+    mine = table.pairs[world.rank :: world.size]
+    bar = progress("look at pictures", len(mine), unit="pair", world=world)
+    seen = []
+    with ThreadPoolExecutor() as pool:
+        for each in pool.map(_look_at, mine):
+            seen.append(each)
+            bar.update()
+    bar.close()
+    return sorted(each for share in world.gather(seen) for each in share)
+
+
+def _look_at(pair: Pair) -> _Seen:
+    digest, sizes = hashlib.sha256(), []
+    for name in ("chosen", "rejected"):
+        source: Source = getattr(pair, name)
+        try:
+            picture = open_picture(source)
+        except LaddError as error:
+            return _Seen(pair.number, problem=f"{name}: {error}")
+        digest.update(hashlib.sha256(source if isinstance(source, bytes) else source.read_bytes()).digest())
+        sizes.append((picture.height, picture.width))
+    least = tuple(map(min, *sizes))
+    return _Seen(pair.number, sizes[0], (least[0], least[1]), digest.hexdigest())
+
+
+def _tell(table: PairTable, entries: Sequence[_Given], seen: Sequence[_Seen]) -> None:
+    counts = Counter(entry.bucket.name for entry in entries)
+    buckets = ", ".join(f"{count} to {bucket}" for bucket, count in sorted(counts.items()))
+    ties = f"; {table.ties} ties left out" if table.ties else ""
+    log(f"{table.file}: {len(entries)} pairs, {buckets}{ties}")
+    small = [
+        e for e, s in zip(entries, seen, strict=True) if s.least[0] < e.bucket.height or s.least[1] < e.bucket.width
+    ]
+    if small:
+        warn(f"{len(small)} pairs have a picture smaller than its bucket, which is enlarged")
+
+
+def _provenance(config: Config, space: LatentSpace, table: Path, seen: Sequence[_Seen]) -> Provenance:
+    digest = hashlib.sha256(table.read_bytes() + "".join(each.digest for each in seen).encode())
+    return Provenance(
+        teacher=fingerprint(config.teacher.path),
+        precision=config.train.precision,
+        prompts=digest.hexdigest()[:16],
+        seed=0,
+        guidance=0.0,
+        steps=0,
+        scheduler={},
+        buckets=config.synthesis.buckets,
+        images_per_prompt=1,
+        part_samples=config.synthesis.part_samples,
+        latent_channels=space.channels,
+        max_t5_tokens=config.teacher.max_t5_tokens,
+        pairs=f"table:{table.name}",
+    )
