@@ -105,6 +105,9 @@ class Pixels:
     def decode(self, latents: Tensor) -> Tensor:
         return latents[:, :3].sigmoid().repeat_interleave(FACTOR, 2).repeat_interleave(FACTOR, 3)
 
+    def encode(self, pictures: Tensor) -> Tensor:
+        return torch.nn.functional.pad(pictures[:, :, ::FACTOR, ::FACTOR].logit(1e-3), (0, 0, 0, 0, 0, 1))
+
 
 class Toy(Family):
     layout = Layout({"transformer": STEM})
@@ -139,6 +142,9 @@ class Toy(Family):
         return Euler()
 
     def decoder(self, folder: str | Path, device: torch.device) -> Pixels:
+        return Pixels()
+
+    def encoder(self, folder: str | Path, device: torch.device) -> Pixels:
         return Pixels()
 
     def write_sampler(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ from ladd_dist.diffusion.noise import image_noise, image_seed
 from ladd_dist.drawing.sampling import VelocityNetwork, sample_ode, sample_student
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.family import Decoder, Schedule
+from ladd_dist.models.family import Decoder, Encoder, Schedule
 from ladd_dist.models.registry import family_of
 
 
@@ -69,6 +69,20 @@ class Pipeline:
         times = self._config.method.times(steps)
         return sample_student(network, self._noise(encoded, len(times)), times, encoded.cond)
 
+    def redraw(
+        self, network: VelocityNetwork, encoded: Encoded, picture: Tensor, start: float, steps: int | None = None
+    ) -> Tensor:
+        """Latents ``(B, C, H, W)`` from a picture that is noised to a time of the student's and drawn on from there.
+
+        Args:
+            picture: ``(1, 3, H, W)`` in [0, 1], of the size of ``encoded``.
+            start: one of the times of ``steps`` steps.
+        """
+        times = self._config.method.times(steps)
+        times = times[times.index(start) :]
+        noises, latents = self._noise(encoded, len(times)), self._encoder.encode(picture.to(self._device))
+        return sample_student(network, noises, times, encoded.cond, latents.expand(noises.shape[1:]))
+
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures ``(B, 3, H, W)`` in [0, 1]."""
         return self._vae.decode(latents)
@@ -83,6 +97,10 @@ class Pipeline:
     @cached_property
     def _schedule(self) -> Schedule:
         return self._family.schedule(self._folder)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self._family.encoder(self._folder, self._device)
 
     @cached_property
     def _vae(self) -> Decoder:

@@ -73,6 +73,14 @@ class Decoder(Protocol):
         ...
 
 
+class Encoder(Protocol):
+    """Pictures to latents."""
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures ``(B, 3, H, W)`` in [0, 1] to latents ``(B, C, h, w)``, fp32."""
+        ...
+
+
 @dataclass(frozen=True)
 class Drawing:
     """The picture that an export's model card has drawn.
@@ -157,6 +165,10 @@ class Family(ABC):
     @abstractmethod
     def decoder(self, folder: str | Path, device: torch.device) -> Decoder:
         """Load what decodes latents."""
+
+    @abstractmethod
+    def encoder(self, folder: str | Path, device: torch.device) -> Encoder:
+        """Load what encodes pictures."""
 
     @abstractmethod
     def write_sampler(self, folder: Path) -> None:

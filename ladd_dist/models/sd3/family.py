@@ -84,6 +84,10 @@ class Sd3(Family):
         """See `Vae`."""
         return Vae(folder, device)
 
+    def encoder(self, folder: str | Path, device: torch.device) -> Vae:
+        """See `Vae`."""
+        return Vae(folder, device)
+
     def write_sampler(self, folder: Path) -> None:
         """See `write_scheduler`."""
         write_scheduler(folder)

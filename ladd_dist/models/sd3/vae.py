@@ -28,6 +28,13 @@ class Vae:
         pictures = self.net.decode(latents.float() / config.scaling_factor + (config.shift_factor or 0)).sample
         return (pictures / 2 + 0.5).clamp(0, 1)
 
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures ``(B, 3, H, W)`` in [0, 1] to latents ``(B, C, h, w)``, fp32: the mode of their posterior."""
+        config = self.net.config
+        latents = self.net.encode(2 * pictures.float() - 1).latent_dist.mode()
+        return (latents - (config.shift_factor or 0)) * config.scaling_factor
+
 
 def latent_factor(folder: str | Path) -> int:
     """Pixels per latent position along each side, from the VAE's config."""
