@@ -143,9 +143,9 @@ def test_a_picture_is_noised_to_its_time_and_drawn_on_from_there() -> None:
         return torch.zeros_like(x_t)
 
     noises, x0 = torch.randn(2, 1, 1, 2, 2), torch.randn(1, 1, 2, 2)
-    sample_student(spy, noises, [0.5, 0.25], Conditioning(noises, noises), x0)
-    assert [t for t, _ in seen] == [0.5, 0.25]
-    torch.testing.assert_close(seen[0][1], 0.5 * x0 + 0.5 * noises[0])
+    sample_student(spy, noises, [0.75, 0.25], Conditioning(noises, noises), x0)
+    assert [t for t, _ in seen] == [0.75, 0.25]
+    torch.testing.assert_close(seen[0][1], 0.25 * x0 + 0.75 * noises[0])
 
 
 def test_encoding_undoes_decoding_as_the_pipeline_has_it(random_teacher: Path) -> None:
