@@ -9,18 +9,17 @@ from torch import Tensor
 from ladd_dist.checkpoints.student import load_student, open_checkpoint
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.config.arguments import as_count, as_path, as_seed, as_text
-from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import prompts_of, read_prompts
 from ladd_dist.drawing.pictures import read_picture
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
-from ladd_dist.drawing.requests import Request, given, held_out, sized
-from ladd_dist.drawing.samples import SHEET, Artist, draw, write
+from ladd_dist.drawing.requests import Request, check_sizes, given, held_out, sized, times_from
+from ladd_dist.drawing.samples import SHEET, draw, student_artist, teacher_artist, write
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
 from ladd_dist.files.folders import check_replaceable, replacing
 from ladd_dist.files.places import own_place
 from ladd_dist.log import log, progress
-from ladd_dist.models.backbone import Backbone
 from ladd_dist.planning.networks import check_networks
 from ladd_dist.training.averages import memory_peaks
 
@@ -41,19 +40,21 @@ def main(launch: Launch) -> None:
     args, config, world = launch.args, launch.config, launch.world
     _check_flags(args)
     picture = read_picture(args.image) if args.image else None
-    requests, times = _requests(launch, picture), _times(launch)
-    _check_sizes(args, requests, check_networks(config))
+    requests, times = _requests(launch, picture), times_from(config, args.from_time)
+    check_sizes(requests, check_networks(config), args.image)
     if args.teacher:
         teacher_schedule(config)
     out = own_place(config, args.out, "samples")
     check_replaceable(out, "samples")
     checkpoint = open_checkpoint(config, world, args.checkpoint)
     student = load_student(config, checkpoint, args.weights, compute_dtype(config)).to(world.device)
-    pipeline = Pipeline(config, world.device)
-    settings = {"times": ", ".join(f"{time:g}" for time in times), "checkpoint": checkpoint.path.name}
-    artists = [_student(launch, pipeline, student, settings, picture)]
+    pipeline, settings = Pipeline(config, world.device), {"checkpoint": checkpoint.path.name, "weights": args.weights}
+    if args.image:
+        settings["image"] = args.image.name
+    artists = [student_artist(pipeline, student, times, picture, settings)]
     if args.teacher:
-        artists.append(_teacher(launch, pipeline))
+        teacher = load_backbone(config.teacher.path, compute_dtype(config), world.device)
+        artists.append(teacher_artist(pipeline, teacher, config.synthesis))
     bar = progress("sample", len(requests) * len(artists), unit="img", world=world)
     drawn, speeds = [], list[str]()
     for artist in artists:
@@ -65,7 +66,7 @@ def main(launch: Launch) -> None:
     if world.is_main:
         with replacing(out, "samples") as folder:
             write(folder, requests, drawn)
-        log(f"times {settings['times']}, {checkpoint.path.name}, {len(requests)} pictures: {out / SHEET}")
+        log(f"times {artists[0].settings['times']}, {checkpoint.path.name}, {len(requests)} pictures: {out / SHEET}")
         log(f"{', '.join(speeds)}, from prompt to picture; highest {', '.join(peaks)}")
 
 
@@ -98,49 +99,6 @@ def _requests(launch: Launch, picture: Tensor | None) -> list[Request]:
     if sizes:
         entries = sized([entry.prompt for entry in entries], sizes)
     return given(entries, args.seed, args.count or 1)
-
-
-def _check_sizes(args: argparse.Namespace, requests: list[Request], space: LatentSpace) -> None:
-    for size in dict.fromkeys(request.size for request in requests):
-        try:
-            space.shape(size)
-        except LaddError as error:
-            raise LaddError(f"--image {args.image}: {error}: resize it" if args.image else str(error)) from None
-
-
-def _times(launch: Launch) -> list[float]:
-    """The student's times, from where it is to begin."""
-    times, start = launch.config.method.times(launch.config.sampling.steps), launch.args.from_time
-    if start is None:
-        return times
-    if start not in times:
-        known = ", ".join(f"{time:g}" for time in times)
-        raise LaddError(f"--from-time {start:g} is none of the {len(times)} times of the steps: give one of {known}")
-    return times[times.index(start) :]
-
-
-def _student(
-    launch: Launch, pipeline: Pipeline, network: Backbone, settings: dict[str, str], picture: Tensor | None
-) -> Artist:
-    args, steps = launch.args, launch.config.sampling.steps
-    settings = {"network": "student", "steps": str(len(_times(launch))), "weights": args.weights} | settings
-    if picture is None:
-        return Artist("", lambda encoded: pipeline.student(network, encoded, steps), settings)
-    return Artist(
-        "",
-        lambda encoded: pipeline.redraw(network, encoded, picture, args.from_time, steps),
-        settings | {"image": args.image.name},
-    )
-
-
-def _teacher(launch: Launch, pipeline: Pipeline) -> Artist:
-    config, drawing = launch.config, launch.config.synthesis
-    network = load_backbone(config.teacher.path, compute_dtype(config), launch.world.device)
-    return Artist(
-        "-teacher",
-        lambda encoded: pipeline.teacher(network, encoded, drawing.steps, drawing.guidance),
-        {"network": "teacher", "steps": str(drawing.steps), "guidance": f"{drawing.guidance:g}"},
-    )
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -69,17 +69,13 @@ class Pipeline:
         times = self._config.method.times(steps)
         return sample_student(network, self._noise(encoded, len(times)), times, encoded.cond)
 
-    def redraw(
-        self, network: VelocityNetwork, encoded: Encoded, picture: Tensor, start: float, steps: int | None = None
-    ) -> Tensor:
+    def redraw(self, network: VelocityNetwork, encoded: Encoded, picture: Tensor, times: list[float]) -> Tensor:
         """Latents ``(B, C, H, W)`` from a picture that is noised to a time of the student's and drawn on from there.
 
         Args:
             picture: ``(1, 3, H, W)`` in [0, 1], of the size of ``encoded``.
-            start: one of the times of ``steps`` steps.
+            times: of the steps from there on.
         """
-        times = self._config.method.times(steps)
-        times = times[times.index(start) :]
         noises, latents = self._noise(encoded, len(times)), self._encoder.encode(picture.to(self._device))
         return sample_student(network, noises, times, encoded.cond, latents.expand(noises.shape[1:]))
 

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 from ladd_dist.config import Config
 from ladd_dist.config.values import MAX_SEED
-from ladd_dist.data.buckets import Bucket
+from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.prompts import PromptEntry, first_of_each_bucket, read_prompts
 from ladd_dist.diffusion.noise import image_seed
 from ladd_dist.errors import LaddError
@@ -57,3 +58,34 @@ def sized(prompts: Sequence[str], sizes: Sequence[Bucket]) -> list[PromptEntry]:
         raise LaddError(f"{len(sizes)} --size for {len(prompts)} prompts: give one for each in order, or one for all")
     each = sizes if len(sizes) == len(prompts) else [sizes[0]] * len(prompts)
     return [PromptEntry(i, prompt, size) for i, (prompt, size) in enumerate(zip(prompts, each, strict=True))]
+
+
+def check_sizes(requests: Sequence[Request], space: LatentSpace, image: Path | None) -> None:
+    """Check that the networks can draw what is asked for.
+
+    Args:
+        image: the file whose size it is, for the error.
+
+    Raises:
+        LaddError: naming the first size that does not divide, or is too large.
+    """
+    for size in dict.fromkeys(request.size for request in requests):
+        try:
+            space.shape(size)
+        except LaddError as error:
+            raise LaddError(f"--image {image}: {error}: resize it" if image else str(error)) from None
+
+
+def times_from(config: Config, start: float | None) -> list[float]:
+    """The student's times of the configured steps from one of them on, or all.
+
+    Raises:
+        LaddError: if it is none of them.
+    """
+    times = config.method.times(config.sampling.steps)
+    if start is None:
+        return times
+    if start not in times:
+        known = ", ".join(f"{time:g}" for time in times)
+        raise LaddError(f"--from-time {start:g} is none of the {len(times)} times of the steps: give one of {known}")
+    return times[times.index(start) :]

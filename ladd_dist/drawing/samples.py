@@ -7,9 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ladd_dist.config.drawing import SynthesisConfig
 from ladd_dist.drawing.pictures import save_png, sheet
 from ladd_dist.drawing.pipeline import Encoded, Pipeline
 from ladd_dist.drawing.requests import Request
+from ladd_dist.drawing.sampling import VelocityNetwork
 
 SHEET = "sheet.png"
 _COLUMNS = 8
@@ -28,6 +30,29 @@ class Artist:
     suffix: str
     latents: Callable[[Encoded], Tensor]
     settings: Mapping[str, str]
+
+
+def student_artist(
+    pipeline: Pipeline, network: VelocityNetwork, times: list[float], picture: Tensor | None, settings: dict[str, str]
+) -> Artist:
+    """The student at some of its times, beginning with noise or with a picture ``(1, 3, H, W)`` in [0, 1]."""
+
+    def latents(encoded: Encoded) -> Tensor:
+        if picture is None:
+            return pipeline.student(network, encoded, len(times))
+        return pipeline.redraw(network, encoded, picture, times)
+
+    listed = ", ".join(f"{time:g}" for time in times)
+    return Artist("", latents, {"network": "student", "steps": str(len(times)), "times": listed, **settings})
+
+
+def teacher_artist(pipeline: Pipeline, network: VelocityNetwork, drawing: SynthesisConfig) -> Artist:
+    """The guided teacher by its own schedule, as it draws the training set."""
+    return Artist(
+        "-teacher",
+        lambda encoded: pipeline.teacher(network, encoded, drawing.steps, drawing.guidance),
+        {"network": "teacher", "steps": str(drawing.steps), "guidance": f"{drawing.guidance:g}"},
+    )
 
 
 def draw(
