@@ -1,107 +1,104 @@
 """Draw pictures with a distilled student."""
 
 import argparse
-from pathlib import Path
+import sys
+from time import perf_counter
 
 from torch import Tensor
 
 from ladd_dist.checkpoints.student import load_student, open_checkpoint
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.config.arguments import as_path, as_seed, as_text
-from ladd_dist.config.values import MAX_SEED
+from ladd_dist.config.arguments import as_count, as_path, as_seed, as_text
 from ladd_dist.data.buckets import Bucket
-from ladd_dist.data.prompts import first_of_each_bucket, read_prompts
-from ladd_dist.diffusion.noise import image_seed
-from ladd_dist.drawing.pictures import save_png, sheet
-from ladd_dist.drawing.pipeline import Pipeline
+from ladd_dist.data.prompts import prompts_of, read_prompts
+from ladd_dist.drawing.pictures import open_picture, pixels_of
+from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
+from ladd_dist.drawing.requests import Request, check_sizes, given, held_out, sized, times_from
+from ladd_dist.drawing.samples import SHEET, draw, student_artist, teacher_artist, write
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
 from ladd_dist.files.folders import check_replaceable, replacing
 from ladd_dist.files.places import own_place
 from ladd_dist.log import log, progress
 from ladd_dist.planning.networks import check_networks
+from ladd_dist.training.averages import memory_peaks
 
 _DESCRIPTION = """\
-Draw with the student: the given prompts, or some held-out ones of every aspect ratio. Writes PNGs and a sheet.
+Draw with the student: the given prompts, or some held-out ones of every aspect ratio. Writes PNGs, whose text chunks
+say what they were drawn with, and a sheet.
 
-  python launchers/sample.py --config configs/tiny_cpu.yaml --prompt "a seven next to a two" --bucket 32x64
-  python launchers/sample.py --config configs/tiny_cpu.yaml sampling.steps=1
+  python launchers/sample.py --config configs/tiny_cpu.yaml --prompt "a seven next to a two" --size 32x64
+  python launchers/sample.py --config configs/tiny_cpu.yaml --prompts prompts.txt --count 4 --teacher sampling.steps=1
+  python launchers/sample.py --config configs/tiny_cpu.yaml --prompt "a five" --image four.png --from-time 0.5
 """
-_PER_BUCKET = 8
-_SHEET = "sheet.png"
 
-Group = tuple[Bucket, list[tuple[str, int]]]
-"""Prompts of one bucket with their seeds."""
+_STDIN = "-"
 
 
 def main(launch: Launch) -> None:
     """Draw and write."""
-    args, config, device = launch.args, launch.config, launch.world.device
-    _check_seeds(args)
-    check_networks(config)
-    out, groups = own_place(config, args.out, "samples"), _wanted(launch)
+    args, config, world = launch.args, launch.config, launch.world
+    _check_flags(args)
+    picture = pixels_of(open_picture(args.image))[None] if args.image else None
+    requests, times = _requests(launch, picture), times_from(config, args.from_time)
+    check_sizes(requests, check_networks(config), args.image)
+    if args.teacher:
+        teacher_schedule(config)
+    out = own_place(config, args.out, "samples")
     check_replaceable(out, "samples")
-    checkpoint = open_checkpoint(config, launch.world, args.checkpoint)
-    student = load_student(config, checkpoint, args.weights, compute_dtype(config)).to(device)
-    pipeline = Pipeline(config, device)
-    bar = progress("sample", sum(len(rows) for _, rows in groups), unit="img", world=launch.world)
-    sheets = []
-    for bucket, rows in groups:
-        pictures: list[Tensor] = []
-        for start in range(0, len(rows), config.sampling.batch):
-            part = rows[start : start + config.sampling.batch]
-            encoded = pipeline.encode([prompt for prompt, _ in part], [seed for _, seed in part], bucket)
-            latents = pipeline.student(student, encoded, config.sampling.steps)
-            pictures.extend(pipeline.decode(latents).cpu())
-            bar.update(len(part))
-        sheets.append(pictures)
+    checkpoint = open_checkpoint(config, world, args.checkpoint)
+    student = load_student(config, checkpoint, args.weights, compute_dtype(config)).to(world.device)
+    pipeline, settings = Pipeline(config, world.device), {"checkpoint": checkpoint.path.name, "weights": args.weights}
+    if args.image:
+        settings["image"] = args.image.name
+    artists = [student_artist(pipeline, student, times, picture, settings)]
+    if args.teacher:
+        teacher = load_backbone(config.teacher.path, compute_dtype(config), world.device)
+        artists.append(teacher_artist(pipeline, teacher, config.synthesis))
+    bar = progress("sample", len(requests) * len(artists), unit="img", world=world)
+    drawn, speeds = [], list[str]()
+    for artist in artists:
+        start = perf_counter()
+        drawn.append((artist, draw(artist, pipeline, requests, config.sampling.batch, bar.update)))
+        speeds.append(f"{len(requests) / (perf_counter() - start):.3g} img/s by the {artist.settings['network']}")
     bar.close()
-    if launch.world.is_main:
-        _write(out, groups, sheets)
-        times = ", ".join(f"{time:g}" for time in config.method.times(config.sampling.steps))
-        drawn = ", ".join(f"{len(rows)} of {bucket.name}" for bucket, rows in groups)
-        log(f"times {times}, {checkpoint.path.name}, {drawn}: {out / _SHEET}")
+    peaks = (f"{key}={max(values):.2f}" for key, values in memory_peaks(world).items())
+    if world.is_main:
+        with replacing(out, "samples") as folder:
+            write(folder, requests, drawn)
+        log(f"times {artists[0].settings['times']}, {checkpoint.path.name}, {len(requests)} pictures: {out / SHEET}")
+        log(f"{', '.join(speeds)}, from prompt to picture; highest {', '.join(peaks)}")
 
 
-def _check_seeds(args: argparse.Namespace) -> None:
-    prompts = len(args.prompt or ())
-    if args.seed + prompts - 1 > MAX_SEED:
-        raise LaddError(f"--seed {args.seed} leaves no seeds for {prompts} prompts: {MAX_SEED} is the last one")
+def _check_flags(args: argparse.Namespace) -> None:
+    prompts = args.prompt or args.prompts
+    if args.prompt and args.prompts:
+        raise LaddError("--prompt and --prompts are two lists of prompts: give one")
+    for flag, value in {"--size": args.size, "--count": args.count, "--image": args.image}.items():
+        if value is not None and not prompts:
+            raise LaddError(f"{flag} is for a --prompt, and none is given: add one, or leave {flag} out")
+    if (args.image is None) != (args.from_time is None):
+        raise LaddError("--image and --from-time say what to go on from, and where: give both, or neither")
+    for flag, value in {"--size": args.size, "--teacher": args.teacher}.items():
+        if args.image is not None and value:
+            why = "the picture has a size" if flag == "--size" else "the teacher begins with noise"
+            raise LaddError(f"{flag} does not go with --image, for {why}: leave one out")
 
 
-def _write(out: Path, groups: list[Group], sheets: list[list[Tensor]]) -> None:
-    """All pictures at once, in the place of an earlier call's."""
-    with replacing(out, "samples") as folder:
-        for (bucket, _), pictures in zip(groups, sheets, strict=True):
-            for number, picture in enumerate(pictures):
-                save_png(picture, folder / f"{bucket.name}-{number:02d}.png")
-        save_png(sheet(sheets), folder / _SHEET)
-
-
-def _wanted(launch: Launch) -> list[Group]:
-    """Prompts and seeds by bucket."""
-    args, config = launch.args, launch.config
-    if not args.prompt:
-        if args.bucket:
-            raise LaddError("--bucket is the size of a --prompt, and none is given: add one, or leave --bucket out")
-        entries = read_prompts(config.evaluation.prompts, config.synthesis.buckets)
-        groups = first_of_each_bucket(entries, _PER_BUCKET)
-        return [(g[0].bucket, [(r.prompt, image_seed(args.seed, "sample", r.id)) for r in g]) for g in groups]
-    wanted: dict[str, list[tuple[str, int]]] = {}
-    for i, (prompt, bucket) in enumerate(zip(args.prompt, _buckets(launch), strict=True)):
-        wanted.setdefault(bucket, []).append((prompt, args.seed + i))
-    return [(Bucket.parse(bucket), rows) for bucket, rows in wanted.items()]
-
-
-def _buckets(launch: Launch) -> list[str]:
-    """The bucket of every given prompt."""
-    known, count = launch.config.synthesis.buckets, len(launch.args.prompt)
-    given = launch.args.bucket or known[:1]
-    if unknown := [bucket for bucket in given if bucket not in known]:
-        raise LaddError(f"--bucket {unknown[0]} is not one of synthesis.buckets: {', '.join(known)}")
-    if len(given) not in (1, count):
-        raise LaddError(f"{len(given)} --bucket for {count} --prompt: give one for each in order, or one for all")
-    return given if len(given) == count else given * count
+def _requests(launch: Launch, picture: Tensor | None) -> list[Request]:
+    args, buckets = launch.args, launch.config.synthesis.buckets
+    if args.prompt:
+        entries = sized(args.prompt, [Bucket.parse(buckets[0])])
+    elif args.prompts == _STDIN:
+        entries = prompts_of(sys.stdin.buffer, buckets)
+    elif args.prompts:
+        entries = read_prompts(args.prompts, buckets)
+    else:
+        return held_out(launch.config, args.seed)
+    sizes = list(map(Bucket.parse, args.size or ())) if picture is None else [Bucket(*picture.shape[-2:])]
+    if sizes:
+        entries = sized([entry.prompt for entry in entries], sizes)
+    return given(entries, args.seed, args.count or 1)
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -109,12 +106,26 @@ def command_line() -> argparse.ArgumentParser:
     command = parser(_DESCRIPTION)
     command.add_argument("--prompt", type=as_text, action="append", help="what to draw; may be given several times")
     command.add_argument(
-        "--bucket",
+        "--prompts", type=_file, metavar="FILE",
+        help=f".txt with a prompt in each line, .jsonl as synthesis.prompts, or {_STDIN} for lines of standard input",
+    )  # fmt: skip
+    command.add_argument(
+        "--size",
         action="append",
         metavar="HEIGHTxWIDTH",
-        help="picture size: once for every --prompt, or one for each in order (default: the first bucket)",
+        help="picture size in pixels, whichever the networks take: once for every prompt, or one for each in order "
+        "(default: the first bucket; of --prompts, their own)",
     )
-    command.add_argument("--seed", type=as_seed, default=0, help="of the first prompt; the next ones count on")
+    command.add_argument("--count", type=as_count, help="pictures of every prompt (default: 1)")
+    command.add_argument("--seed", type=as_seed, default=0, help="of the first picture; the next ones count on")
+    command.add_argument("--image", type=as_path, metavar="FILE", help="a picture to go on from, in its own size")
+    command.add_argument(
+        "--from-time", type=float, metavar="TIME", help="the time of the student's that --image is noised to"
+    )
+    command.add_argument(
+        "--teacher", action="store_true",
+        help="the guided teacher's pictures as well, by its own schedule and from the same noise",
+    )  # fmt: skip
     command.add_argument(
         "--checkpoint", type=as_path, metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)"
     )
@@ -124,6 +135,10 @@ def command_line() -> argparse.ArgumentParser:
         help="where to; an earlier call's pictures are replaced (default: RUN_DIR/samples)",
     )  # fmt: skip
     return command
+
+
+def _file(argument: str) -> str:
+    return argument if argument == _STDIN else str(as_path(argument))
 
 
 if __name__ == "__main__":

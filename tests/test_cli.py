@@ -557,14 +557,16 @@ def test_an_unknown_judge_is_named(refused: Refused, copied_run: Path) -> None:
     assert "evaluation.judge=clip:/nowhere/clip: there is no such folder" in line
 
 
-def test_a_bucket_to_sample_that_is_not_configured_is_named(refused: Refused, copied_run: Path) -> None:
-    line = refused("sample.py", "--prompt", "a one", "--bucket", "16x16")
-    assert "--bucket 16x16 is not one of synthesis.buckets: 32x32, 32x64, 64x32" in line
+def test_a_size_to_sample_that_the_networks_cannot_take_is_named(refused: Refused) -> None:
+    line = refused("sample.py", "--prompt", "a one", "--size", "32x30")
+    assert "bucket 32x30: height and width must be multiples of 4" in line
+    line = refused("sample.py", "--prompt", "a one", "--size", "32x68")
+    assert "a latent of 8x17 exceeds the teacher's position table of 16x16" in line
 
 
 def test_a_seed_that_cannot_count_on_is_named(refused: Refused) -> None:
     line = refused("sample.py", "--seed", str(2**63 - 1), "--prompt", "a one", "--prompt", "a two")
-    assert f"--seed {2**63 - 1} leaves no seeds for 2 prompts" in line
+    assert f"--seed {2**63 - 1} leaves no seeds for 2 pictures" in line
 
 
 @pytest.mark.parametrize("flag", [(), ("--overwrite",)])
@@ -617,11 +619,11 @@ def test_an_export_to_a_full_disk_leaves_what_was_there(
     assert not (tmp_path / "deep").exists()
 
 
-def test_buckets_to_sample_are_one_for_all_or_one_each(refused: Refused) -> None:
+def test_sizes_to_sample_are_one_for_all_or_one_each(refused: Refused) -> None:
     prompts = ["--prompt", "a one", "--prompt", "a two", "--prompt", "a three"]
-    line = refused("sample.py", *prompts, "--bucket", "32x32", "--bucket", "32x64")
-    assert "2 --bucket for 3 --prompt: give one for each in order, or one for all" in line
-    assert "--bucket is the size of a --prompt, and none is given" in refused("sample.py", "--bucket", "32x32")
+    line = refused("sample.py", *prompts, "--size", "32x32", "--size", "32x64")
+    assert "2 --size for 3 prompts: give one for each in order, or one for all" in line
+    assert "--size is for a --prompt, and none is given" in refused("sample.py", "--size", "32x32")
 
 
 # What goes well
@@ -653,11 +655,11 @@ def test_pictures_of_an_earlier_call_are_replaced_and_a_users_own_are_not(
         return run_launcher("sample.py", *args, *prompts)
 
     three = ["--prompt", "a one", "--prompt", "a two", "--prompt", "a three"]
-    each = ["--bucket", "32x32", "--bucket", "64x32", "--bucket", "32x32"]
+    each = ["--size", "32x32", "--size", "64x32", "--size", "32x32"]
     assert sample(*three, *each) == 0
     first = {path.name: path.read_bytes() for path in (tmp_path / "samples").glob("*.png")}
     assert sorted(first) == ["32x32-00.png", "32x32-01.png", "64x32-00.png", "sheet.png"]
-    assert sample(*three, "--bucket", "32x32") == 0
+    assert sample(*three, "--size", "32x32") == 0
     names = sorted(path.name for path in (tmp_path / "samples").glob("*.png"))
     assert names == ["32x32-00.png", "32x32-01.png", "32x32-02.png", "sheet.png"]
     assert (tmp_path / "samples" / "32x32-00.png").read_bytes() == first["32x32-00.png"]

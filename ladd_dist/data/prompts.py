@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ladd_dist.config.loading import suggest
 from ladd_dist.data.buckets import Bucket
@@ -37,14 +37,29 @@ def read_prompts(path: str | Path, buckets: list[str], images_per_prompt: int = 
         LaddError: naming the file and line that cannot be used.
     """
     path = Path(path)
-    lines, parse = _lines(path), _PARSERS.get(path.suffix.lower())
+    data, parse = _data(path), _PARSERS.get(path.suffix.lower())
     if parse is None:
         raise LaddError(
             f"prompt file {path} ends in '{path.suffix}': name it .txt if it holds one prompt per line, or .jsonl if "
             'each line is {"prompt": "...", "bucket": "HxW"}'
         )
+    return _entries(str(path), data, parse, buckets, images_per_prompt)
+
+
+def prompts_of(stream: BinaryIO, buckets: list[str]) -> list[PromptEntry]:
+    """Prompts from a stream, such as standard input: to its end, as of a ``.txt`` file.
+
+    Raises:
+        LaddError: naming the line that cannot be used.
+    """
+    return _entries("standard input", stream.read(), _parse_text, buckets, 1)
+
+
+def _entries(
+    path: str, data: bytes, parse: "_Parse", buckets: list[str], images_per_prompt: int
+) -> list[PromptEntry]:
     entries: list[PromptEntry] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path, data), 1):
         if not line.strip():
             continue
         try:
@@ -61,13 +76,17 @@ def read_prompts(path: str | Path, buckets: list[str], images_per_prompt: int = 
     return entries
 
 
-def _lines(path: Path) -> list[str]:
-    """Lines as editors show them. `str.splitlines` would also cut at U+2028 and its like, which text may hold."""
+def _data(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
-        text = data.decode("utf-8")
+        return path.read_bytes()
     except OSError as error:
         raise LaddError(f"prompt file {path} cannot be read ({error.strerror})") from None
+
+
+def _lines(path: str, data: bytes) -> list[str]:
+    """Lines as editors show them. `str.splitlines` would also cut at U+2028 and its like, which text may hold."""
+    try:
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         number = len(_NEWLINE.findall(data[: error.start].decode("utf-8"))) + 1
         raise LaddError(f"{path}:{number}: not UTF-8 text: save the prompt file as UTF-8") from None
@@ -122,7 +141,8 @@ def checked(prompt: str) -> str:
     return prompt
 
 
-_PARSERS: dict[str, Callable[[str], tuple[str, str | None]]] = {".txt": _parse_text, ".jsonl": _parse_json}
+_Parse = Callable[[str], tuple[str, str | None]]
+_PARSERS: dict[str, _Parse] = {".txt": _parse_text, ".jsonl": _parse_json}
 
 
 def first_of_each_bucket(entries: list[PromptEntry], count: int) -> list[list[PromptEntry]]:

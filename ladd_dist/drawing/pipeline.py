@@ -69,6 +69,16 @@ class Pipeline:
         times = self._config.method.times(steps)
         return sample_student(network, self._noise(encoded, len(times)), times, encoded.cond)
 
+    def redraw(self, network: VelocityNetwork, encoded: Encoded, picture: Tensor, times: list[float]) -> Tensor:
+        """Latents ``(B, C, H, W)`` from a picture that is noised to a time of the student's and drawn on from there.
+
+        Args:
+            picture: ``(1, 3, H, W)`` in [0, 1], of the size of ``encoded``.
+            times: of the steps from there on.
+        """
+        noises, latents = self._noise(encoded, len(times)), self._encoder.encode(picture.to(self._device))
+        return sample_student(network, noises, times, encoded.cond, latents.expand(noises.shape[1:]))
+
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures ``(B, 3, H, W)`` in [0, 1]."""
         return self._vae.decode(latents)
@@ -87,6 +97,10 @@ class Pipeline:
     @cached_property
     def _schedule(self) -> Schedule:
         return self._family.schedule(self._folder)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self._family.encoder(self._folder, self._device)
 
     @cached_property
     def _vae(self) -> Decoder:

@@ -55,17 +55,20 @@ def sample_ode(
 
 
 @torch.no_grad()
-def sample_student(network: VelocityNetwork, noises: Tensor, times: list[float], cond: Conditioning) -> Tensor:
+def sample_student(
+    network: VelocityNetwork, noises: Tensor, times: list[float], cond: Conditioning, x0: Tensor | None = None
+) -> Tensor:
     """The student's sampler: predict the clean latent, renoise it to the next time, repeat (LADD, sec. 3).
 
     Args:
         noises: ``(steps, B, C, H, W)``: initial noise, then one for every renoising.
-        times: of the steps, descending from 1; one for each of ``noises``.
+        times: of the steps, descending; one for each of ``noises``, and the first is 1 unless ``x0`` is given.
+        x0: latents to begin with, of the same shape as one of ``noises``: they are noised to the first time.
 
     Returns:
         Latents ``(B, C, H, W)``.
     """
-    x = noises[0]
+    x = noises[0] if x0 is None else add_noise(x0, noises[0], torch.full((len(x0),), times[0], device=x0.device))
     for step, now in enumerate(times):
         t = torch.full((len(x),), now, device=x.device)
         x = x0_from_velocity(x, network(x, t, cond), t)
