@@ -140,8 +140,8 @@ class Toy(Family):
     def decoder(self, folder: str | Path, device: torch.device) -> Pixels:
         return Pixels()
 
-    def write_sampler(self, folder: Path) -> None:
-        (folder / "sampler.json").write_text("{}")
+    def write_sampler(self, folder: Path, method: MethodSection) -> None:
+        (folder / "sampler.json").write_text(json.dumps(method.times()))
 
     def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
         return f"toy({drawing.folder!r})({drawing.prompt!r}, {method.times()}, {drawing.height}, {drawing.width})"

@@ -64,5 +64,5 @@ def export(
 
 def _write(folder: Path, config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> None:
     copy_pipeline(Path(config.teacher.path), folder, without="transformer")
-    family_of(config.teacher.path).write_sampler(folder)
+    family_of(config.teacher.path).write_sampler(folder, config.method)
     load_student(config, checkpoint, weights, dtype).save(folder / "transformer")

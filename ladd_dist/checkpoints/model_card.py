@@ -11,9 +11,14 @@ from ladd_dist.methods.registry import method_of
 from ladd_dist.models.family import Drawing
 from ladd_dist.models.registry import family_of
 
+# Students draw without guidance, whatever their family. `inference` is where the hub's servers look for defaults.
 _CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
+inference:
+  parameters:
+    num_inference_steps: {steps}
+    guidance_scale: 1.0
 ---
 # {title}
 
@@ -38,6 +43,7 @@ def model_card(config: Config, name: str, iterations: int, weights: str, example
         trained=method_of(config).TRAINED,
         iterations=iterations,
         weights=weights,
+        steps=len(config.method.times()),
         usage=family_of(config.teacher.path).usage(config.teacher, config.method, drawing),
     )
 
