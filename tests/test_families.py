@@ -27,6 +27,7 @@ from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.family import Drawing, Family, Layout, TokenGrid
 from ladd_dist.models.registry import family_of, register
 from ladd_dist.planning.memory import expected_state
+from ladd_dist.planning.networks import check_networks
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
 
@@ -203,6 +204,12 @@ def test_the_memory_formula_counts_it(toy: Config) -> None:
     elements = sum(p.numel() for p in Dit().parameters())
     held = {kind: size for (_, kind), size in expected_state(toy, 1).items()}
     assert held["masters"] == 4 * elements and 0 < held["teacher"] < 4 * elements
+
+
+def test_it_makes_no_smaller_students(toy: Config) -> None:
+    smaller = toy.model_copy(update={"student": toy.student.model_copy(update={"layers": [0]})})
+    with pytest.raises(LaddError, match=r"is of a family that makes no smaller networks: remove them$"):
+        check_networks(smaller)
 
 
 @pytest.mark.parametrize("name", ["FluxTransformer2DModel", None, ["a"]])

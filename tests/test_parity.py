@@ -224,6 +224,15 @@ def test_mismatched_prompts_are_the_same_for_any_ranks_and_micro_batches(train: 
     assert beyond(loss_distances(run, reference) | tensor_distances(run, reference), FP32) == {}
 
 
+def test_a_smaller_student_trains_the_same_on_sharding_ranks(train: Train) -> None:
+    """Made of one of two blocks, which becomes the last one, and of one of two heads."""
+    smaller = ("student.layers=[0]", "student.heads=1")
+    reference = train(ORACLE, *smaller)
+    for case in (SHARDED[0], SHARDED[7]):
+        run = train(case, *smaller)
+        assert beyond(loss_distances(run, reference) | tensor_distances(run, reference), FP32) == {}, case
+
+
 @pytest.mark.parametrize("case", IN_BF16, ids=name_of)
 def test_in_bf16_the_numbers_are_as_near_as_bf16_itself(train: Train, bf16_oracle: Run, case: Case) -> None:
     run = train(case, "train.precision=bf16")

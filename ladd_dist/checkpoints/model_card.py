@@ -10,6 +10,7 @@ from ladd_dist.files.disk import real_path
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.family import Drawing
 from ladd_dist.models.registry import family_of
+from ladd_dist.models.start import Start
 
 # Students draw without guidance, whatever their family. `inference` is where the hub's servers look for defaults.
 _CARD = """---
@@ -22,7 +23,7 @@ inference:
 ---
 # {title}
 
-A few-step student of {teacher}, {trained} with ladd_dist,
+A few-step student of {teacher}, {trained} with ladd_dist{start},
 {iterations} iterations ({weights} weights).
 
 {usage}"""
@@ -41,11 +42,18 @@ def model_card(config: Config, name: str, iterations: int, weights: str, example
         title=" ".join(name.split()),
         teacher=_span(teacher_name(config.teacher.path)),
         trained=method_of(config).TRAINED,
+        start=_start(config),
         iterations=iterations,
         weights=weights,
         steps=len(config.method.times()),
         usage=family_of(config.teacher.path).usage(config.teacher, config.method, drawing),
     )
+
+
+def _start(config: Config) -> str:
+    """What a smaller student was made of."""
+    start = Start.of(config)
+    return f" from {start.kept} of {_span(teacher_name(start.folder))}" if start.kept else ""
 
 
 def teacher_name(path: str) -> str:

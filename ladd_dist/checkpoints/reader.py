@@ -40,7 +40,8 @@ from ladd_dist.models.fingerprint import is_of
 
 STATE, RANGES, CONFIG = "state.json", "ranges", "config.yaml"
 _TENSORS = ".safetensors"
-_BINDING = ("seed", "method", "student.path", "data.shuffle_seed", "train.global_batch")
+_START = ("student.path", "student.layers", "student.heads")
+_BINDING = ("seed", "method", *_START, "data.shuffle_seed", "train.global_batch")
 """Settings that must not differ on resume: numbers, networks and the order of the data depend on them. A method adds
 its own and exempts some."""
 

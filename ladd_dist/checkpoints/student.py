@@ -11,7 +11,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.errors import DamagedError, LaddError
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.fingerprint import is_of
-from ladd_dist.models.registry import family_of
+from ladd_dist.models.start import Start
 
 Weights = Literal["ema", "student"]
 
@@ -38,12 +38,14 @@ def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype
 
     Raises:
         LaddError: if the checkpoint is of another network than the configuration's, or trained at other times, by
-            another teacher or with another length of its text.
+            another teacher, with another length of its text or from other layers.
     """
     trained = checkpoint.config
     for key, before, now in (
         ("method.student_times", trained.method.student_times, config.method.student_times),
         ("teacher.max_t5_tokens", trained.teacher.max_t5_tokens, config.teacher.max_t5_tokens),
+        ("student.layers", trained.student.layers, config.student.layers),
+        ("student.heads", trained.student.heads, config.student.heads),
     ):
         if before != now:
             raise LaddError(
@@ -55,14 +57,14 @@ def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype
             f"checkpoint {checkpoint.path} was trained with teacher {checkpoint.state.teacher}, which is not at "
             f"teacher.path={config.teacher.path}: restore that teacher, or name the folder that it is in"
         )
-    folder = config.student.path or config.teacher.path
-    student = family_of(folder).load(folder, dtype)
+    start = Start.of(config)
+    student = start.load(dtype)
     state = checkpoint.network(weights)
     for name, parameter in student.named_parameters():
         if name not in state or state[name].shape != parameter.shape:
             raise LaddError(
                 f"checkpoint {checkpoint.path} does not fit the student at "
-                f"{folder} ({name} differs): pass the run's own config.yaml"
+                f"{start.folder} ({name} differs): pass the run's own config.yaml"
             )
         parameter.data.copy_(state[name])
     return student.requires_grad_(False).eval()

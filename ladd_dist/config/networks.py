@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ladd_dist.config.section import Section
-from ladd_dist.config.values import Count, CountOrZero, EachOnce, PathName, Width
+from ladd_dist.config.values import Ascending, Count, CountOrZero, EachOnce, PathName, Width
 
 
 class TeacherConfig(Section):
@@ -28,7 +28,14 @@ class StudentConfig(Section):
     """The network that is trained."""
 
     path: PathName | None = None
-    """A diffusers folder to start from; null starts from a full-size copy of the teacher."""
+    """A diffusers folder to start from; null starts from a copy of the teacher."""
+    layers: Annotated[list[CountOrZero], Field(min_length=1), Ascending] | None = None
+    """Transformer blocks of that folder that the student starts with, in their order; null means every block."""
+    heads: Count | None = None
+    """Attention heads that it starts with, the first ones of every block, and so its width; null means every head.
+
+    A number and not a list: heads of one number in several blocks have nothing to do with each other, and neither
+    have heads and the residual stream's channels, of which the same share is kept."""
     activation_checkpointing: bool = False
     compile: bool = False
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -41,6 +42,16 @@ def _each_once(values: list[Any]) -> list[Any]:
 
 EachOnce = AfterValidator(_each_once)
 """For a list whose entries must differ."""
+
+
+def _ascending(values: list[Any]) -> list[Any]:
+    if any(now >= after for now, after in pairwise(values)):
+        raise ValueError(f"must ascend, each once, not {values}")
+    return values
+
+
+Ascending = AfterValidator(_ascending)
+"""For a list whose entries must rise."""
 
 
 def form(pattern: str, what: str) -> AfterValidator:

@@ -29,6 +29,7 @@ from ladd_dist.methods.ladd.method import make_heads
 from ladd_dist.methods.ladd.sample import Sample, settings
 from ladd_dist.methods.registry import build_method
 from ladd_dist.models.registry import family_of
+from ladd_dist.models.start import Start
 from ladd_dist.planning.traffic import Traffic, TrafficCounter, expected, gathered_elements
 from ladd_dist.training.trainer import Trainer
 
@@ -53,8 +54,8 @@ class BareStep:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         dtype = compute_dtype(config)
-        folder, start = config.teacher.path, config.student.path or config.teacher.path
-        teacher, student = family_of(folder).load(folder, dtype), family_of(start).load(start, torch.float32)
+        folder = config.teacher.path
+        teacher, student = family_of(folder).load(folder, dtype), Start.of(config).load(torch.float32)
         student.compute_dtype = dtype
         teacher.activation_checkpointing = config.teacher.activation_checkpointing
         student.activation_checkpointing = config.student.activation_checkpointing

@@ -2,31 +2,28 @@
 
 from collections.abc import Callable
 
-import torch
-
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.log import log
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.files import in_one_line
-from ladd_dist.models.folder import component
 from ladd_dist.models.registry import family_of
+from ladd_dist.models.start import Start
 from ladd_dist.models.weights import FolderWeights
 
 
 def student_blueprint(config: Config, world: World) -> Blueprint:
-    """The student, a copy of the teacher unless ``student.path`` says otherwise. Its parameters are fp32."""
-    start, dtype = config.student.path or config.teacher.path, compute_dtype(config)
-    put_attention = pick_attention(config, "student", start, config.student.compile, world)
+    """The student as it starts, see `Start`. Its parameters are fp32."""
+    start, dtype = Start.of(config), compute_dtype(config)
+    put_attention = pick_attention(config, "student", start.folder, config.student.compile, world)
 
     def make() -> Backbone:
-        net = family_of(start).make(start, dtype, config.student.activation_checkpointing)
+        net = start.make(dtype, config.student.activation_checkpointing)
         put_attention(net)
         return net.train()
 
-    return Blueprint(make, FolderWeights(start), dtype, config.student.compile)
+    return Blueprint(make, start.weights(), dtype, config.student.compile)
 
 
 def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprint:
@@ -45,7 +42,7 @@ def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprin
 
 def meta_student(config: Config) -> Backbone:
     """The student's shapes."""
-    return meta_backbone(config.student.path or config.teacher.path)
+    return Start.of(config).on_meta()
 
 
 def meta_backbone(folder: str) -> Backbone:
@@ -54,9 +51,7 @@ def meta_backbone(folder: str) -> Backbone:
     Raises:
         LaddError: if its config makes none.
     """
-    config = component(folder, "transformer") / "config.json"
-    with in_one_line(f"{config} makes no network"), torch.device("meta"):
-        return family_of(folder).make(folder)
+    return Start(folder).on_meta()
 
 
 def pick_attention(

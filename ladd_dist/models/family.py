@@ -4,7 +4,7 @@ A family is registered in `models.registry` under the ``_class_name`` of its tra
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ladd_dist.config import KernelsConfig, MethodSection, TeacherConfig
 from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.errors import LaddError
 from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.reduction import Reduced
 
 TokenGrid = Callable[[int, int], tuple[int, int]]
 """Rows and columns of the image tokens of a latent of ``height x width`` positions.
@@ -121,6 +123,22 @@ class Family(ABC):
     @abstractmethod
     def load(self, folder: str | Path, dtype: torch.dtype) -> Backbone:
         """The backbone with the folder's weights in ``dtype``, in which it computes, on the CPU."""
+
+    def reduce(self, folder: str | Path, layers: Sequence[int] | None, heads: int | None) -> Reduced:
+        """A network made of some of the folder's blocks and of the first attention heads of each, for a student.
+
+        A family that does not say how makes no such networks.
+
+        Args:
+            layers: the blocks, ascending; None is all.
+            heads: how many of each block; None is all.
+
+        Raises:
+            LaddError: if the folder has no such blocks or heads.
+        """
+        raise LaddError(
+            f"student.layers and student.heads: {folder} is of a family that makes no smaller networks: remove them"
+        )
 
     @abstractmethod
     def choose_attention(

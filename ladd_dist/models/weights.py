@@ -1,14 +1,18 @@
 """The weights of a diffusers folder's transformer, read range by range out of its safetensors files."""
 
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ladd_dist.models.folder import component, weight_files
+from ladd_dist.models.reduction import Part
 from ladd_dist.models.tensors import StoredTensors
 
 _PREFIX = "net."
+"""Of a backbone's names before those in the folder's files."""
 
 
 class FolderWeights(StoredTensors):
@@ -32,3 +36,38 @@ class FolderWeights(StoredTensors):
         first = offset // width
         part = tensor[first : -(-(offset + length) // width)].reshape(-1)
         return part[offset - first * width :][:length]
+
+
+class ReducedWeights:
+    """Reads any range of any tensor of a smaller network out of the folder that has the whole one."""
+
+    def __init__(self, folder: FolderWeights, parts: Mapping[str, Part]) -> None:
+        self._folder, self._parts = folder, parts
+
+    def read(self, name: str, offset: int, length: int) -> Tensor:
+        """Elements ``[offset, offset + length)`` of a flattened parameter or buffer of `Backbone`, in fp32.
+
+        Of the folder's tensor no more is read than the rows in which they lie.
+        """
+        part = self._parts[name.removeprefix(_PREFIX)]
+        width = part.shape[1:].numel()
+        first, last = offset // width, -(-(offset + length) // width)
+        rows = torch.arange(part.whole[0]) if part.kept[0] is None else part.kept[0]
+        result = torch.empty(last - first, *part.shape[1:])
+        for start, end in _runs(rows[first:last]):
+            result[start:end] = self._rows(part, int(rows[first + start]), end - start)
+        return result.flatten()[offset - first * width :][:length]
+
+    def _rows(self, part: Part, first: int, count: int) -> Tensor:
+        """``count`` of the folder's rows, narrowed in their other dimensions."""
+        width = part.whole[1:].numel()
+        rows = self._folder.read(_PREFIX + part.name, first * width, count * width).view(count, *part.whole[1:])
+        for dimension, kept in enumerate(part.kept[1:], start=1):
+            rows = rows if kept is None else rows.index_select(dimension, kept)
+        return rows
+
+
+def _runs(rows: Tensor) -> Iterator[tuple[int, int]]:
+    """Where rows that follow one another begin and end."""
+    breaks = (rows.diff() != 1).nonzero().flatten() + 1
+    return ((start, end) for start, end in pairwise([0, *breaks.tolist(), len(rows)]) if start < end)

@@ -3,10 +3,11 @@
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.errors import LaddError
-from ladd_dist.methods.networks import meta_backbone
+from ladd_dist.methods.networks import meta_backbone, meta_student
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.folder import check_files
 from ladd_dist.models.registry import family_of
+from ladd_dist.models.start import Start
 from ladd_dist.models.weights import FolderWeights
 
 
@@ -31,17 +32,19 @@ def check_networks(config: Config) -> LatentSpace:
 
 
 def check_student(config: Config) -> None:
-    """Check that a student of its own takes the teacher's latents and text.
+    """Check that a student of its own takes the teacher's latents and text, and that a smaller one can be made.
 
     Raises:
-        LaddError: naming the first shape in which their inputs or outputs differ.
+        LaddError: naming the first shape in which their inputs or outputs differ, or what the start does not have.
     """
     student, teacher = config.student.path, config.teacher.path
-    if student is None:
-        return
-    if family_of(student) is not family_of(teacher):
-        raise LaddError(f"student.path={student} is of another family than the teacher: choose one of the teacher's")
-    family_of(teacher).check_student(student, teacher)
+    if student is not None:
+        if family_of(student) is not family_of(teacher):
+            raise LaddError(
+                f"student.path={student} is of another family than the teacher: choose one of the teacher's"
+            )
+        family_of(teacher).check_student(student, teacher)
+    meta_student(config)
 
 
 def check_weights(config: Config) -> None:
@@ -50,5 +53,5 @@ def check_weights(config: Config) -> None:
     Raises:
         LaddError: naming the folder and the first tensor that is missing or of another shape.
     """
-    for folder in dict.fromkeys((config.teacher.path, config.student.path or config.teacher.path)):
+    for folder in dict.fromkeys((config.teacher.path, Start.of(config).folder)):
         FolderWeights(folder).check(meta_backbone(folder).net)

@@ -17,6 +17,7 @@ from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.results import FOLDER, INDEX, PICTURES, RESULTS, PictureIndex, Results
 from ladd_dist.methods.charts import Chart
 from ladd_dist.methods.registry import method_of
+from ladd_dist.models.start import Start
 from ladd_dist.report.charts import ORANGE, SLATE, Block, Rows, draw_charts, draw_comparison, fit
 from ladd_dist.training.tracking import METRICS, read_metrics
 
@@ -183,13 +184,18 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         *method_of(config).facts(config).items(),
         ("Seed", f"{config.seed}"),
         ("Teacher", config.teacher.path),
-        ("Student started from", config.student.path or "the teacher"),
+        ("Student started from", _start(config)),
         ("Evaluated checkpoint", f"{results.checkpoint}, {results.weights} weights"),
     ]
     for key, name in (("host_memory_gib", "Peak host memory"), ("gpu_memory_gib", "Peak GPU memory")):
         if key in last:
             facts.append((name, f"{max(last[key]):.1f} GiB on the fullest rank"))
     return facts
+
+
+def _start(config: Config) -> str:
+    folder, kept = config.student.path or "the teacher", Start.of(config).kept
+    return f"{kept} of {folder}" if kept else folder
 
 
 def _heading(block: Block) -> str:

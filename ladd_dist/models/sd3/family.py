@@ -1,6 +1,6 @@
 """SD3 and SD3.5 by the family contract."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +10,13 @@ from ladd_dist.config import KernelsConfig, MethodSection, TeacherConfig
 from ladd_dist.errors import LaddError
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.family import Drawing, Family, TokenGrid
+from ladd_dist.models.reduction import Reduced
 from ladd_dist.models.sd3.attention import choose_attention, set_attention
 from ladd_dist.models.sd3.configs import load_config
 from ladd_dist.models.sd3.export import usage, write_scheduler
 from ladd_dist.models.sd3.fit import check_parts, check_shapes
 from ladd_dist.models.sd3.layout import LAYOUT
+from ladd_dist.models.sd3.reduction import reduced
 from ladd_dist.models.sd3.schedule import TeacherSchedule
 from ladd_dist.models.sd3.text import TextEncoders
 from ladd_dist.models.sd3.transformer import Sd3Backbone, load_transformer, make_transformer, token_grid
@@ -58,6 +60,10 @@ class Sd3(Family):
     def load(self, folder: str | Path, dtype: torch.dtype) -> Backbone:
         """By diffusers' own loader."""
         return Sd3Backbone(load_transformer(folder, dtype), dtype)
+
+    def reduce(self, folder: str | Path, layers: Sequence[int] | None, heads: int | None) -> Reduced:
+        """See `models.sd3.reduction`."""
+        return reduced(folder, layers, heads)
 
     def choose_attention(
         self, folder: str | Path, kernels: KernelsConfig, device: torch.device, dtype: torch.dtype, compiled: bool
