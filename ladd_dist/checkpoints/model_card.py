@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from ladd_dist.checkpoints.changed import Changed
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.files.disk import real_path
@@ -25,17 +26,21 @@ inference:
 
 A few-step student of {teacher}, {trained} with ladd_dist{start},
 {iterations} iterations ({weights} weights).
+{changed}.
 
 {usage}"""
 
 
-def model_card(config: Config, name: str, iterations: int, weights: str, example: PromptEntry) -> str:
+def model_card(
+    config: Config, name: str, iterations: int, weights: str, changed: Changed, example: PromptEntry
+) -> str:
     """Markdown with a call that draws ``example``, see `Family.usage`.
 
     Args:
         name: of the export's folder.
         iterations: finished when the weights were saved.
         weights: ``ema`` or ``student``.
+        changed: how many of them training has changed.
     """
     drawing = Drawing(name, example.prompt, example.bucket.height, example.bucket.width)
     return _CARD.format(
@@ -45,6 +50,7 @@ def model_card(config: Config, name: str, iterations: int, weights: str, example
         start=_start(config),
         iterations=iterations,
         weights=weights,
+        changed=changed,
         steps=len(config.method.times()),
         usage=family_of(config.teacher.path).usage(config.teacher, config.method, drawing),
     )
