@@ -11,12 +11,16 @@ import torch
 from conftest import ALONE, tiny_config
 from torch import Tensor, nn
 
-from ladd_dist.checkpoints.reader import RunState, Shards, network_shards, open_newest
+from ladd_dist.checkpoints.reader import Checkpoint, RunState, Shards, network_shards, open_newest
 from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config, OptimizerConfig
+from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import STATE_KINDS
+from ladd_dist.engines.ema import Ema
 from ladd_dist.engines.replicated import ReplicatedEngine
+from ladd_dist.methods.registry import build_method
+from ladd_dist.models.fingerprint import fingerprint
 
 DATA = {"epoch": 1, "samples": 16}
 
@@ -64,6 +68,18 @@ def save(config: Config, world: World, shards: Shards, iteration: int = 1, teach
     writer.save(shards, run_state(iteration, world, teacher))
     writer.wait()
     return Path(config.run_dir) / "checkpoints" / f"step-{iteration:08d}"
+
+
+def trained_at(run_dir: Path, data: Path, *overrides: str) -> tuple[Config, Checkpoint]:
+    """The checkpoint of a student that differs from its teacher, and the configuration."""
+    config = tiny_config(run_dir, data, *overrides)
+    method = build_method(config, ALONE, Clock(ALONE))
+    torch.manual_seed(1)
+    for parameter in method.student.module.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    ema = {f"ema/param/{n}": s for n, s in Ema(method.student, 0.9, on_host=False).shards().items()}
+    shards = network_shards("student", method.student) | ema
+    return config, Checkpoint(save(config, ALONE, shards, teacher=fingerprint(config.teacher.path)), ALONE)
 
 
 def save_at(config: Config, iteration: int, net: ReplicatedEngine) -> Path:

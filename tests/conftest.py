@@ -6,6 +6,7 @@ Importing this file puts the tests and the processes that they start on the CPU,
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("LADD_TEST_THREADS", "1")
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.utils import dynamic_modules_utils
 from hypothesis import HealthCheck, settings
 from ranks import close_ranks
 from system import require
@@ -108,6 +110,15 @@ def own_ranks() -> Iterator[None]:
     """Ranks that stay serve one file's tests."""
     yield
     close_ranks()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Code of exports that are loaded is copied to a place of this session's own, and not below the home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(sys, "path", [*sys.path])
+        yield
 
 
 @pytest.fixture(scope="session")

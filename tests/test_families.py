@@ -86,10 +86,9 @@ class DitBackbone(Backbone):
     def truncate(self, last_block: int) -> None:
         del self.net.blocks[last_block + 1 :], self.net.out
 
-    def save(self, folder: Path) -> None:
+    def save_config(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"_class_name": "ToyDit"}))
-        save_file(self.net.state_dict(), folder / f"{STEM}.safetensors")
 
 
 class Euler:
@@ -152,8 +151,8 @@ class Toy(Family):
     def encoder(self, folder: str | Path, device: torch.device) -> Pixels:
         return Pixels()
 
-    def write_sampler(self, folder: Path) -> None:
-        (folder / "sampler.json").write_text("{}")
+    def write_sampler(self, folder: Path, method: MethodSection) -> None:
+        (folder / "sampler.json").write_text(json.dumps(method.times()))
 
     def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
         return f"toy({drawing.folder!r})({drawing.prompt!r}, {method.times()}, {drawing.height}, {drawing.width})"
@@ -167,7 +166,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
         patch.setattr(registry, "_FAMILIES", {})
         register("ToyDit", Toy())
         torch.manual_seed(0)
-        DitBackbone(Dit()).save(root / "teacher" / "transformer")
+        DitBackbone(net := Dit()).save_config(root / "teacher" / "transformer")
+        save_file(net.state_dict(), root / "teacher" / "transformer" / f"{STEM}.safetensors")
         (root / "teacher" / "model_index.json").write_text(json.dumps({"transformer": ["toy", "ToyDit"]}))
         write_prompts(root / "prompts.jsonl", PER_BUCKET // 3)
         config = tiny_config(

@@ -1,24 +1,13 @@
-import numpy as np
 import pytest
 import torch
-from checkpoints import save
 from diffusers import StableDiffusion3Pipeline
 
-from ladd_dist.checkpoints.export import export
-from ladd_dist.checkpoints.reader import Checkpoint, network_shards
-from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import LaddConfig, load
 from ladd_dist.data.buckets import Bucket
-from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.conditioning import Conditioning
-from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone
 from ladd_dist.drawing.sampling import sample_ode, sample_student
-from ladd_dist.engines.ema import Ema
-from ladd_dist.errors import LaddError
-from ladd_dist.methods.registry import build_method
-from ladd_dist.models.fingerprint import fingerprint
 
 CPU = World(0, 1, 0, torch.device("cpu"))
 METHOD = LaddConfig()
@@ -75,62 +64,3 @@ def test_the_teacher_draws_as_diffusers_pipeline_does(tmp_path, teacher_folder, 
         generator=torch.Generator().manual_seed(11), max_sequence_length=10, output_type="pt",
     ).images  # fmt: skip
     torch.testing.assert_close(ours.decode(latents), expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.fixture
-def trained(tmp_path):
-    """A checkpoint of a student that differs from its teacher, and the configuration."""
-    config = configured(tmp_path)
-    ladd = build_method(config, CPU, Clock(CPU))
-    torch.manual_seed(1)
-    for parameter in ladd.student.module.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    ema = {f"ema/param/{n}": s for n, s in Ema(ladd.student, 0.9, on_host=False).shards().items()}
-    path = save(config, CPU, network_shards("student", ladd.student) | ema, teacher=fingerprint(config.teacher.path))
-    return config, Checkpoint(path, CPU)
-
-
-@pytest.mark.parametrize(("steps", "bucket"), [(4, "32x64"), (2, "32x32"), (1, "64x32")])
-def test_the_export_draws_what_the_sampler_draws(tmp_path, trained, steps, bucket):
-    config, checkpoint = trained
-    size = Bucket.parse(bucket)
-    prompt = PROMPTS[bucket]
-    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, PromptEntry(0, prompt, size))
-    pipeline, student = Pipeline(config, CPU.device), load_student(config, checkpoint, "ema", torch.float32)
-    ours = pipeline.decode(pipeline.student(student, pipeline.encode([prompt], [5], size), steps))
-
-    pipe = StableDiffusion3Pipeline.from_pretrained(folder)
-    torch.manual_seed(5)
-    theirs = pipe(
-        prompt, sigmas=METHOD.times(steps), guidance_scale=1.0, height=size.height, width=size.width,
-        max_sequence_length=10, output_type="pt",
-    ).images  # fmt: skip
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert not list(folder.rglob("*.bin")) + list(folder.rglob("*.pt"))
-    assert prompt in (folder / "README.md").read_text()
-
-
-def test_the_cards_call_draws_what_the_sampler_draws(tmp_path, monkeypatch, trained):
-    """The run's 10 T5 tokens are not the pipeline's 256."""
-    config, checkpoint = trained
-    size = Bucket(32, 64)
-    entry = PromptEntry(0, 'a "seven" next to a `two`', size)
-    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, entry)
-    pipeline, student = Pipeline(config, CPU.device), load_student(config, checkpoint, "ema", torch.float32)
-    (ours,) = pipeline.decode(pipeline.student(student, pipeline.encode([entry.prompt], [0], size), 4))
-
-    monkeypatch.chdir(tmp_path)
-    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-    exec(code, card := {})
-    theirs = torch.from_numpy(np.asarray(card["image"]).copy()).permute(2, 0, 1) / 255
-    torch.testing.assert_close(ours, theirs, atol=0.51 / 255, rtol=0)
-
-
-def test_only_an_earlier_export_is_replaced(tmp_path, trained):
-    config, checkpoint = trained
-    (tmp_path / "out").mkdir()
-    for folder, problem in {"out": "holds no export of an earlier call", "run": "is run_dir="}.items():
-        with pytest.raises(LaddError, match=problem):
-            export(
-                config, checkpoint, tmp_path / folder, "ema", torch.float32, PromptEntry(0, "a", Bucket(32, 32)), True
-            )

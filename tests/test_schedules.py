@@ -9,30 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import save
+from checkpoints import trained_at
 from conftest import ALONE, BUCKETS, TEACHER, tiny_config
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import retrieve_timesteps
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ladd_dist.checkpoints.export import export
-from ladd_dist.checkpoints.reader import Checkpoint, network_shards
 from ladd_dist.checkpoints.student import load_student
 from ladd_dist.cli import Launch
 from ladd_dist.config import Config, LaddConfig
 from ladd_dist.data.buckets import Bucket
-from ladd_dist.data.prompts import PromptEntry
-from ladd_dist.distributed.clock import Clock
 from ladd_dist.drawing import pipeline, synthesis
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone
 from ladd_dist.drawing.synthesis import synthesize
-from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.evaluate import entrants, evaluate
-from ladd_dist.methods.registry import build_method
-from ladd_dist.models.fingerprint import fingerprint
+from ladd_dist.models.registry import family_of
 from ladd_dist.training.preview import Preview
 
 EULER = "FlowMatchEulerDiscreteScheduler"
@@ -77,20 +70,6 @@ def teacher_with(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
-
-
-def trained_at(run_dir: Path, data: Path, *overrides: str) -> tuple[Config, Checkpoint]:
-    """The checkpoint of a student that differs from its teacher, and the configuration."""
-    config = tiny_config(run_dir, data, *overrides)
-    ladd = build_method(config, ALONE, Clock(ALONE))
-    torch.manual_seed(1)
-    for parameter in ladd.student.module.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    ema = {f"ema/param/{n}": s for n, s in Ema(ladd.student, 0.9, on_host=False).shards().items()}
-    path = save(
-        config, ALONE, network_shards("student", ladd.student) | ema, teacher=fingerprint(config.teacher.path)
-    )
-    return config, Checkpoint(path, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -280,87 +259,18 @@ def test_an_unreadable_scheduler_is_named(
 # The export
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> tuple[Config, Checkpoint]:
-    return trained_at(tmp_path_factory.mktemp("trained"), dataset)
-
-
-@pytest.fixture(scope="module")
-def exported(student: tuple[Config, Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student's export, the card drawing a landscape of two digits."""
-    config, checkpoint = student
-    out = tmp_path_factory.mktemp("exported") / "student"
-    return export(config, checkpoint, out, "ema", torch.float32, PromptEntry(0, "a one", Bucket(32, 64)))
-
-
 EXPORTED = FOLLOWED | {name: settings for name, (settings, _) in REFUSED.items()}
 
 
 @pytest.mark.parametrize("settings", EXPORTED.values(), ids=EXPORTED)
 def test_nothing_of_the_teachers_scheduler_reaches_the_export(
-    tmp_path: Path, student: tuple[Config, Checkpoint], teacher_with: Callable[..., Path], settings: dict
+    teacher_with: Callable[..., Path], settings: dict
 ) -> None:
     folder = teacher_with(settings, settings.get("_class_name"))
-    config, checkpoint = student
-    config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"path": str(folder)})})
-    out = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, PromptEntry(0, "a one", Bucket(32, 64)))
-    assert json.loads((out / "model_index.json").read_text())["scheduler"] == ["diffusers", EULER]
-    for times in PAPERS.values():
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(out / "scheduler")
-        timesteps, _ = retrieve_timesteps(scheduler, 28, "cpu", sigmas=times)
-        assert timesteps.tolist() == [1000 * time for time in times]
-        assert scheduler.sigmas.tolist() == [*times, 0.0]
-        assert scheduler.config.stochastic_sampling and not scheduler.config.use_dynamic_shifting
-
-
-def code_of(card: Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
-
-
-def test_the_cards_own_call_draws_at_the_trained_times(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, float]] = []
-    monkeypatch.chdir(exported.parent)
-    code = code_of(exported / "README.md")[0]
-    assert "image = pipe(" in code
-    spy = "pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)\nimage = pipe("
-
-    def see(module: object, args: tuple, kwargs: dict) -> None:
-        seen.extend((len(kwargs["timestep"]), t) for t in kwargs["timestep"].tolist())
-
-    scope: dict = {"see": see}
-    exec(code.replace("image = pipe(", spy), scope)
-    assert seen == [(1, 1000.0), (1, 750.0), (1, 500.0), (1, 250.0)]
-    assert scope["image"].size == (64, 32)
-
-
-def test_the_card_names_the_times_of_every_number_of_steps(tmp_path: Path, dataset: Path, exported: Path) -> None:
-    card = (exported / "README.md").read_text()
-    assert "`sigmas=[1.0, 0.5]` for 2 steps, `sigmas=[1.0]` for 1 step." in card
-    config, checkpoint = trained_at(tmp_path, dataset, *THREE_OVERRIDES)
-    out = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, PromptEntry(0, "a one", Bucket(32, 64)))
-    card = (out / "README.md").read_text()
-    assert f"sigmas={THREE}, guidance_scale=1.0" in card
-    assert "`sigmas=[1.0]` for 1 step." in card and "0.75" not in card and "2 steps" not in card
-
-
-def test_a_scheduler_that_is_handed_the_generators_draws_all_noise_from_them(
-    student: tuple[Config, Checkpoint], exported: Path
-) -> None:
-    config, checkpoint = student
-    ours = Pipeline(config, ALONE.device)
-    prompts, seeds = ["a seven next to a two", "a one"], [5, 6]
-    network = load_student(config, checkpoint, "ema", torch.float32)
-    expected = ours.student(network, ours.encode(prompts, seeds, Bucket(32, 64)))
-    pipe = StableDiffusion3Pipeline.from_pretrained(exported)
-    for unrelated in range(2):
-        torch.manual_seed(unrelated)
-        scope: dict = {"pipe": pipe, "torch": torch}
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        code = code_of(exported / "README.md")[1]
-        assert "torch.Generator().manual_seed(0)" in code
-        exec(code.replace("torch.Generator().manual_seed(0)", "generators"), scope | {"generators": generators})
-        theirs = pipe(
-            prompts, sigmas=PAPERS[4], guidance_scale=1.0, height=32, width=64, max_sequence_length=10,
-            generator=generators, output_type="latent",
-        ).images  # fmt: skip
-        torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
+    family_of(folder).write_sampler(folder, LaddConfig())
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["scheduler"] == ["few_step_scheduler", "FewStepScheduler"]
+    written = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    plain = dict(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True).config) | {"student_times": PAPERS[4]}
+    ours, theirs = ({key: tree[key] for key in tree if not key.startswith("_")} for tree in (written, plain))
+    assert ours == theirs

@@ -3,16 +3,20 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from ladd_dist.checkpoints.changed import Changed
 from ladd_dist.checkpoints.model_card import model_card
 from ladd_dist.checkpoints.reader import Checkpoint
-from ladd_dist.checkpoints.student import Weights, load_student
+from ladd_dist.checkpoints.student import TrainedStudent, Weights
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.files.folders import check_replaceable, replacing
 from ladd_dist.files.places import own_place
+from ladd_dist.log import log, warn
 from ladd_dist.models.folder import copy_pipeline
 from ladd_dist.models.registry import family_of
+from ladd_dist.models.saving import save_weights
 from ladd_dist.planning.networks import check_networks
 
 
@@ -38,7 +42,8 @@ def export(
 ) -> Path:
     """Write the teacher's folder with the student's weights in the place of the transformer's.
 
-    The sampler becomes the student's, whatever the teacher's was, see `Family.write_sampler`.
+    The sampler becomes the student's, whatever the teacher's was, see `Family.write_sampler`. Weights pass through
+    memory one by one; a line says how many of them differ from those that training started with, once rounded.
 
     Args:
         weights: ``ema`` or ``student``.
@@ -55,14 +60,33 @@ def export(
     """
     folder = export_place(config, folder, overwrite)
     check_networks(config)
+    student = TrainedStudent(config, checkpoint, weights)
     with replacing(folder, "export", overwrite) as temporary:
-        _write(temporary, config, checkpoint, weights, dtype)
-        card = model_card(config, folder.name, checkpoint.state.iteration, weights, example)
+        copy_pipeline(Path(config.teacher.path), temporary, without="transformer")
+        family_of(config.teacher.path).write_sampler(temporary, config.method)
+        changed = _write_transformer(temporary / "transformer", student, dtype)
+        card = model_card(config, folder.name, checkpoint.state.iteration, weights, changed, example)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+    log(str(changed))
+    if problem := changed.problem(config.student_optimizer.lr):
+        warn(problem)
     return folder
 
 
-def _write(folder: Path, config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> None:
-    copy_pipeline(Path(config.teacher.path), folder, without="transformer")
-    family_of(config.teacher.path).write_sampler(folder)
-    load_student(config, checkpoint, weights, dtype).save(folder / "transformer")
+def _write_transformer(folder: Path, student: TrainedStudent, dtype: torch.dtype) -> Changed:
+    """Write config and weights; no more than one tensor is held at a time, whatever the size of the network."""
+    changed, start = Changed(dtype), student.start.weights()
+    tensors = student.network.file_tensors()
+
+    def read(key: str) -> Tensor:
+        name, tensor = tensors[key]
+        before = start.read(name, 0, tensor.numel()).view(tensor.shape)
+        if name not in student.trained:
+            return before
+        changed.count(now := student.trained[name], before)
+        return now
+
+    student.network.save_config(folder)
+    shapes = {key: tensor.shape for key, (_, tensor) in tensors.items()}
+    save_weights(folder, student.start.family.layout.networks["transformer"], shapes, dtype, read)
+    return changed

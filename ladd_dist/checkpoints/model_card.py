@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from ladd_dist.checkpoints.changed import Changed
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.files.disk import real_path
@@ -12,25 +13,34 @@ from ladd_dist.models.family import Drawing
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.start import Start
 
+# Students draw without guidance, whatever their family. `inference` is where the hub's servers look for defaults.
 _CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
+inference:
+  parameters:
+    num_inference_steps: {steps}
+    guidance_scale: 1.0
 ---
 # {title}
 
 A few-step student of {teacher}, {trained} with ladd_dist{start},
 {iterations} iterations ({weights} weights).
+{changed}.
 
 {usage}"""
 
 
-def model_card(config: Config, name: str, iterations: int, weights: str, example: PromptEntry) -> str:
+def model_card(
+    config: Config, name: str, iterations: int, weights: str, changed: Changed, example: PromptEntry
+) -> str:
     """Markdown with a call that draws ``example``, see `Family.usage`.
 
     Args:
         name: of the export's folder.
         iterations: finished when the weights were saved.
         weights: ``ema`` or ``student``.
+        changed: how many of them training has changed.
     """
     drawing = Drawing(name, example.prompt, example.bucket.height, example.bucket.width)
     return _CARD.format(
@@ -40,6 +50,8 @@ def model_card(config: Config, name: str, iterations: int, weights: str, example
         start=_start(config),
         iterations=iterations,
         weights=weights,
+        changed=changed,
+        steps=len(config.method.times()),
         usage=family_of(config.teacher.path).usage(config.teacher, config.method, drawing),
     )
 

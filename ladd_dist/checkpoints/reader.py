@@ -188,14 +188,9 @@ class Checkpoint:
             result[first - offset : end - offset] = handle.get_slice(key)[first - start : end - start]
         return result
 
-    def network(self, name: str) -> dict[str, Tensor]:
-        """Whole weights of one network (``ema`` or one that the method trains), fp32, by parameter name."""
-        prefix = f"{name}/param/"
-        return {
-            key.removeprefix(prefix): self.read(key, 0, shape.numel()).view(shape)
-            for key, shape in self.shapes.items()
-            if key.startswith(prefix)
-        }
+    def network(self, name: str) -> "NetworkWeights":
+        """Weights of one network: ``ema`` or one that the method trains."""
+        return NetworkWeights(self, f"{name}/param/")
 
     def check(self, config: Config, teacher: str) -> None:
         """Check that a run can resume from this checkpoint.
@@ -231,6 +226,28 @@ class Checkpoint:
                     f"{self.path / CONFIG}, or set run_dir to a new folder"
                 )
         fill(shards, self)
+
+
+class NetworkWeights(Mapping[str, Tensor]):
+    """Whole weights of one network in a checkpoint, fp32, by parameter name; each is read when it is asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, prefix: str) -> None:
+        self._checkpoint, self._prefix = checkpoint, prefix
+        shapes = checkpoint.shapes.items()
+        self.shapes = {key.removeprefix(prefix): shape for key, shape in shapes if key.startswith(prefix)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self.shapes[name]
+        return self._checkpoint.read(self._prefix + name, 0, shape.numel()).view(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
 
 
 def _binding(tree: dict[str, Any], method: type[Method], prefix: str = "") -> Iterator[tuple[str, Any]]:

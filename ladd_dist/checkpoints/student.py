@@ -1,4 +1,4 @@
-"""The trained student, put back together from a checkpoint for inference."""
+"""The trained student, put back together from a checkpoint."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,7 +8,6 @@ import torch
 from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
-from ladd_dist.engines.blueprint import trainable
 from ladd_dist.errors import DamagedError, LaddError
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.fingerprint import is_of
@@ -34,19 +33,61 @@ def open_checkpoint(config: Config, world: World, path: str | None = None) -> Ch
     return found
 
 
-def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> Backbone:
-    """The student on the CPU with the averaged (``ema``) or the last (``student``) weights.
+class TrainedStudent:
+    """A run's student as it starts, and its trained weights in a checkpoint.
+
+    A checkpoint holds what is trained of a student; all else is still what it starts as.
+
+    Args:
+        weights: averaged (``ema``) or last (``student``) ones.
+
+    Attributes:
+        start: what it starts as.
+        network: without storage.
+        trained: its trained parameters, fp32, by name in ``network``; each is read when it is asked for.
 
     Raises:
         LaddError: if the checkpoint is of another network than the configuration's, or trained at other times, by
             another teacher, with another length of its text or from other layers.
     """
+
+    def __init__(self, config: Config, checkpoint: Checkpoint, weights: Weights) -> None:
+        _check_training(config, checkpoint)
+        self.start = Start.of(config)
+        self.network = self.start.on_meta()
+        self.trained = checkpoint.network(weights)
+        parameters = {name: parameter.shape for name, parameter in self.network.named_parameters()}
+        for name in [*checkpoint.network("student"), *self.trained] or ["all"]:
+            if name not in self.trained or parameters.get(name) != self.trained.shapes[name]:
+                raise LaddError(
+                    f"checkpoint {checkpoint.path} does not fit the student at {self.start.folder} "
+                    f"({name} differs): pass the run's own config.yaml"
+                )
+
+
+def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> Backbone:
+    """The student on the CPU with the averaged (``ema``) or the last (``student``) weights.
+
+    Raises:
+        LaddError: as `TrainedStudent`.
+    """
+    trained = TrainedStudent(config, checkpoint, weights)
+    student = trained.start.load(dtype)
+    parameters = dict(student.named_parameters())
+    for name, weight in trained.trained.items():
+        parameters[name].data.copy_(weight)
+    return student.requires_grad_(False).eval()
+
+
+def _check_training(config: Config, checkpoint: Checkpoint) -> None:
+    """Check that the student was trained to be drawn as the configuration says."""
     trained = checkpoint.config
     for key, before, now in (
         ("method.student_times", trained.method.student_times, config.method.student_times),
         ("teacher.max_t5_tokens", trained.teacher.max_t5_tokens, config.teacher.max_t5_tokens),
         ("student.layers", trained.student.layers, config.student.layers),
         ("student.heads", trained.student.heads, config.student.heads),
+        ("student.lora", trained.student.lora, config.student.lora),
     ):
         if before != now:
             raise LaddError(
@@ -58,14 +99,3 @@ def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype
             f"checkpoint {checkpoint.path} was trained with teacher {checkpoint.state.teacher}, which is not at "
             f"teacher.path={config.teacher.path}: restore that teacher, or name the folder that it is in"
         )
-    start = Start.of(config)
-    student = start.load(dtype)
-    state = checkpoint.network(weights)
-    for name, parameter in trainable(student).items():
-        if name not in state or state[name].shape != parameter.shape:
-            raise LaddError(
-                f"checkpoint {checkpoint.path} does not fit the student at "
-                f"{start.folder} ({name} differs): pass the run's own config.yaml"
-            )
-        parameter.data.copy_(state[name])
-    return student.requires_grad_(False).eval()

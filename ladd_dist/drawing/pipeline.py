@@ -99,10 +99,6 @@ class Pipeline:
         return self._family.schedule(self._folder)
 
     @cached_property
-    def _encoder(self) -> Encoder:
-        return self._family.encoder(self._folder, self._device)
-
-    @cached_property
     def _vae(self) -> Decoder:
         return self._family.decoder(self._folder, self._device)
 

@@ -104,8 +104,18 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write config and safetensors weights as the family's folders hold them; ``folder`` may exist already."""
+    def save_config(self, folder: Path) -> None:
+        """Write the config as the family's folders hold it; ``folder`` may exist already."""
+
+    def file_tensors(self) -> dict[str, tuple[str, Tensor]]:
+        """What the family's files hold, by its name there: the name in this module, and parameter or buffer.
+
+        A tensor of several names is there by its first.
+        """
+        found: dict[int, tuple[str, tuple[str, Tensor]]] = {}
+        for key, tensor in self.net.state_dict(keep_vars=True).items():
+            found.setdefault(id(tensor), (key, (f"net.{key}", tensor)))
+        return dict(found.values())
 
     @property
     @abstractmethod

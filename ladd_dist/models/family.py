@@ -171,8 +171,12 @@ class Family(ABC):
         """Load what encodes pictures."""
 
     @abstractmethod
-    def write_sampler(self, folder: Path) -> None:
-        """Have an export draw as students do: ``folder`` is a copy of the teacher's, still with its schedule."""
+    def write_sampler(self, folder: Path, method: MethodSection) -> None:
+        """Have an export draw as students do: ``folder`` is a copy of the teacher's, still with its schedule.
+
+        Args:
+            method: knows the times of the student's steps.
+        """
 
     @abstractmethod
     def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:

@@ -1,40 +1,51 @@
 """The student's sampler as diffusers runs it: the exported folder's scheduler, and how the pipeline is to be called.
 
-Three things are decided by the pipeline's call and by no file of a folder, so that the model card must say them:
+The folder decides the times of the steps and the fresh noise between them, by a scheduler of its own that diffusers
+loads from it. None of diffusers 0.39 would do: `FlowMatchEulerDiscreteScheduler` with ``stochastic_sampling`` and
+`FlowMatchLCMScheduler` renoise, but end at one last time for every number of steps; `FlowMapEulerDiscreteScheduler`
+has these times, where they are evenly spaced, but follows the flow without fresh noise.
 
-- Times. Without ``sigmas=`` the scheduler spaces ``num_inference_steps``, 28 by default, from 1 to 0.001. The last
-  trained time as ``shift_terminal`` would mend the call with as many steps as there are times, but stretches two
-  steps off theirs and turns a single one into NaN.
-- Guidance. ``guidance_scale`` is 7 by default.
-- Noise. ``generator=`` makes the initial noise only: ``step`` of whatever scheduler takes one, but is given none.
+Two things it cannot decide, so that the model card must say them: guidance, which is 7 by default, and what the noise
+between steps comes from: ``generator=`` makes the initial noise only, and ``step`` of no scheduler is given it.
 """
 
 import json
 from pathlib import Path
 
-from diffusers import FlowMatchEulerDiscreteScheduler
-
 from ladd_dist.config import MethodSection, TeacherConfig
 from ladd_dist.models.family import Drawing
 from ladd_dist.models.folder import INDEX, absent_parts, pipeline_index
+from ladd_dist.models.sd3.few_step_scheduler import FewStepScheduler
 
 _USAGE = """\
-It draws without guidance; the times of its steps are given as `sigmas`:
+**Always pass `guidance_scale=1.0`.** The student was never trained with guidance; the pipeline's default is 7, and no
+file of this folder can change that. Always pass `num_inference_steps`, too: {counts}. Any other number, such as the
+pipeline's own 28, is an error.
 
 ```python
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-pipe = StableDiffusion3Pipeline.from_pretrained({name}{without})
+pipe = StableDiffusion3Pipeline.from_pretrained({name}, trust_remote_code=True{without})
 torch.manual_seed(0)  # noise between steps comes from torch's global generator
 image = pipe(
     {prompt},
-    sigmas={sigmas}, guidance_scale=1.0, height={height}, width={width}, max_sequence_length={tokens},
+    num_inference_steps={steps}, guidance_scale=1.0, height={height}, width={width}, max_sequence_length={tokens},
 ).images[0]
 ```
 
-{fewer}Pass `sigmas` and `guidance_scale=1.0` always: the pipeline's own defaults are guidance 7 and 28 steps at other
-times than the trained ones, and `num_inference_steps` alone spaces others, too.
+`trust_remote_code=True` lets diffusers run `scheduler/{module}.py`, which steps at the times that the student was
+trained at: {times}. Without it loading is refused. To run no code of this folder, load it with `scheduler=None` and
+give the pipeline times in every call:
+
+```python
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)  # and pipe(..., sigmas={all_times})
+```
+
+From image to image, `StableDiffusion3Img2ImgPipeline` is loaded and called in the same way; `strength` says at which
+of the times it begins.
 
 The pipeline's `generator=` makes the initial noise only. Hand it, or a list of one for each picture, to the scheduler
 as well before every call, and the noise between steps comes from it, too: a seed then gives one picture.
@@ -48,28 +59,31 @@ pipe.scheduler.step = partial(pipe.scheduler.step, generator=generator)  # and p
 """
 
 
-def write_scheduler(folder: Path) -> None:
-    """Make a copied diffusers folder's scheduler the student's sampler: unshifted times, fresh noise between steps.
+def write_scheduler(folder: Path, times: list[float]) -> None:
+    """Make a copied diffusers folder's scheduler the student's sampler, see `FewStepScheduler`.
 
     It is written anew: none of the copied settings survives, nor its class.
+
+    Args:
+        times: all that the student was trained at.
 
     Raises:
         LaddError: if its ``model_index.json`` is damaged.
     """
     components = pipeline_index(folder)
-    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
-    scheduler.save_pretrained(folder / "scheduler")
-    components["scheduler"] = ["diffusers", type(scheduler).__name__]
+    FewStepScheduler(times).save_pretrained(folder / "scheduler")
+    components["scheduler"] = [FewStepScheduler.__module__, FewStepScheduler.__name__]
     (folder / INDEX).write_text(json.dumps(components, indent=2) + "\n", encoding="utf-8")
 
 
 def usage(teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
-    """Code that draws, valid for any name and prompt, at the student's number of T5 tokens; times of fewer steps."""
-    fewer = [f"`sigmas={method.times(n)}` for {n} step{'s' * (n > 1)}" for n in method.step_counts[1:]]
+    """Code that draws, valid for any name and prompt, at the student's number of T5 tokens; times by steps."""
+    counts = method.step_counts
     return _USAGE.format(
         name=_literal(drawing.folder), without="".join(f", {part}=None" for part in absent_parts(teacher.path)),
-        prompt=_literal(drawing.prompt), sigmas=method.times(), height=drawing.height, width=drawing.width,
-        tokens=teacher.max_t5_tokens, fewer=f"Fewer: {', '.join(fewer)}.\n\n" if fewer else "",
+        prompt=_literal(drawing.prompt), steps=counts[0], height=drawing.height, width=drawing.width,
+        tokens=teacher.max_t5_tokens, counts=" or ".join(map(str, counts)), module=FewStepScheduler.__module__,
+        times=", ".join(f"{method.times(n)} in {n} step{'s' * (n > 1)}" for n in counts), all_times=method.times(),
     )  # fmt: skip
 
 

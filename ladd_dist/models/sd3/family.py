@@ -88,9 +88,9 @@ class Sd3(Family):
         """See `Vae`."""
         return Vae(folder, device)
 
-    def write_sampler(self, folder: Path) -> None:
+    def write_sampler(self, folder: Path, method: MethodSection) -> None:
         """See `write_scheduler`."""
-        write_scheduler(folder)
+        write_scheduler(folder, method.times())
 
     def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
         """See `models.sd3.export`."""

@@ -67,9 +67,9 @@ class Sd3Backbone(Backbone):
         """See `truncate`."""
         truncate(self.net, last_block)
 
-    def save(self, folder: Path) -> None:
+    def save_config(self, folder: Path) -> None:
         """By diffusers."""
-        self.net.save_pretrained(folder, safe_serialization=True)
+        self.net.save_config(folder)
 
     @property
     def width(self) -> int:
