@@ -59,6 +59,23 @@ def parser(description: str, kinds: Sequence[str] = ()) -> argparse.ArgumentPars
     return result
 
 
+def student_flags(command: argparse.ArgumentParser) -> None:
+    """Which of a run's students is meant: a checkpoint, its averaged or last weights, and adapters to add."""
+    command.add_argument(
+        "--checkpoint", type=as_path, metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)"
+    )
+    command.add_argument("--weights", choices=["ema", "student"], default="ema", help="averaged or last weights")
+    command.add_argument(
+        "--lora",
+        type=as_text,
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("PATH", "SCALE"),
+        help="adapters to add, scaled: a safetensors file, a step-* folder or a run's; may be given several times",
+    )
+
+
 def run(
     command: argparse.ArgumentParser,
     main: Callable[[Launch], None],

@@ -1,7 +1,7 @@
 """Judge the student against its teacher."""
 
-from ladd_dist.cli import Launch, parser, run
-from ladd_dist.config.arguments import as_path
+from ladd_dist.checkpoints.lora import open_loras
+from ladd_dist.cli import Launch, parser, run, student_flags
 from ladd_dist.evaluation.evaluate import evaluate
 
 _DESCRIPTION = """\
@@ -14,13 +14,11 @@ them: Frechet distances and how often the prompt can be read. Writes RUN_DIR/eva
 
 def main(launch: Launch) -> None:
     """Write results and pictures."""
-    evaluate(launch.config, launch.world, launch.args.checkpoint, launch.args.weights)
+    args, world = launch.args, launch.world
+    evaluate(launch.config, world, args.checkpoint, args.weights, open_loras(args.lora, world, args.weights))
 
 
 if __name__ == "__main__":
     command = parser(_DESCRIPTION)
-    command.add_argument(
-        "--checkpoint", type=as_path, metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)"
-    )
-    command.add_argument("--weights", choices=["ema", "student"], default="ema", help="averaged or last weights")
+    student_flags(command)
     run(command, main, job="evaluate")

@@ -6,8 +6,9 @@ from time import perf_counter
 
 from torch import Tensor
 
+from ladd_dist.checkpoints.lora import open_loras
 from ladd_dist.checkpoints.student import load_student, open_checkpoint
-from ladd_dist.cli import Launch, parser, run
+from ladd_dist.cli import Launch, parser, run, student_flags
 from ladd_dist.config.arguments import as_count, as_path, as_seed, as_text
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import prompts_of, read_prompts
@@ -47,8 +48,11 @@ def main(launch: Launch) -> None:
     out = own_place(config, args.out, "samples")
     check_replaceable(out, "samples")
     checkpoint = open_checkpoint(config, world, args.checkpoint)
-    student = load_student(config, checkpoint, args.weights, compute_dtype(config)).to(world.device)
+    loras = open_loras(args.lora, world, args.weights)
+    student = load_student(config, checkpoint, args.weights, compute_dtype(config), loras).to(world.device)
     pipeline, settings = Pipeline(config, world.device), {"checkpoint": checkpoint.path.name, "weights": args.weights}
+    if loras:
+        settings["adapters"] = ", ".join(f"{lora.name} x {scale:g}" for lora, scale in loras)
     if args.image:
         settings["image"] = args.image.name
     artists = [student_artist(pipeline, student, times, picture, settings)]
@@ -126,10 +130,7 @@ def command_line() -> argparse.ArgumentParser:
         "--teacher", action="store_true",
         help="the guided teacher's pictures as well, by its own schedule and from the same noise",
     )  # fmt: skip
-    command.add_argument(
-        "--checkpoint", type=as_path, metavar="FOLDER", help="a step-* folder (default: the newest of run_dir)"
-    )
-    command.add_argument("--weights", choices=["ema", "student"], default="ema", help="averaged or last weights")
+    student_flags(command)
     command.add_argument(
         "--out", type=as_path, metavar="FOLDER",
         help="where to; an earlier call's pictures are replaced (default: RUN_DIR/samples)",

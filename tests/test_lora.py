@@ -9,7 +9,6 @@ from ranks import ENGINES, ranks
 from torch import Tensor
 
 from ladd_dist.checkpoints.reader import Checkpoint, open_newest
-from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import Config
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
@@ -111,14 +110,14 @@ def _inputs(g: torch.Generator) -> tuple[Tensor, Tensor, Conditioning]:
     return torch.randn(2, 8, 8, 8, generator=g), torch.tensor([0.3, 0.9]), cond
 
 
-def test_a_pass_without_adapters_is_the_base(run: Path, random_teacher: Path, random_dataset: Path) -> None:
-    student = load_student(
-        lora_config(run, random_dataset, random_teacher), checkpoint_of(run), "student", torch.float32
-    )
+def test_a_pass_without_adapters_is_the_base(random_teacher: Path, random_dataset: Path, tmp_path: Path) -> None:
+    method = build_method(lora_config(tmp_path, random_dataset, random_teacher), ALONE, Clock(ALONE))
+    for p in trainable(method.student.module).values():
+        p.data.fill_(0.1)
     base, inputs = family_of(random_teacher).load(random_teacher, torch.float32), _inputs(torch.Generator())
     with torch.no_grad():
-        assert torch.equal(student(*inputs, adapter=False), base(*inputs))
-        assert not torch.allclose(student(*inputs), base(*inputs), atol=1e-3)
+        assert torch.equal(method.student(*inputs, adapter=False), base(*inputs))
+        assert not torch.allclose(method.student(*inputs), base(*inputs), atol=1e-3)
 
 
 def test_training_starts_at_the_base(random_teacher: Path, random_dataset: Path, tmp_path: Path) -> None:

@@ -1,16 +1,21 @@
 """The trained student, put back together from a checkpoint."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from ladd_dist.checkpoints.lora import lora_of_checkpoint
 from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import DamagedError, LaddError
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.fingerprint import is_of
+from ladd_dist.models.lora import MergedWeights, Scaled
 from ladd_dist.models.start import Start
 
 Weights = Literal["ema", "student"]
@@ -36,42 +41,60 @@ def open_checkpoint(config: Config, world: World, path: str | None = None) -> Ch
 class TrainedStudent:
     """A run's student as it starts, and its trained weights in a checkpoint.
 
-    A checkpoint holds what is trained of a student; all else is still what it starts as.
+    A checkpoint holds what is trained of a student; all else is still what it starts as. Adapters are merged.
 
     Args:
         weights: averaged (``ema``) or last (``student``) ones.
+        loras: adapters of other trainings to add.
 
     Attributes:
-        start: what it starts as.
+        start: what it starts as, without adapters.
         network: without storage.
-        trained: its trained parameters, fp32, by name in ``network``; each is read when it is asked for.
+        trained: what differs from the start, fp32, by name in ``network``; each is made when it is asked for.
 
     Raises:
         LaddError: if the checkpoint is of another network than the configuration's, or trained at other times, by
-            another teacher, with another length of its text or from other layers.
+            another teacher, with another length of its text or from other layers, or if an adapter is of another
+            base.
     """
 
-    def __init__(self, config: Config, checkpoint: Checkpoint, weights: Weights) -> None:
+    def __init__(
+        self, config: Config, checkpoint: Checkpoint, weights: Weights, loras: Sequence[Scaled] = ()
+    ) -> None:
         _check_training(config, checkpoint)
-        self.start = Start.of(config)
-        self.network = self.start.on_meta()
-        self.trained = checkpoint.network(weights)
-        parameters = {name: parameter.shape for name, parameter in self.network.named_parameters()}
-        for name in [*checkpoint.network("student"), *self.trained] or ["all"]:
-            if name not in self.trained or parameters.get(name) != self.trained.shapes[name]:
+        start, trained = Start.of(config), checkpoint.network(weights)
+        parameters = {name: parameter.shape for name, parameter in start.on_meta().named_parameters()}
+        for name in [*checkpoint.network("student"), *trained] or ["all"]:
+            if name not in trained or parameters.get(name) != trained.shapes[name]:
                 raise LaddError(
-                    f"checkpoint {checkpoint.path} does not fit the student at {self.start.folder} "
+                    f"checkpoint {checkpoint.path} does not fit the student at {start.folder} "
                     f"({name} differs): pass the run's own config.yaml"
                 )
+        self.start = replace(start, lora=None)
+        self.network = self.start.on_meta()
+        base = dict(self.network.named_parameters())
+        for lora, _ in loras:
+            if lora.base is not None and not is_of(config.teacher.path, lora.base):
+                raise LaddError(
+                    f"{lora.name} was trained on teacher {lora.base}, which is not teacher.path={config.teacher.path}: "
+                    "give one of this teacher"
+                )
+            lora.check(base)
+        whole: Mapping[str, Tensor] = trained
+        if start.lora:
+            whole, loras = {}, [(lora_of_checkpoint(checkpoint, weights), 1.0), *loras]
+        self.trained = MergedWeights(self.start.weights(), whole, loras)
 
 
-def load_student(config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype) -> Backbone:
-    """The student on the CPU with the averaged (``ema``) or the last (``student``) weights.
+def load_student(
+    config: Config, checkpoint: Checkpoint, weights: Weights, dtype: torch.dtype, loras: Sequence[Scaled] = ()
+) -> Backbone:
+    """The student on the CPU with the averaged (``ema``) or the last (``student``) weights, adapters merged.
 
     Raises:
         LaddError: as `TrainedStudent`.
     """
-    trained = TrainedStudent(config, checkpoint, weights)
+    trained = TrainedStudent(config, checkpoint, weights, loras)
     student = trained.start.load(dtype)
     parameters = dict(student.named_parameters())
     for name, weight in trained.trained.items():

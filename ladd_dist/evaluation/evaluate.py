@@ -5,7 +5,7 @@ gives the FD that even a perfect student would show at this number of pictures; 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ from ladd_dist.evaluation.judges import Judge, load_judge
 from ladd_dist.evaluation.results import PICTURES, RESULTS, Results, SetResult
 from ladd_dist.log import log, progress
 from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.lora import Scaled
 from ladd_dist.planning.networks import check_networks
 
 
@@ -62,8 +63,13 @@ def entrants(config: Config) -> list[Entrant]:
     return [guided, *teachers, *students]
 
 
-def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weights) -> Results:
+def evaluate(
+    config: Config, world: World, checkpoint: str | None, weights: Weights, loras: Sequence[Scaled] = ()
+) -> Results:
     """Draw every set, judge it, and put results and pictures in the place of earlier ones.
+
+    Args:
+        loras: adapters to add to the student.
 
     Returns:
         The content of ``results.json``.
@@ -78,7 +84,7 @@ def evaluate(config: Config, world: World, checkpoint: str | None, weights: Weig
     teacher_schedule(config)
     judge = load_judge(config.evaluation.judge, world.device)
     opened = open_checkpoint(config, world, checkpoint)
-    student = load_student(config, opened, weights, dtype).to(world.device)
+    student = load_student(config, opened, weights, dtype, loras).to(world.device)
     teacher = load_backbone(config.teacher.path, dtype, world.device)
     pipeline = Pipeline(config, world.device)
     networks = {"teacher": teacher, "student": student}

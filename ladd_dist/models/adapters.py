@@ -21,8 +21,12 @@ _NAME = "default"
 _DOWN, _UP, _BASE = f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight", ".base_layer."
 
 
-class _Source(Protocol):
-    def read(self, name: str, offset: int, length: int) -> Tensor: ...
+class Source(Protocol):
+    """Where a network's tensors are read from, range by range."""
+
+    def read(self, name: str, offset: int, length: int) -> Tensor:
+        """Elements ``[offset, offset + length)`` of a flattened tensor, on the CPU."""
+        ...
 
 
 def add_adapters(network: nn.Module, lora: LoraConfig) -> None:
@@ -84,7 +88,7 @@ class AdaptedWeights:
         base: has the base's tensors by their names without adapters.
     """
 
-    def __init__(self, network: nn.Module, base: _Source, seed: int) -> None:
+    def __init__(self, network: nn.Module, base: Source, seed: int) -> None:
         self._shapes: Mapping[str, torch.Size] = {n: p.shape for n, p in network.named_parameters() if is_adapter(n)}
         self._base, self._seed = base, seed
 
@@ -111,3 +115,8 @@ def is_adapter(name: str) -> bool:
 def base_name(name: str) -> str:
     """What a parameter of an adapted network is called in the base alone."""
     return name.replace(_BASE, ".")
+
+
+def layer_of(name: str) -> str:
+    """The base's weight that an adapter's parameter belongs to, by its name in the base alone."""
+    return name.removesuffix(_DOWN).removesuffix(_UP) + ".weight"

@@ -1,0 +1,248 @@
+"""Trained adapters: merged, scaled, stacked, written for other tools and read from theirs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ALONE, tiny_config
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ladd_dist.checkpoints.export import export, export_lora
+from ladd_dist.checkpoints.lora import lora_of_checkpoint, open_loras
+from ladd_dist.checkpoints.reader import Checkpoint, open_newest
+from ladd_dist.checkpoints.student import load_student
+from ladd_dist.config import Config
+from ladd_dist.data.buckets import Bucket
+from ladd_dist.data.prompts import PromptEntry
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.errors import LaddError
+from ladd_dist.models.lora import Lora
+from ladd_dist.models.lora_file import lora_of_file, save_lora
+from ladd_dist.models.registry import family_of
+from ladd_dist.models.start import Start
+from ladd_dist.training.trainer import Trainer
+
+LORA = "student.lora={rank: 4, alpha: 2}"
+FILE = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, random_teacher: Path, random_dataset: Path) -> dict[str, Config]:
+    """A student of adapters, and one that is trained whole."""
+    configs = {}
+    for name, settings in {"lora": [LORA, "student_optimizer.lr=1e-2"], "whole": []}.items():
+        run_dir, teacher = tmp_path_factory.mktemp(name), f"teacher.path={random_teacher}"
+        configs[name] = tiny_config(run_dir, random_dataset, teacher, "train.iterations=2", *settings)
+        Trainer(configs[name], ALONE).run()
+    return configs
+
+
+def checkpoint_of(config: Config) -> Checkpoint:
+    found = open_newest(config.run_dir, ALONE)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def lora(runs: dict[str, Config]) -> Lora:
+    return lora_of_checkpoint(checkpoint_of(runs["lora"]), "student")
+
+
+Inputs = tuple[Tensor, Tensor, Conditioning]
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Inputs:
+    g = torch.Generator().manual_seed(0)
+    cond = Conditioning(torch.randn(2, 5, 64, generator=g), torch.randn(2, 64, generator=g))
+    return torch.randn(2, 8, 8, 8, generator=g), torch.tensor([0.3, 0.9]), cond
+
+
+@torch.no_grad()
+def unmerged(config: Config, inputs: Inputs) -> Tensor:
+    """The velocity as it is trained: base and adapters one beside the other."""
+    network = Start.of(config).load(torch.float32)
+    parameters = dict(network.named_parameters())
+    for name, value in checkpoint_of(config).network("student").items():
+        parameters[name].copy_(value)
+    velocity: Tensor = network(*inputs)
+    return velocity
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    """Within rounding: sums over 64 channels and fewer, of numbers near 1."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+
+
+@torch.no_grad()
+def test_merged_is_unmerged_within_rounding(
+    runs: dict[str, Config], lora: Lora, inputs: Inputs, random_teacher: Path
+) -> None:
+    config, checkpoint = runs["lora"], checkpoint_of(runs["lora"])
+    wanted = unmerged(config, inputs)
+    assert_same(load_student(config, checkpoint, "student", torch.float32)(*inputs), wanted)
+    base = family_of(random_teacher).load(random_teacher, torch.float32)(*inputs)
+    assert float((wanted - base).abs().max()) > 1e-2 * float(base.abs().max())
+    taken_off = load_student(config, checkpoint, "student", torch.float32, [(lora, -1.0)])
+    assert_same(taken_off(*inputs), base)
+
+
+def test_adapters_of_the_base_are_added_to_a_student_scaled_and_stacked(runs: dict[str, Config], lora: Lora) -> None:
+    config, checkpoint = runs["whole"], checkpoint_of(runs["whole"])
+    plain = load_student(config, checkpoint, "student", torch.float32).state_dict()
+    both = load_student(config, checkpoint, "student", torch.float32, [(lora, 0.5), (lora, 0.25)]).state_dict()
+    changed = {name for name in plain if not torch.equal(plain[name], both[name])}
+    assert changed and changed <= set(lora.downs)
+    for name in changed:
+        torch.testing.assert_close(both[name] - plain[name], 0.75 * lora.added(name), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_diffusers_draws_with_the_file_as_it_was_trained(
+    runs: dict[str, Config], inputs: Inputs, random_teacher: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Loaded, switched off, scaled, fused and unfused; ComfyUI knows the same names."""
+    config = runs["lora"]
+    folder = export_lora(config, checkpoint_of(config), tmp_path / "lora", "student", dtype)
+    pipe = StableDiffusion3Pipeline.from_pretrained(random_teacher)
+    x, t, cond = inputs
+
+    def velocity() -> Tensor:
+        given = {"hidden_states": x, "encoder_hidden_states": cond.context, "pooled_projections": cond.pooled}
+        result: Tensor = pipe.transformer(**given, timestep=1000 * t).sample
+        return result
+
+    base = velocity()
+    pipe.load_lora_weights(folder)
+    wanted = unmerged(config, inputs)
+    if dtype == torch.bfloat16:
+        assert float((velocity() - wanted).norm() / (wanted - base).norm()) < 0.02  # 8 bits in downs and ups
+        return
+    assert_same(velocity(), wanted)
+    pipe.fuse_lora()
+    assert_same(velocity(), wanted)
+    pipe.unfuse_lora()
+    pipe.disable_lora()
+    assert_same(velocity(), base)
+
+
+def test_an_export_has_them_merged(runs: dict[str, Config], lora: Lora, random_teacher: Path, tmp_path: Path) -> None:
+    config, example = runs["lora"], PromptEntry(0, "a seven", Bucket(32, 32))
+    folder = export(config, checkpoint_of(config), tmp_path / "out", "student", torch.float32, example)
+    file = "transformer/diffusion_pytorch_model.safetensors"
+    before, after = load_file(random_teacher / file), load_file(folder / file)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        key = f"net.{name}"
+        torch.testing.assert_close(after[name], value + lora.added(key) if key in lora.downs else value)
+
+
+def test_a_file_holds_what_the_checkpoint_does(lora: Lora, tmp_path: Path) -> None:
+    save_lora(lora, tmp_path / FILE, torch.float32)
+    read = lora_of_file(tmp_path / FILE)
+    assert read.base == lora.base is not None and read.downs.keys() == lora.downs.keys()
+    for name in lora.downs:
+        torch.testing.assert_close(read.added(name), lora.added(name))
+
+
+LAYER = "transformer.transformer_blocks.0.attn.to_q"
+DOWN, UP = f"{LAYER}.lora_A.weight", f"{LAYER}.lora_B.weight"
+NAME = "net.transformer_blocks.0.attn.to_q.weight"
+
+
+@pytest.mark.parametrize(
+    ("more", "metadata", "scale"),
+    [
+        ({}, None, 1.0),
+        ({f"{LAYER}.alpha": torch.tensor(8.0)}, None, 4.0),
+        ({}, {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 1, "transformer.r": 2})}, 0.5),
+        ({}, {"lora_adapter_metadata": json.dumps({"lora_alpha": 6})}, 3.0),
+    ],
+)
+def test_other_tools_alphas_are_followed(
+    tmp_path: Path, more: dict[str, Tensor], metadata: dict[str, str] | None, scale: float
+) -> None:
+    down, up = torch.randn(2, 32), torch.randn(32, 2)
+    save_file({DOWN: down, UP: up, **more}, tmp_path / FILE, metadata)
+    read = lora_of_file(tmp_path / FILE)
+    assert read.base is None
+    torch.testing.assert_close(read.added(NAME), scale * (up @ down))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({DOWN: (2, 32)}, f"has no {UP}: adapters have transformer.LAYER.lora_A.weight and lora_B.weight"),
+        ({UP: (32, 2)}, f"has {UP}: adapters have"),
+        ({DOWN: (2, 32), UP: (32, 3)}, r"matrices of shapes \(2, 32\) and \(32, 3\), which are not of one rank"),
+        ({DOWN: (2, 32), UP: (32, 2), "unet.a": (1,)}, "has unet.a: adapters have"),
+        ({"net.proj_out.weight": (4, 4)}, "has net.proj_out.weight: adapters have"),
+    ],
+)
+def test_what_is_no_file_of_adapters_is_said(tmp_path: Path, tensors: dict[str, tuple], message: str) -> None:
+    save_file({key: torch.zeros(shape) for key, shape in tensors.items()}, tmp_path / FILE)
+    with pytest.raises(LaddError, match=message):
+        lora_of_file(tmp_path / FILE)
+
+
+def test_adapters_of_another_base_are_refused(
+    runs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, checkpoint = runs["whole"], checkpoint_of(runs["whole"])
+
+    def refused(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+        save_file(tensors, tmp_path / FILE, metadata)
+        with pytest.raises(LaddError) as error:
+            load_student(config, checkpoint, "ema", torch.float32, open_loras([[str(tmp_path / FILE)]], ALONE, "ema"))
+        return str(error.value)
+
+    fits = {DOWN: torch.zeros(2, 32), UP: torch.zeros(32, 2)}
+    assert f"{FILE} was trained on teacher 0123, which is not teacher.path=" in refused(fits, {"base": "0123"})
+    wide = {DOWN: torch.zeros(2, 64), UP: torch.zeros(64, 2)}
+    assert f"adds (64, 64) to {NAME}, which is of shape (32, 32) there: it was trained on another base" in refused(
+        wide
+    )
+    deep = {key.replace("blocks.0", "blocks.7"): value for key, value in fits.items()}
+    assert "which is not in it: it was trained on another base" in refused(deep)
+
+
+def test_what_the_command_line_may_name(runs: dict[str, Config], lora: Lora, tmp_path: Path) -> None:
+    save_lora(lora, tmp_path / FILE, torch.float32)
+    newest = str(checkpoint_of(runs["lora"]).path)
+    given = [[str(tmp_path / FILE), "0.5"], [newest, "-2"], [runs["lora"].run_dir]]
+    opened = open_loras(given, ALONE, "student")
+    assert [scale for _, scale in opened] == [0.5, -2.0, 1.0]
+    for found, _ in opened:
+        assert found.downs.keys() == lora.downs.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["{lora}", "much"], "much: give a path and, if it is not 1, one number"),
+        (["{lora}", "1", "2"], "1 2: give a path and, if it is not 1, one number"),
+        (["{lora}", "nan"], "nan is no scale"),
+        (["nowhere"], "--lora nowhere is no safetensors file, and no folder of a checkpoint or a run"),
+        (["{whole}"], r"\(method.name=ladd\) has no adapters: give one that has"),
+    ],
+)
+def test_what_it_may_not(runs: dict[str, Config], given: list[str], message: str) -> None:
+    folders = {name: config.run_dir for name, config in runs.items()}
+    with pytest.raises(LaddError, match=message):
+        open_loras([[word.format(**folders) for word in given]], ALONE, "ema")
+
+
+def test_adapters_are_not_drawn_at_another_scale_than_they_were_trained(
+    runs: dict[str, Config], random_teacher: Path, random_dataset: Path
+) -> None:
+    teacher = f"teacher.path={random_teacher}"
+    other = tiny_config(Path(runs["lora"].run_dir), random_dataset, teacher, "student.lora={rank: 4, alpha: 4}")
+    with pytest.raises(LaddError, match="was trained with student.lora="):
+        load_student(other, checkpoint_of(runs["lora"]), "ema", torch.float32)
