@@ -76,8 +76,8 @@ class TrainedStudent:
         for lora, _ in loras:
             if lora.base is not None and not is_of(config.teacher.path, lora.base):
                 raise LaddError(
-                    f"{lora.name} was trained on teacher {lora.base}, which is not teacher.path={config.teacher.path}: "
-                    "give one of this teacher"
+                    f"{lora.name} was trained on teacher {lora.base}, which is not teacher.path="
+                    f"{config.teacher.path}: give one of this teacher"
                 )
             lora.check(base)
         whole: Mapping[str, Tensor] = trained

@@ -40,8 +40,6 @@ def lora_of_file(file: Path) -> Lora:
     if misnamed or missing or not layers:
         what = f"has {misnamed[0]}" if misnamed else f"has no {missing[0]}" if missing else "is empty"
         raise LaddError(f"{file} {what}: adapters have {prefix}LAYER.{_DOWN} and {_UP} for each of their layers")
-            f"{file} has {what}: adapters have a {prefix}LAYER.{_DOWN} and {_UP} for each of their layers"
-        )
     downs = {_parameter(layer): stored[f"{layer}.{_DOWN}"] for layer in layers}
     ups = {_parameter(layer): stored[f"{layer}.{_UP}"] for layer in layers}
     for name, down in downs.items():
