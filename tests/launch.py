@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -90,12 +91,15 @@ def start_ranks(
 
 
 def join(processes: list[BaseProcess], timeout: float = 600) -> list[int]:
-    """Wait for ranks and return their exit codes; kill them all and fail if they hang."""
+    """Wait for ranks and return their exit codes; if they hang, have them say where, kill them and fail."""
     deadline = time.monotonic() + timeout
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
     hung = [process for process in processes if process.is_alive()]
     for process in hung:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGABRT)  # faulthandler's, see `_rank`
+        process.join(10)
         process.kill()
     assert not hung, f"{len(hung)} of {len(processes)} ranks hung for {timeout} s"
     return [process.exitcode or 0 for process in processes]
@@ -131,6 +135,7 @@ def _rank(
     args: tuple,
 ) -> None:
     os.chdir(ROOT)
+    faulthandler.enable()
     if namespace is not None:
         _enter(namespace)
     clean = environment()
