@@ -608,6 +608,16 @@ def test_an_earlier_export_is_overwritten_when_asked_for(
     assert index.read_text() == written
 
 
+def test_a_single_file_lies_beside_the_exported_folder(
+    run_launcher: Callable[..., int], copied_run: Path, tmp_path: Path, dataset: Path, capfd: pytest.CaptureFixture
+) -> None:
+    options = [*tiny_overrides(tmp_path, dataset), "--format", "single", "--dtype", "bf16"]
+    assert run_launcher("export.py", "--config", TINY, *options) == 0
+    file = tmp_path / "export-single" / "export-single.safetensors"
+    assert file.is_file()
+    assert f"to {file}: draw with it at times 1, 0.75, 0.5, 0.25, with fresh noise" in capfd.readouterr().err
+
+
 def test_an_export_to_a_full_disk_leaves_what_was_there(
     refused: Refused, copied_run: Path, tmp_path: Path, dataset: Path
 ) -> None:

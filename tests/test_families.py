@@ -12,7 +12,7 @@ from latents import rows_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ladd_dist.checkpoints.export import export
+from ladd_dist.checkpoints.export import export, export_single
 from ladd_dist.checkpoints.reader import open_newest
 from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import Config, KernelsConfig, MethodSection, TeacherConfig
@@ -222,6 +222,14 @@ def test_its_export_has_its_own_sampler_and_call(toy: Config, tmp_path: Path) ->
     assert (folder / "README.md").read_text().endswith("\n\ntoy('out')('anything', [1.0, 0.75, 0.5, 0.25], 32, 64)")
     student, exported = load_student(toy, checkpoint, "student", torch.float32), Toy().load(folder, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), exported.parameters(), strict=True))
+
+
+def test_a_family_without_single_files_says_so(toy: Config, tmp_path: Path) -> None:
+    checkpoint = open_newest(toy.run_dir, ALONE)
+    assert checkpoint is not None
+    with pytest.raises(LaddError, match="--format single: .* choose --format diffusers"):
+        export_single(toy, checkpoint, tmp_path / "out", "student", torch.float32)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_memory_formula_counts_it(toy: Config) -> None:

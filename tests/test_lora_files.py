@@ -107,7 +107,7 @@ def test_diffusers_draws_with_the_file_as_it_was_trained(
 ) -> None:
     """Loaded, switched off, scaled, fused and unfused; ComfyUI knows the same names."""
     config = runs["lora"]
-    folder = export_lora(config, checkpoint_of(config), tmp_path / "lora", "student", dtype)
+    folder = export_lora(config, checkpoint_of(config), tmp_path / "lora", "student", dtype).parent
     pipe = StableDiffusion3Pipeline.from_pretrained(random_teacher)
     x, t, cond = inputs
 

@@ -120,7 +120,7 @@ def test_fewer_heads_keep_their_channels_of_every_tensor(folder: Path, heads: in
 
 
 def test_both_at_once_are_the_one_after_the_other(folder: Path, tmp_path: Path) -> None:
-    Start(str(folder), None, 2).load(torch.float32).save(tmp_path / "transformer")
+    Start(str(folder), None, 2).load(torch.float32).net.save_pretrained(tmp_path / "transformer")
     after, at_once = made(tmp_path, (0, 2), None), made(folder, (0, 2), 2)
     assert after.keys() == at_once.keys()
     assert all(torch.equal(after[name], at_once[name]) for name in after)
@@ -192,7 +192,7 @@ def test_its_export_is_a_diffusers_folder_of_the_smaller_network_that_draws_the_
     checkpoint = open_newest(run.run_dir, ALONE)
     assert checkpoint is not None
     out = export(run, checkpoint, tmp_path / "out", "student", torch.float32, PromptEntry(0, "a", Bucket(32, 64)))
-    exported = StableDiffusion3Pipeline.from_pretrained(out).transformer
+    exported = StableDiffusion3Pipeline.from_pretrained(out, trust_remote_code=True).transformer
     assert (exported.config.num_layers, exported.config.num_attention_heads) == (2, 1)
     assert exported.config.caption_projection_dim == 32
     assert "from layers 0, 3 and the first 1 attention heads of `teacher`" in (out / "README.md").read_text()

@@ -1,5 +1,6 @@
-"""A trained student as a diffusers folder, for the pipeline of its family."""
+"""A trained student as a diffusers folder, for the pipeline of its family, as a single file, or as adapters."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from ladd_dist.models.lora_file import save_lora
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.saving import save_weights
 from ladd_dist.planning.networks import check_networks
+
+_LORA_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers looks for in a folder."""
 
 
 def export_place(config: Config, out: str | Path | None, overwrite: bool) -> Path:
@@ -73,20 +77,7 @@ def export(
         changed = _write_transformer(temporary / "transformer", student, dtype)
         card = model_card(config, folder.name, checkpoint.state.iteration, weights, changed, example)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-    log(str(changed))
-    if problem := changed.problem(config.student_optimizer.lr):
-        warn(problem)
-    return folder
-
-
-def lora_place(config: Config, out: str | Path | None, overwrite: bool) -> Path:
-    """The folder that `export_lora` is to write, ``RUN_DIR/lora`` if None; costs nothing, so ask first.
-
-    Raises:
-        LaddError: as `export_place`.
-    """
-    folder = own_place(config, out, "lora")
-    check_replaceable(folder, "lora", overwrite)
+    _tell(changed, config)
     return folder
 
 
@@ -100,32 +91,94 @@ def export_lora(
 ) -> Path:
     """Write a run's own adapters as a file that diffusers' ``load_lora_weights`` and ComfyUI take.
 
+    Returns:
+        The file.
+
     Raises:
-        LaddError: as `lora_place`, or if the run trains no adapters, or on other networks than the configured ones.
+        LaddError: as `export`, or if the run trains no adapters.
     """
-    folder = lora_place(config, folder, overwrite)
+    folder = export_place(config, folder, overwrite)
     check_networks(config)
     TrainedStudent(config, checkpoint, weights)
     lora = lora_of_checkpoint(checkpoint, weights)
-    with replacing(folder, "lora", overwrite) as temporary:
-        save_lora(lora, temporary / "pytorch_lora_weights.safetensors", dtype)
-    return folder
+    with replacing(folder, "export", overwrite) as temporary:
+        save_lora(lora, temporary / _LORA_FILE, dtype)
+    return folder / _LORA_FILE
+
+
+def export_single(
+    config: Config,
+    checkpoint: Checkpoint,
+    folder: Path,
+    weights: Weights,
+    dtype: torch.dtype,
+    loras: Sequence[Scaled] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Write the student's transformer alone, as one file with the names that its family's single files have.
+
+    Weights pass through memory as by `export`; those that are one tensor in the file, together.
+
+    Args:
+        weights: ``ema`` or ``student``.
+        dtype: of the saved weights.
+        loras: adapters to merge into it, beside its own.
+        overwrite: replace an earlier export at ``folder``, once this one is whole.
+
+    Returns:
+        The file, called as its folder.
+
+    Raises:
+        LaddError: as `export`, or if the family has no single files.
+    """
+    folder = export_place(config, folder, overwrite)
+    check_networks(config)
+    read = _Reading(TrainedStudent(config, checkpoint, weights, loras), dtype)
+    made_of = family_of(config.teacher.path).single_file(read.shapes)
+
+    def joined(name: str) -> Tensor:
+        tensor = torch.cat([read(part) for part in made_of[name].parts])
+        return torch.cat(tensor.chunk(2)[::-1]) if made_of[name].swapped else tensor
+
+    shapes = {name: _shape([read.shapes[part] for part in made.parts]) for name, made in made_of.items()}
+    with replacing(folder, "export", overwrite) as temporary:
+        save_weights(temporary, folder.name, shapes, dtype, joined, limit=sys.maxsize)
+    _tell(read.changed, config)
+    return folder / f"{folder.name}.safetensors"
+
+
+class _Reading:
+    """Reads a student's tensors by their names in a folder's files, and counts the weights that training changed."""
+
+    def __init__(self, student: TrainedStudent, dtype: torch.dtype) -> None:
+        self.changed = Changed(dtype)
+        self._trained, self._start = student.trained, student.start.weights()
+        self._tensors = student.network.file_tensors()
+        self.shapes = {key: tensor.shape for key, (_, tensor) in self._tensors.items()}
+
+    def __call__(self, key: str) -> Tensor:
+        """The tensor, whole, on the CPU."""
+        name, tensor = self._tensors[key]
+        before = self._start.read(name, 0, tensor.numel()).view(tensor.shape)
+        if name not in self._trained:
+            return before
+        self.changed.count(now := self._trained[name], before)
+        return now
 
 
 def _write_transformer(folder: Path, student: TrainedStudent, dtype: torch.dtype) -> Changed:
-    """Write config and weights; no more than one tensor is held at a time, whatever the size of the network."""
-    changed, start = Changed(dtype), student.start.weights()
-    tensors = student.network.file_tensors()
-
-    def read(key: str) -> Tensor:
-        name, tensor = tensors[key]
-        before = start.read(name, 0, tensor.numel()).view(tensor.shape)
-        if name not in student.trained:
-            return before
-        changed.count(now := student.trained[name], before)
-        return now
-
     student.network.save_config(folder)
-    shapes = {key: tensor.shape for key, (_, tensor) in tensors.items()}
-    save_weights(folder, student.start.family.layout.networks["transformer"], shapes, dtype, read)
-    return changed
+    read = _Reading(student, dtype)
+    save_weights(folder, student.start.family.layout.networks["transformer"], read.shapes, dtype, read)
+    return read.changed
+
+
+def _shape(parts: list[torch.Size]) -> torch.Size:
+    """Of tensors one after another along their first dimension."""
+    return torch.Size([sum(part[0] for part in parts), *parts[0][1:]])
+
+
+def _tell(changed: Changed, config: Config) -> None:
+    log(str(changed))
+    if problem := changed.problem(config.student_optimizer.lr):
+        warn(problem)

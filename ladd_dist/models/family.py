@@ -4,7 +4,7 @@ A family is registered in `models.registry` under the ``_class_name`` of its tra
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,6 +96,19 @@ class Drawing:
     width: int
 
 
+@dataclass(frozen=True)
+class Joined:
+    """What a tensor of a single file is made of.
+
+    Attributes:
+        parts: tensors of a folder's transformer, one after another along the first dimension.
+        swapped: whether the first half of that changes places with the second.
+    """
+
+    parts: tuple[str, ...]
+    swapped: bool = False
+
+
 class Family(ABC):
     """A kind of teacher. Every method that opens a folder raises LaddError for one that cannot be used.
 
@@ -177,6 +190,14 @@ class Family(ABC):
         Args:
             method: knows the times of the student's steps.
         """
+
+    def single_file(self, names: Collection[str]) -> Mapping[str, Joined]:
+        """The transformer's tensors as the family's single files name them, made of those that a folder has.
+
+        Raises:
+            LaddError: if the family has no such files.
+        """
+        raise LaddError("--format single: the teacher's family has no single files, choose --format diffusers")
 
     @abstractmethod
     def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:

@@ -1,6 +1,6 @@
 """SD3 and SD3.5 by the family contract."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from ladd_dist.config import KernelsConfig, MethodSection, TeacherConfig
 from ladd_dist.errors import LaddError
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.family import Drawing, Family, TokenGrid
+from ladd_dist.models.family import Drawing, Family, Joined, TokenGrid
 from ladd_dist.models.reduction import Reduced
 from ladd_dist.models.sd3.attention import choose_attention, set_attention
 from ladd_dist.models.sd3.configs import load_config
@@ -18,6 +18,7 @@ from ladd_dist.models.sd3.fit import check_parts, check_shapes
 from ladd_dist.models.sd3.layout import LAYOUT
 from ladd_dist.models.sd3.reduction import reduced
 from ladd_dist.models.sd3.schedule import TeacherSchedule
+from ladd_dist.models.sd3.single_file import original_names
 from ladd_dist.models.sd3.text import TextEncoders
 from ladd_dist.models.sd3.transformer import Sd3Backbone, load_transformer, make_transformer, token_grid
 from ladd_dist.models.sd3.vae import Vae, latent_factor
@@ -91,6 +92,10 @@ class Sd3(Family):
     def write_sampler(self, folder: Path, method: MethodSection) -> None:
         """See `write_scheduler`."""
         write_scheduler(folder, method.times())
+
+    def single_file(self, names: Collection[str]) -> Mapping[str, Joined]:
+        """See `original_names`."""
+        return original_names(names)
 
     def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
         """See `models.sd3.export`."""

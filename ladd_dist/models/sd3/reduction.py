@@ -95,8 +95,8 @@ class _Cut:
         self._width = config["num_attention_heads"] * config["attention_head_dim"]
         kept = heads * config["attention_head_dim"]
         self._narrower = kept < self._width
-        self._heads = torch.arange(kept)
-        self._stream = torch.arange(kept) * self._width // kept
+        self._heads = torch.arange(kept, device="cpu")  # positions to read at, also of a network without storage
+        self._stream = self._heads * self._width // kept
 
     def part(self, name: str, whole: dict[str, Tensor]) -> Part:
         """Of the tensor ``name`` of the smaller network, given the whole one's."""
