@@ -5,7 +5,7 @@ from ladd_dist.cli import Launch, parser, run
 _DESCRIPTION = """\
 Check that a job can run where this is started: the same configuration, code and data on every rank, memory, disk
 space, links and clocks. Prints a table and ends with 0, or with 2 and a line that names who is at fault and what to
-do. Takes seconds and changes nothing. Several ranks of train.py, synthesize.py and evaluate.py do it by themselves.
+do. Takes seconds and changes nothing. Several ranks of train.py, synthesize.py, pairs.py and evaluate.py do it too.
 
   torchrun --nproc-per-node 8 launchers/preflight.py --config configs/sd35_large.yaml
   srun python launchers/preflight.py --config configs/sd35_large.yaml --job synthesize
@@ -22,6 +22,6 @@ def main(launch: Launch) -> None:
 if __name__ == "__main__":
     command = parser(_DESCRIPTION)
     command.add_argument(
-        "--job", choices=["train", "synthesize", "evaluate"], default="train", help="what to check for"
+        "--job", choices=["train", "synthesize", "pairs", "evaluate"], default="train", help="what to check for"
     )
     run(command, main)

@@ -35,6 +35,7 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace, nearest
 from ladd_dist.data.check import check_dataset
 from ladd_dist.data.mds import REJECTED, Manifest, collate, from_bits
+from ladd_dist.data.pair_table import read_pairs
 from ladd_dist.data.prompts import read_prompts
 from ladd_dist.data.reader import LatentReader
 from ladd_dist.diffusion.noise import image_seed
@@ -65,7 +66,7 @@ def test_what_is_encoded_is_decoded_to_the_same_picture(bucket: str) -> None:
     assert latents.shape == (8, *LatentSpace.of(TEACHER).shape(Bucket.parse(bucket)))
     assert 0.8 < latents.std() < 1.2 and latents.mean().abs() < 0.2, "the backbone takes latents of deviation 1"
     again = family.decoder(TEACHER, ALONE.device).decode(latents)
-    assert (again - pictures).square().mean() < 0.003 < 0.03 < pictures.var()
+    assert (again - pictures).square().mean() < 0.006 < 0.03 < pictures.var()
 
 
 def test_a_batch_of_pairs_has_the_rejected_latents_wherever_it_goes(dataset: Path) -> None:
@@ -193,7 +194,7 @@ def test_a_table_becomes_batches_of_its_pictures(
         assert not rest and batch.rejected is not None
         order = [int(next(row["prompt"] for row in rows if row["id"] == number)[-1]) for number in batch.ids]
         for latents, wanted in zip((batch.latents, batch.rejected), strokes(batch.bucket, COUNT), strict=True):
-            assert (decode(latents) - wanted[order]).square().mean() < 0.003 < 0.03 < wanted.var()
+            assert (decode(latents) - wanted[order]).square().mean() < 0.006 < 0.03 < wanted.var()
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -209,6 +210,7 @@ UNUSABLE = {
     "no object": ([1, 2], "it is not a JSON object"),
     "no prompt": (row(prompt=None), "it has no caption"),
     "empty prompt": (row(prompt=""), "it has no prompt"),
+    "white prompt": (row(prompt=" "), "it has no prompt"),
     "number for a prompt": (row(prompt=5), "its prompt is not text"),
     "NUL in a prompt": (row(prompt="a\0b"), "the prompt holds a NUL character"),
     "no rejected picture": (row(rejected=None), "it has no rejected"),
@@ -264,6 +266,23 @@ def test_tables_that_are_none_are_named(tmp_path: Path, name: str, content: byte
     with pytest.raises(LaddError) as refused:
         table_pairs(table_config(tmp_path), tmp_path / name, ALONE)
     assert str(refused.value).startswith(f"{tmp_path}/{says}") and "\n" not in str(refused.value)
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.integers())
+PICTURE = st.sampled_from(["a", "data:image/png;base64,AA==", "data:x"]) | VALUES
+LABEL = st.sampled_from([0, 0.5, 1, "0.5", 10**400]) | VALUES
+LABELLED = {"caption": PICTURE, "jpg_0": PICTURE, "jpg_1": PICTURE, "label_0": LABEL}
+PLAIN = {"prompt": PICTURE, "chosen": PICTURE, "rejected": PICTURE}
+ROWS = VALUES | st.fixed_dictionaries(LABELLED) | st.fixed_dictionaries({}, optional=PLAIN | LABELLED)
+
+
+@given(st.lists(ROWS, max_size=5))
+def test_every_row_is_a_pair_a_tie_or_named(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
+    table = read_pairs(write_table(tmp_path_factory.getbasetemp() / "any.jsonl", rows))
+    numbers = [pair.number for pair in table.pairs] + list(table.problems)
+    assert len(numbers) + table.ties == len(rows) and len(set(numbers)) == len(numbers)
+    assert set(numbers) <= set(range(1, len(rows) + 1))
+    assert not any("\n" in problem for problem in table.problems.values())
 
 
 def test_a_missing_table_and_one_of_ties_alone_are_named(pictures: Path, tmp_path: Path) -> None:

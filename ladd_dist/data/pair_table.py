@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ladd_dist.data.prompts import checked
+from ladd_dist.data.prompts import UnusableError, checked
 from ladd_dist.errors import LaddError
 
 Source = Path | bytes
@@ -76,7 +76,7 @@ def read_pairs(path: Path) -> PairTable:
     for number, values in _rows(path):
         try:
             pair = _pair(number, values, path.parent)
-        except ValueError as problem:
+        except UnusableError as problem:
             problems[number] = str(problem)
             continue
         if pair is None:
@@ -126,7 +126,7 @@ _READERS: dict[str, Callable[[str, Path], Iterator[tuple[int, Any]]]] = {".jsonl
 def _pair(number: int, values: Any, folder: Path) -> Pair | None:
     """One row; None of a tie."""
     if not isinstance(values, dict):
-        raise ValueError("it is not a JSON object")
+        raise UnusableError("it is not a JSON object")
     prompt = checked(_text(values, "caption" if "prompt" not in values else "prompt"))
     if "chosen" in values or "rejected" in values:
         chosen, rejected = (_source(values, key, folder) for key in ("chosen", "rejected"))
@@ -140,18 +140,20 @@ def _pair(number: int, values: Any, folder: Path) -> Pair | None:
 
 def _text(values: dict[str, Any], key: str) -> str:
     text = values.get(key)
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"it has no {key}" if text is None or text == "" else f"its {key} is not text")
+    if text is None or (isinstance(text, str) and not text.strip()):
+        raise UnusableError(f"it has no {key}")
+    if not isinstance(text, str):
+        raise UnusableError(f"its {key} is not text")
     return text
 
 
 def _label(value: Any) -> float:
     try:
         label = float(value) if isinstance(value, str | int | float) else None
-    except ValueError:
+    except (ValueError, OverflowError):
         label = None
     if label not in (0, 0.5, 1):
-        raise ValueError(f"its label_0 is {value!r:.20}, not 1, 0 or 0.5")
+        raise UnusableError(f"its label_0 is {value!r:.20}, not 1, 0 or 0.5")
     return label
 
 
@@ -165,4 +167,4 @@ def _source(values: dict[str, Any], key: str, folder: Path) -> Source:
             raise ValueError
         return base64.b64decode(content, validate=True)
     except ValueError:
-        raise ValueError(f"its {key} is not of the form data:image/jpeg;base64,...") from None
+        raise UnusableError(f"its {key} is not of the form data:image/jpeg;base64,...") from None

@@ -64,7 +64,7 @@ def _entries(
             continue
         try:
             prompt, name = parse(line)
-        except _UnusableError as problem:
+        except UnusableError as problem:
             raise LaddError(f"{path}:{number}: {problem}") from None
         if name is not None and name not in buckets:
             raise LaddError(f"{path}:{number}: bucket {name!r} is not one of the configured {', '.join(buckets)}")
@@ -94,8 +94,8 @@ def _lines(path: str, data: bytes) -> list[str]:
     return [line.removeprefix("\ufeff") for line in _NEWLINE.split(text)]
 
 
-class _UnusableError(ValueError):
-    """What is wrong with a line."""
+class UnusableError(Exception):
+    """What is wrong with a line, in words for a user."""
 
 
 def _parse_text(line: str) -> tuple[str, None]:
@@ -108,21 +108,21 @@ def _parse_json(line: str) -> tuple[str, str | None]:
     except (ValueError, RecursionError):
         entry = None
     if not isinstance(entry, dict):
-        raise _UnusableError(_EXPECTED)
+        raise UnusableError(_EXPECTED)
     for key in (key for key in entry if key not in _KEYS):
-        raise _UnusableError(f"unknown key {key!r}{suggest(key, _KEYS)}")
+        raise UnusableError(f"unknown key {key!r}{suggest(key, _KEYS)}")
     if "prompt" not in entry:
-        raise _UnusableError(_EXPECTED)
+        raise UnusableError(_EXPECTED)
     prompt, bucket = entry["prompt"], entry.get("bucket")
     if not isinstance(prompt, str) or not isinstance(bucket, str | None):
-        raise _UnusableError("'prompt' and 'bucket' must be text")
+        raise UnusableError("'prompt' and 'bucket' must be text")
     return checked(prompt), bucket
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     counts = Counter(name for name, _ in pairs)
     for name in (name for name, count in counts.items() if count > 1):
-        raise _UnusableError(f"key {name!r} is given twice: keep one")
+        raise UnusableError(f"key {name!r} is given twice: keep one")
     return dict(pairs)
 
 
@@ -130,14 +130,14 @@ def checked(prompt: str) -> str:
     """A prompt, if it is one.
 
     Raises:
-        ValueError: in words for a user, if no text encoder could take it.
+        UnusableError: if no text encoder could take it.
     """
     if "\0" in prompt:
-        raise _UnusableError("the prompt holds a NUL character: save the prompt file as UTF-8 text")
+        raise UnusableError("the prompt holds a NUL character: save the prompt file as UTF-8 text")
     try:
         prompt.encode()
     except UnicodeEncodeError:
-        raise _UnusableError("the prompt holds half of a surrogate pair, which is no character") from None
+        raise UnusableError("the prompt holds half of a surrogate pair, which is no character") from None
     return prompt
 
 
