@@ -70,7 +70,8 @@ def main(launch: Launch) -> None:
     if world.is_main:
         with replacing(out, "samples") as folder:
             write(folder, requests, drawn)
-        log(f"times {artists[0].settings['times']}, {checkpoint.path.name}, {len(requests)} pictures: {out / SHEET}")
+        made = f"{len(requests)} picture{'s' * (len(requests) > 1)}"
+        log(f"times {artists[0].settings['times']}, {checkpoint.path.name}, {made}: {out / SHEET}")
         log(f"{', '.join(speeds)}, from prompt to picture; highest {', '.join(peaks)}")
 
 

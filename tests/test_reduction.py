@@ -145,14 +145,19 @@ def test_any_range_is_a_part_of_the_whole_tensor(folder: Path, data: st.DataObje
         assert torch.equal(weights.read(name, offset, length), flat[offset : offset + length])
 
 
-def test_only_the_rows_that_are_wanted_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("near", "read_at_once"), [(3, [7]), (2, [1, 1, 1])])
+def test_no_other_rows_are_read_than_those_between_near_ones(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, near: int, read_at_once: list[int]
+) -> None:
+    """Of 6 x WIDTH rows the student's first three, every third one."""
+    monkeypatch.setattr("ladd_dist.models.weights._NEAR", near)
     read, asked = FolderWeights.read, list[int]()
     monkeypatch.setattr(
         FolderWeights, "read", lambda self, *args: asked.append(args[-1]) or read(self, *args)  # type: ignore[func-returns-value]
     )  # fmt: skip
     name = "net.transformer_blocks.0.norm1.linear.weight"
     Start(str(folder), (1,), 1).weights().read(name, 3, 2 * DIM)
-    assert sum(asked) == 3 * WIDTH  # of 6 x WIDTH rows
+    assert asked == [rows * WIDTH for rows in read_at_once]
 
 
 def test_layers_of_a_teacher_in_bf16_are_rounded_as_a_whole_one_is(folder: Path) -> None:

@@ -13,6 +13,8 @@ from ladd_dist.models.tensors import StoredTensors
 
 _PREFIX = "net."
 """Of a backbone's names before those in the folder's files."""
+_NEAR = 4
+"""Rows at most so far apart are read in one piece: to read each alone takes longer than those between them."""
 
 
 class FolderWeights(StoredTensors):
@@ -47,7 +49,7 @@ class ReducedWeights:
     def read(self, name: str, offset: int, length: int) -> Tensor:
         """Elements ``[offset, offset + length)`` of a flattened parameter or buffer of `Backbone`, in fp32.
 
-        Of the folder's tensor no more is read than the rows in which they lie.
+        Of the folder's tensor no more is read than the rows in which they lie, and the few between them.
         """
         part = self._parts[name.removeprefix(_PREFIX)]
         width = part.shape[1:].numel()
@@ -55,19 +57,20 @@ class ReducedWeights:
         rows = torch.arange(part.whole[0]) if part.kept[0] is None else part.kept[0]
         result = torch.empty(last - first, *part.shape[1:])
         for start, end in _runs(rows[first:last]):
-            result[start:end] = self._rows(part, int(rows[first + start]), end - start)
+            result[start:end] = self._rows(part, rows[first + start : first + end])
         return result.flatten()[offset - first * width :][:length]
 
-    def _rows(self, part: Part, first: int, count: int) -> Tensor:
-        """``count`` of the folder's rows, narrowed in their other dimensions."""
-        width = part.whole[1:].numel()
-        rows = self._folder.read(_PREFIX + part.name, first * width, count * width).view(count, *part.whole[1:])
-        for dimension, kept in enumerate(part.kept[1:], start=1):
-            rows = rows if kept is None else rows.index_select(dimension, kept)
-        return rows
+    def _rows(self, part: Part, rows: Tensor) -> Tensor:
+        """Rows of the folder's tensor, which lie near one another, narrowed in their other dimensions."""
+        first, count, width = int(rows[0]), int(rows[-1] - rows[0]) + 1, part.whole[1:].numel()
+        read = self._folder.read(_PREFIX + part.name, first * width, count * width).view(count, *part.whole[1:])
+        for dimension, kept in enumerate((rows - first, *part.kept[1:])):
+            read = read if kept is None else read.index_select(dimension, kept)
+        return read
 
 
 def _runs(rows: Tensor) -> Iterator[tuple[int, int]]:
-    """Where rows that follow one another begin and end."""
-    breaks = (rows.diff() != 1).nonzero().flatten() + 1
+    """Where rows that ascend with small gaps begin and end."""
+    steps = rows.diff()
+    breaks = ((steps < 1) | (steps > _NEAR)).nonzero().flatten() + 1
     return ((start, end) for start, end in pairwise([0, *breaks.tolist(), len(rows)]) if start < end)
