@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ladd_dist.engines.blueprint import Initialized
+from ladd_dist.engines.base import TensorSource
 
 RANK = 2
 
@@ -66,6 +66,19 @@ class Folder:
 
     def read(self, name: str, offset: int, length: int) -> Tensor:
         return self.tensors[name].flatten()[offset : offset + length]
+
+
+@dataclass(frozen=True)
+class Initialized:
+    """Values for parameters that no folder holds; all others are read from ``rest``."""
+
+    values: dict[str, Tensor]
+    rest: TensorSource
+
+    def read(self, name: str, offset: int, length: int) -> Tensor:
+        if name in self.values:
+            return self.values[name].flatten()[offset : offset + length]
+        return self.rest.read(name, offset, length)
 
 
 def first_values() -> dict[str, Tensor]:

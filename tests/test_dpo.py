@@ -10,6 +10,8 @@ from latents import write_pairs
 from ranks import ENGINES, ranks
 from torch import Tensor
 
+from ladd_dist.checkpoints.reader import open_newest
+from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import Config, load
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.conditioning import Conditioning
@@ -174,3 +176,22 @@ def test_without_adapters_it_is_refused(tmp_path: Path) -> None:
 def test_latents_without_pairs_are_refused(random_dataset: Path, random_teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(LaddError, match=r"method.name=dpo needs preference pairs, but .*launchers/pairs.py"):
         Trainer(dpo_config(tmp_path, random_dataset, random_teacher), ALONE)
+
+
+def test_adapters_of_a_base_are_drawn_with_on_a_student_alone(run: Path, pairs: Path, random_teacher: Path) -> None:
+    config, checkpoint = dpo_config(run, pairs, random_teacher), open_newest(run, ALONE)
+    assert checkpoint is not None
+    with pytest.raises(LaddError, match="tunes a base, which needs many steps: draw with its adapters on a student"):
+        load_student(config, checkpoint, "ema", torch.float32)
+    with pytest.raises(LaddError, match="train.preview_every=2 draws in few steps, but method.name=dpo tunes a base"):
+        dpo_config(run, pairs, random_teacher, "train.preview_every=2")
+    assert dpo_config(run, pairs, random_teacher, "method.noise_levels=student_times", "train.preview_every=2")
+
+
+@pytest.mark.parametrize("name", ["tiny", "sd35_large"])
+def test_the_configurations_go_with_those_of_the_distillation(name: str) -> None:
+    tuning = load(f"configs/{name}_dpo.yaml")
+    distillation = load(TINY if name == "tiny" else f"configs/{name}.yaml")
+    assert tuning.teacher.path == distillation.teacher.path
+    assert tuning.teacher.max_t5_tokens == distillation.teacher.max_t5_tokens
+    assert tuning.student.lora is not None and tuning.run_dir != distillation.run_dir

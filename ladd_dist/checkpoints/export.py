@@ -11,7 +11,7 @@ from ladd_dist.checkpoints.changed import Changed
 from ladd_dist.checkpoints.lora import lora_of_checkpoint
 from ladd_dist.checkpoints.model_card import model_card
 from ladd_dist.checkpoints.reader import Checkpoint
-from ladd_dist.checkpoints.student import TrainedStudent, Weights
+from ladd_dist.checkpoints.student import TrainedStudent, Weights, check_training
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.files.folders import check_replaceable, replacing
@@ -99,7 +99,7 @@ def export_lora(
     """
     folder = export_place(config, folder, overwrite)
     check_networks(config)
-    TrainedStudent(config, checkpoint, weights)
+    check_training(config, checkpoint)
     lora = lora_of_checkpoint(checkpoint, weights)
     with replacing(folder, "export", overwrite) as temporary:
         save_lora(lora, temporary / _LORA_FILE, dtype)

@@ -54,14 +54,19 @@ class TrainedStudent:
 
     Raises:
         LaddError: if the checkpoint is of another network than the configuration's, or trained at other times, by
-            another teacher, with another length of its text or from other layers, or if an adapter is of another
-            base.
+            another teacher, with another length of its text or from other layers, if it draws in many steps alone, or
+            if an adapter is of another base.
     """
 
     def __init__(
         self, config: Config, checkpoint: Checkpoint, weights: Weights, loras: Sequence[Scaled] = ()
     ) -> None:
-        _check_training(config, checkpoint)
+        check_training(config, checkpoint)
+        if not config.method.few_steps:
+            raise LaddError(
+                f"checkpoint {checkpoint.path} tunes a base, which needs many steps: draw with its adapters on a "
+                "student, by that run's configuration and --lora, or write them by export.py --format lora"
+            )
         start, trained = Start.of(config), checkpoint.network(weights)
         parameters = {name: parameter.shape for name, parameter in start.on_meta().named_parameters()}
         for name in [*checkpoint.network("student"), *trained] or ["all"]:
@@ -102,8 +107,12 @@ def load_student(
     return student.requires_grad_(False).eval()
 
 
-def _check_training(config: Config, checkpoint: Checkpoint) -> None:
-    """Check that the student was trained to be drawn as the configuration says."""
+def check_training(config: Config, checkpoint: Checkpoint) -> None:
+    """Check that the student was trained to be drawn as the configuration says.
+
+    Raises:
+        LaddError: naming the setting that differs, or the teacher.
+    """
     trained = checkpoint.config
     for key, before, now in (
         ("method.student_times", trained.method.student_times, config.method.student_times),

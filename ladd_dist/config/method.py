@@ -40,6 +40,11 @@ class MethodSection(Section):
         return self.student_times[::stride]
 
     @property
+    def few_steps(self) -> bool:
+        """Whether what is trained draws at `student_times`, and so may be previewed, evaluated and exported."""
+        return True
+
+    @property
     def whole_batch(self) -> tuple[str, str] | None:
         """The setting that needs a rank's part of the global batch in one micro-batch, and the one to take instead.
 
@@ -118,6 +123,11 @@ class DpoConfig(MethodSection):
     time_location: Number = 0.0
     """Logit-normal location of the noise level at 4,096 image tokens; shifted to each bucket's own token count."""
     time_scale: PositiveNumber = 1.0
+
+    @property
+    def few_steps(self) -> bool:
+        """If the base is a student."""
+        return self.noise_levels == "student_times"
 
 
 def _name(section: Any) -> Any:

@@ -66,6 +66,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _previews(self) -> "Config":
+        if self.train.preview_every and not self.method.few_steps:
+            raise ValueError(
+                f"train.preview_every={self.train.preview_every} draws in few steps, but method.name="
+                f"{self.method.name} tunes a base that needs many: set train.preview_every=0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teacher_is_base(self) -> "Config":
         """A teacher that is the student's base is placed and run as the student is."""
         if self.student.is_teachers_base:

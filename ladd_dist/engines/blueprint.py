@@ -28,7 +28,7 @@ class Blueprint:
 
     ``build`` allocates nothing on the meta device, and says by ``requires_grad`` what is trained. Frozen parameters
     are made in ``dtype``, the compute precision; trained ones in fp32 (master weights), and with them the buffers.
-    ``weights`` has all of them by their names in the network: see `Initialized` for those that no folder holds.
+    ``weights`` has all of them by their names in the network, those that no folder holds included.
     ``compile`` has the wrap points compiled (see `engines.compiled`).
     """
 
@@ -82,17 +82,3 @@ def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def whole_shards(parameters: Mapping[str, Tensor]) -> dict[str, Shard]:
     """Parameters that are whole on this rank, each as one shard."""
     return {name: Shard(p.shape, 0, p.data.view(-1)) for name, p in parameters.items()}
-
-
-@dataclass(frozen=True)
-class Initialized:
-    """Values for parameters that no folder holds, such as an adapter's; all others are read from ``rest``."""
-
-    values: Mapping[str, Tensor]
-    rest: TensorSource
-
-    def read(self, name: str, offset: int, length: int) -> Tensor:
-        """Elements ``[offset, offset + length)`` of a flattened tensor, on the CPU."""
-        if name in self.values:
-            return self.values[name].flatten()[offset : offset + length]
-        return self.rest.read(name, offset, length)
