@@ -2,13 +2,13 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from checkpoints import save, trained_at
+from checkpoints import in_threads, save, trained_at
 from conftest import ALONE, tiny_config
 from counting import Alive
 from diffusers import SD3Transformer2DModel
@@ -19,12 +19,15 @@ from torch import Tensor
 
 from ladd_dist.checkpoints.changed import Changed
 from ladd_dist.checkpoints.export import export
-from ladd_dist.checkpoints.reader import Checkpoint
+from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import PromptEntry
+from ladd_dist.distributed.world import World
+from ladd_dist.engines.base import Shard
 from ladd_dist.engines.blueprint import whole_shards
+from ladd_dist.engines.ranges import Range, elements, rows
 from ladd_dist.errors import LaddError
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.models.saving import save_weights
@@ -118,6 +121,28 @@ def test_each_is_read_once_and_no_more_than_one_is_held_at_a_time(
         # The tensor and what it started as in fp32, both of them rounded, and where they differ.
         assert sorted(seen) == sorted(f"ema/param/{name}" for name in checkpoint.network("ema"))
         assert alive.peak <= 4 * max(sizes) < sum(sizes) / 4
+
+
+@pytest.mark.parametrize("layout", [rows, elements], ids=["fsdp2", "zero3"])
+def test_the_shares_of_several_ranks_are_put_together(tmp_path: Path, layout: Callable[..., Range]) -> None:
+    config, checkpoint, state = part_of(tmp_path / "one", "nothing")
+    several = tiny_config(tmp_path / "three", tmp_path / "latents")
+
+    def save_share(world: World) -> None:
+        shares = {name: layout(tensor.shape, world.size, world.rank) for name, tensor in state.items()}
+        save(several, world, {
+            f"{network}/param/{name}": Shard(tensor.shape, shares[name].offset, flat[: shares[name].held])
+            for network in ("student", "ema")
+            for name, tensor in state.items()
+            for flat in [tensor.flatten()[shares[name].offset :]]
+        }, teacher=fingerprint(config.teacher.path))  # fmt: skip
+
+    in_threads(3, save_share)
+    whole = export(config, checkpoint, tmp_path / "a", "ema", torch.float32, EXAMPLE)
+    found = open_newest(several.run_dir, ALONE)
+    assert found and found.state.world_size == 3
+    joined = export(several, found, tmp_path / "b", "ema", torch.float32, EXAMPLE)
+    assert same(read_all(whole / "transformer"), read_all(joined / "transformer"))
 
 
 # Students of which a part is trained
