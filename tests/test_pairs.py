@@ -218,6 +218,7 @@ UNUSABLE = {
     "no label": (labelled(None), "its label_0 is None, not 1, 0 or 0.5"),
     "unknown label": (labelled(0.7), "its label_0 is 0.7, not 1, 0 or 0.5"),
     "a word for a label": (labelled("left"), "its label_0 is 'left', not 1, 0 or 0.5"),
+    "a huge label": (labelled(10**400), "its label_0 is 10000000000000000000, not 1, 0 or 0.5"),
     "missing picture": (row(chosen="none.png"), "chosen: picture {folder}/none.png is missing"),
     "no picture": (row(rejected="notes.png"), "rejected: picture {folder}/notes.png cannot be read (cannot identify"),
     "cut picture": (row(rejected="cut.png"), "rejected: picture {folder}/cut.png cannot be read ("),
@@ -271,9 +272,10 @@ def test_tables_that_are_none_are_named(tmp_path: Path, name: str, content: byte
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.integers())
 PICTURE = st.sampled_from(["a", "data:image/png;base64,AA==", "data:x"]) | VALUES
 LABEL = st.sampled_from([0, 0.5, 1, "0.5", 10**400]) | VALUES
-LABELLED = {"caption": PICTURE, "jpg_0": PICTURE, "jpg_1": PICTURE, "label_0": LABEL}
+JUDGED = dict.fromkeys(("caption", "jpg_0", "jpg_1"), st.just("a")) | {"label_0": LABEL}
+LABELLED = dict.fromkeys(JUDGED, PICTURE)
 PLAIN = {"prompt": PICTURE, "chosen": PICTURE, "rejected": PICTURE}
-ROWS = VALUES | st.fixed_dictionaries(LABELLED) | st.fixed_dictionaries({}, optional=PLAIN | LABELLED)
+ROWS = VALUES | st.fixed_dictionaries(JUDGED) | st.fixed_dictionaries({}, optional=PLAIN | LABELLED)
 
 
 @given(st.lists(ROWS, max_size=5))

@@ -17,7 +17,8 @@ from ladd_dist.data.pair_table import Pair, PairTable, Source, read_pairs
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pictures import fit_picture, open_picture
 from ladd_dist.drawing.pipeline import Pipeline
-from ladd_dist.drawing.writing import Plan, columns_of, plan_parts, write_dataset
+from ladd_dist.drawing.plan import Plan, columns_of, plan_parts
+from ladd_dist.drawing.writing import write_dataset
 from ladd_dist.errors import LaddError
 from ladd_dist.files.run_lock import RunLock
 from ladd_dist.log import log, progress, warn

@@ -18,7 +18,7 @@ _GAP, _GREY = 2, 0.5
 
 
 def open_picture(source: Path | bytes) -> Image.Image:
-    """Read a picture whole, from a file or from a file's content, as RGB and turned as its EXIF says.
+    """Read a picture whole, from a file or from a file's content, as RGB, turned as its EXIF says; alpha is dropped.
 
     Raises:
         LaddError: if that is not possible.

@@ -15,9 +15,10 @@ from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.noise import image_seed
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Encoded
+from ladd_dist.drawing.plan import Plan, columns_of, plan_parts
 from ladd_dist.drawing.scorers import Scorer, score, scorer_of
 from ladd_dist.drawing.synthesis import Teacher, drawable, drawn
-from ladd_dist.drawing.writing import Plan, columns_of, plan_parts, write_dataset
+from ladd_dist.drawing.writing import write_dataset
 from ladd_dist.errors import LaddError
 from ladd_dist.files.run_lock import RunLock
 from ladd_dist.planning.networks import check_networks

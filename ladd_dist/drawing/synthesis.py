@@ -14,7 +14,8 @@ from ladd_dist.data.mds import Manifest, Provenance, row
 from ladd_dist.data.prompts import PromptEntry, read_prompts
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Encoded, Pipeline, load_backbone, teacher_schedule
-from ladd_dist.drawing.writing import Plan, columns_of, plan_parts, write_dataset
+from ladd_dist.drawing.plan import Plan, columns_of, plan_parts
+from ladd_dist.drawing.writing import write_dataset
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
 from ladd_dist.files.run_lock import RunLock

@@ -14,7 +14,7 @@ from ladd_dist.data.handing_over import handed_over
 from ladd_dist.data.mds import MANIFEST, Manifest
 from ladd_dist.data.prompts import PromptEntry, read_prompts
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.writing import Part, plan_parts
+from ladd_dist.drawing.plan import Part, plan_parts
 from ladd_dist.engines.build import check_launch
 from ladd_dist.evaluation.folder import evaluation_place
 from ladd_dist.evaluation.judges import check_judge
