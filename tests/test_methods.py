@@ -95,7 +95,7 @@ def test_the_memory_formula_asks_the_method(dataset: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method.name=dpo"], "method: unknown method: known are ladd, flow_matching"),
+        (["method.name=dmd"], "method: unknown method: known are ladd, flow_matching, dpo"),
         (
             ["method={name: flow_matching}"],
             "is the discriminator's, but method.name=flow_matching has none: remove it",

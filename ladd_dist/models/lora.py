@@ -77,6 +77,9 @@ class MergedWeights(Mapping[str, Tensor]):
     def _names(self) -> dict[str, None]:
         return dict.fromkeys([*self._trained, *(name for lora, _ in self._loras for name in lora.downs)])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
