@@ -147,7 +147,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes[1][column].set_xlabel("rank of the adapters")
     axes[0][0].set_ylabel("mean stroke width (pixels)")
     axes[1][0].set_ylabel("prompts read (%)")
-    axes[0][0].legend(frameon=False, loc="lower right", fontsize=8.5)
+    axes[0][0].legend(frameon=False, loc="upper left", fontsize=8.5)
     figure.savefig(path)
 
 
