@@ -1,10 +1,8 @@
 """Trained adapters that are to be added to a student: of another run's checkpoint, or of a file."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from torch import Tensor
 
 from ladd_dist.checkpoints.folders import checkpoints_of
 from ladd_dist.checkpoints.reader import CONFIG, Checkpoint, open_newest
@@ -12,6 +10,7 @@ from ladd_dist.config.values import expand_path
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
 from ladd_dist.models.adapters import layer_of
+from ladd_dist.models.lazy import LazyTensors
 from ladd_dist.models.lora import Lora, Scaled
 from ladd_dist.models.lora_file import lora_of_file
 
@@ -34,9 +33,12 @@ def lora_of_checkpoint(checkpoint: Checkpoint, weights: str) -> Lora:
     state = checkpoint.network(weights)
     downs, ups = ({layer_of(n): n for n in state if part in n} for part in (".lora_A.", ".lora_B."))
     return Lora(
-        str(checkpoint.path), checkpoint.state.teacher, _Named(state, downs), _Named(state, ups),
-        dict.fromkeys(downs, lora.scale),
-    )  # fmt: skip
+        name=str(checkpoint.path),
+        base=checkpoint.state.teacher,
+        downs=LazyTensors(downs, lambda name: state[downs[name]]),
+        ups=LazyTensors(ups, lambda name: state[ups[name]]),
+        scales=dict.fromkeys(downs, lora.scale),
+    )
 
 
 def open_loras(given: Sequence[Sequence[str]], world: World, weights: str) -> list[Scaled]:
@@ -71,22 +73,3 @@ def _scale(path: str, *given: str) -> float:
     if not math.isfinite(scale):
         raise LaddError(f"--lora {path}: {scale} is no scale")
     return scale
-
-
-class _Named(Mapping[str, Tensor]):
-    """Tensors under other names, each read when it is asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._tensors, self._names = tensors, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

@@ -37,6 +37,7 @@ from ladd_dist.log import warn
 from ladd_dist.methods.base import Method
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.fingerprint import is_of
+from ladd_dist.models.lazy import LazyTensors
 
 STATE, RANGES, CONFIG = "state.json", "ranges", "config.yaml"
 _TENSORS = ".safetensors"
@@ -228,26 +229,18 @@ class Checkpoint:
         fill(shards, self)
 
 
-class NetworkWeights(Mapping[str, Tensor]):
+class NetworkWeights(LazyTensors):
     """Whole weights of one network in a checkpoint, fp32, by parameter name; each is read when it is asked for."""
 
     def __init__(self, checkpoint: Checkpoint, prefix: str) -> None:
-        self._checkpoint, self._prefix = checkpoint, prefix
         shapes = checkpoint.shapes.items()
         self.shapes = {key.removeprefix(prefix): shape for key, shape in shapes if key.startswith(prefix)}
 
-    def __getitem__(self, name: str) -> Tensor:
-        shape = self.shapes[name]
-        return self._checkpoint.read(self._prefix + name, 0, shape.numel()).view(shape)
+        def read(name: str) -> Tensor:
+            shape = self.shapes[name]
+            return checkpoint.read(prefix + name, 0, shape.numel()).view(shape)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.shapes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
+        super().__init__(self.shapes, read)
 
 
 def _binding(tree: dict[str, Any], method: type[Method], prefix: str = "") -> Iterator[tuple[str, Any]]:

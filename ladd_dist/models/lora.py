@@ -1,13 +1,13 @@
 """Adapters that are trained already, as what they add to a network's weights: scaled, stacked, merged."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
 from ladd_dist.errors import LaddError
 from ladd_dist.models.adapters import Source
+from ladd_dist.models.lazy import LazyTensors
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ Scaled = tuple[Lora, float]
 """Adapters, and how much they count: 1 as they were trained."""
 
 
-class MergedWeights(Mapping[str, Tensor]):
+class MergedWeights(LazyTensors):
     """Weights with adapters added, fp32, each made when it is asked for: nothing that it reads from is changed.
 
     Args:
@@ -62,26 +62,11 @@ class MergedWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, start: Source, trained: Mapping[str, Tensor], loras: Sequence[Scaled]) -> None:
-        self._start, self._trained, self._loras = start, trained, loras
+        def merge(name: str) -> Tensor:
+            added = [scale * lora.added(name) for lora, scale in loras if name in lora.downs]
+            weight = trained.get(name)
+            if weight is None:
+                weight = start.read(name, 0, added[0].numel()).view(added[0].shape).float()
+            return sum(added, weight)
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        added = [scale * lora.added(name) for lora, scale in self._loras if name in lora.downs]
-        weight = self._trained.get(name)
-        if weight is None:
-            weight = self._start.read(name, 0, added[0].numel()).view(added[0].shape).float()
-        return sum(added, weight)
-
-    @cached_property
-    def _names(self) -> dict[str, None]:
-        return dict.fromkeys([*self._trained, *(name for lora, _ in self._loras for name in lora.downs)])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        super().__init__([*trained, *(name for lora, _ in loras for name in lora.downs)], merge)
