@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -166,4 +167,7 @@ def _rank(
         traceback.print_exc()
         raise
     distributed.stop()
-    atexit._run_exitfuncs()  # multiprocessing leaves without them; Streaming's free its shared memory
+    # As an interpreter ends, and multiprocessing does not: first threads, then exit functions. Streaming's free the
+    # shared memory that its threads read; one that is still reading would find a shard that is never there.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()

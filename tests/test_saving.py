@@ -222,11 +222,8 @@ def test_a_student_that_hardly_moved_is_told_to_train_longer() -> None:
     )
 
 
-def test_an_export_says_what_rounding_takes_away(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("ladd_dist"), "propagate", True)
-    caplog.set_level(logging.INFO)
+def test_an_export_says_what_rounding_takes_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ladd_dist")
     config = tiny_config(tmp_path, tmp_path / "latents")
     net = load_transformer(config.teacher.path, torch.float32)
     state = {f"net.{n}": p.data * (1 + 2**-16) for n, p in net.named_parameters()}  # a 256th of bf16's steps or less
