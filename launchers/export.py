@@ -13,6 +13,7 @@ from ladd_dist.config.arguments import as_path
 from ladd_dist.data.prompts import read_prompts
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log
+from ladd_dist.report.scores import scores_of
 
 _DESCRIPTION = """\
 Write the student as a diffusers folder like the teacher's; its README.md shows how to draw with it. Or write its
@@ -48,7 +49,8 @@ def main(launch: Launch) -> None:
         file = export_lora(config, checkpoint, out, *how, overwrite=args.overwrite)
         log(f"exported the adapters of {checkpoint.path.name} to {file}")
     else:
-        export(config, checkpoint, out, *how, example, loras, overwrite=args.overwrite)
+        scores = scores_of(config, checkpoint, args.weights, loras)
+        export(config, checkpoint, out, *how, example, loras, args.overwrite, scores)
         log(f"exported {checkpoint.path.name} to {out}")
 
 

@@ -60,6 +60,17 @@ def test_the_record_is_complete_and_the_discriminator_never_collapsed(demo):
     assert all(0.05 < r["d_loss"] < 2.1 for r in late)
 
 
+def test_the_exports_card_says_how_good_it_is_and_what_it_was_trained_on(demo, results):
+    card = (demo / "export" / "README.md").read_text()
+    for scored in results.sets:
+        assert f"| {scored.label} | {scored.fd:.3f} | {scored.excess:.3f} |" in card
+    assert (
+        "\n2,160 synthetic latents (720 of 32x32, 720 of 32x64, 720 of 64x32): `teacher` drew them in 20 steps"
+        in card
+    )
+    assert min(Image.open(demo / "export" / "pictures.png").size) > 300
+
+
 def test_pictures_page_and_export_are_there(demo):
     run_dir = demo
     assert (run_dir / "report/index.html").stat().st_size > 100_000

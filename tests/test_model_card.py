@@ -1,17 +1,25 @@
+"""What the card of an export says, and that it can be read by those who look at it."""
+
 import ast
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import run_state, trained_at
 from conftest import tiny_config
 from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ladd_dist.checkpoints.changed import Changed
+from ladd_dist.checkpoints.export import export
 from ladd_dist.checkpoints.model_card import model_card, teacher_name
+from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket
+from ladd_dist.data.mds import Manifest, Provenance
 from ladd_dist.data.prompts import PromptEntry
 
 CONFIG = tiny_config(Path("run"), Path("data"), "teacher.max_t5_tokens=77")
@@ -19,12 +27,19 @@ _FENCE = re.compile(r"^```python\n(.*?)```", re.DOTALL | re.MULTILINE)
 _NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1)
 
 
+def card_of(
+    config: Config = CONFIG, name: str = "student", prompt: str = "a one", dataset: Manifest | None = None
+) -> str:
+    state, example = run_state(5).model_copy(update={"dataset": dataset}), PromptEntry(0, prompt, Bucket(32, 64))
+    return model_card(config, name, state, "ema", Changed(torch.float32), example, None)
+
+
 @given(prompt=st.text(), name=_NAMES)
 @example(prompt="a \"quoted' sign\n```\nnext", name="it's `mine`")
 @example(prompt="{braces} {0} \\", name="{x}")
 @example(prompt="cut here\u2028\x85\r and \ud800", name='"""')
 def test_the_code_is_python_for_every_prompt(prompt: str, name: str) -> None:
-    card = model_card(CONFIG, name, 5, "ema", Changed(torch.float32), PromptEntry(0, prompt, Bucket(32, 64)))
+    card = card_of(name=name, prompt=prompt)
     code, *others = _FENCE.findall(card)
     for other in others:
         ast.parse(other)
@@ -47,9 +62,7 @@ def test_the_code_is_python_for_every_prompt(prompt: str, name: str) -> None:
 
 
 def test_servers_find_the_students_own_defaults_in_the_cards_front_matter() -> None:
-    data = ModelCard(
-        model_card(CONFIG, "student", 5, "ema", Changed(torch.float32), PromptEntry(0, "a one", Bucket(32, 64)))
-    ).data
+    data = ModelCard(card_of()).data
     assert data.inference == {"parameters": {"num_inference_steps": 4, "guidance_scale": 1.0}}
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")
 
@@ -71,3 +84,102 @@ def test_a_snapshot_of_the_hub_has_its_models_name(tmp_path: Path, monkeypatch: 
     for path in (".", str(snapshot), str(tmp_path / "teacher")):
         assert teacher_name(path) == "stabilityai/stable-diffusion-3-medium"
     assert teacher_name("/cache/models--gpt2/snapshots/00ff") == "gpt2"
+
+
+# Of what it was made
+
+
+MADE = Provenance(
+    teacher="98e551a89f64e4ce",
+    precision="bf16",
+    prompts="f7a09e5fc082c493",
+    seed=3,
+    guidance=4.5,
+    steps=28,
+    scheduler={},
+    buckets=["32x32", "32x64"],
+    images_per_prompt=2,
+    part_samples=512,
+    latent_channels=4,
+    max_t5_tokens=77,
+)
+COUNTS = {"32x32": 1200, "32x64": 30}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (
+            None,
+            "1,230 synthetic latents (1,200 of 32x32, 30 of 32x64): `teacher` drew them in 28 steps at guidance 4.5",
+        ),
+        (
+            "table:a.csv",
+            "1,230 pairs of given pictures (1,200 of 32x32, 30 of 32x64): they are from the table `a.csv`",
+        ),
+        ("rank:stroke", "1,230 pairs of the teacher's own pictures, ranked by `stroke` (1,200 of 32x32"),
+    ],
+)
+def test_the_card_says_what_the_run_was_trained_on(pairs: str | None, said: str) -> None:
+    card = card_of(dataset=Manifest(replace(MADE, pairs=pairs), COUNTS, {}))
+    assert f"\n{said}" in card and "f7a09e5fc082c493" in card
+    assert (pairs == "table:a.csv") == ("guidance 4.5" not in card)
+
+
+def test_the_card_of_an_older_checkpoint_says_that_its_data_are_unknown() -> None:
+    assert "\nThe checkpoint, an older one, does not say.\n" in card_of()
+
+
+def test_what_a_run_is_trained_on_is_in_its_state() -> None:
+    state = run_state(5).model_copy(update={"dataset": Manifest(MADE, COUNTS, {"torch": "2"})})
+    assert type(state).model_validate_json(state.model_dump_json(), strict=True) == state
+
+
+# The licence
+
+
+LICENCE = {"license": "other", "license_name": 'community: "x"', "license_link": "LICENSE.md"}
+
+
+def with_readme(folder: Path, content: str, *files: str) -> Config:
+    """A teacher's folder with a README.md and other files at its top."""
+    folder.mkdir()
+    for part in Path(CONFIG.teacher.path).resolve().iterdir():
+        (folder / part.name).symlink_to(part)
+    (folder / "README.md").write_text(content)
+    for file in files:
+        (folder / file).write_text(f"this is {file}")
+    return tiny_config(Path("run"), Path("data"), f"teacher.path={folder}")
+
+
+def test_the_teachers_licence_goes_with_its_student(tmp_path: Path) -> None:
+    head = {**LICENCE, "tags": ["a"], "extra_gated_prompt": "no"}
+    with_readme(tmp_path / "sd3", f"---\n{json.dumps(head)}\n---\n# SD3\n", "LICENSE.md", "NOTICE")
+    config, checkpoint = trained_at(tmp_path / "run", tmp_path / "data", f"teacher.path={tmp_path / 'sd3'}")
+    example = PromptEntry(0, "a one", Bucket(32, 64))
+    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, example)
+    card = (folder / "README.md").read_text()
+    data = ModelCard(card).data.to_dict()
+    assert {key: data.get(key) for key in LICENCE} == LICENCE and not {"tags", "extra_gated_prompt"} & set(data)
+    called = 'derived from `sd3`, whose licence, `community: "x"`, applies to them. Its text is beside this file'
+    assert f"{called}: [LICENSE.md](LICENSE.md), [NOTICE](NOTICE).\n" in card
+    assert [(folder / name).read_text() for name in ("LICENSE.md", "NOTICE")] == [
+        "this is LICENSE.md",
+        "this is NOTICE",
+    ]
+
+
+@pytest.mark.parametrize(
+    "readme", ["# SD3\n", "---\nlicense: [a\n---\n", "---\nlicense: 3\n---\n", "---\nyes\n---\n"]
+)
+def test_a_teacher_that_names_no_licence_is_said_to(tmp_path: Path, readme: str) -> None:
+    card = card_of(with_readme(tmp_path / "sd3", readme))
+    assert "derived from `sd3`, whose folder names no licence: find out what its publisher" in card
+    assert "license" not in ModelCard(card).data.to_dict()
+
+
+def test_the_hub_links_a_student_to_the_teacher_that_it_knows(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--sd3" / "snapshots" / "4ab6"
+    snapshot.parent.mkdir(parents=True)
+    assert ModelCard(card_of(with_readme(snapshot, ""))).data.base_model == "org/sd3"
+    assert ModelCard(card_of()).data.base_model is None

@@ -1,5 +1,6 @@
 """A trained student as a diffusers folder, for the pipeline of its family, as a single file, or as adapters."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ladd_dist.checkpoints.changed import Changed
 from ladd_dist.checkpoints.lora import lora_of_checkpoint
-from ladd_dist.checkpoints.model_card import model_card
+from ladd_dist.checkpoints.model_card import PICTURES, Scores, model_card
 from ladd_dist.checkpoints.reader import Checkpoint
 from ladd_dist.checkpoints.student import TrainedStudent, Weights, check_training
 from ladd_dist.config import Config
@@ -18,6 +19,7 @@ from ladd_dist.files.folders import check_replaceable, replacing
 from ladd_dist.files.places import own_place
 from ladd_dist.log import log, warn
 from ladd_dist.models.folder import copy_pipeline
+from ladd_dist.models.licence import Licence
 from ladd_dist.models.lora import Scaled
 from ladd_dist.models.lora_file import save_lora
 from ladd_dist.models.registry import family_of
@@ -48,6 +50,7 @@ def export(
     example: PromptEntry,
     loras: Sequence[Scaled] = (),
     overwrite: bool = False,
+    scores: Scores | None = None,
 ) -> Path:
     """Write the teacher's folder with the student's weights in the place of the transformer's.
 
@@ -60,6 +63,7 @@ def export(
         example: what the model card draws.
         loras: adapters to merge into it, beside its own.
         overwrite: replace an earlier export at ``folder``, once this one is whole.
+        scores: what an evaluation found of the same weights, for the model card.
 
     Returns:
         The folder's real path.
@@ -75,8 +79,12 @@ def export(
         copy_pipeline(Path(config.teacher.path), temporary, without="transformer")
         family_of(config.teacher.path).write_sampler(temporary, config.method)
         changed = _write_transformer(temporary / "transformer", student, dtype)
-        card = model_card(config, folder.name, checkpoint.state.iteration, weights, changed, example)
+        card = model_card(config, folder.name, checkpoint.state, weights, changed, example, scores)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        for file in Licence.of(config.teacher.path).files:
+            shutil.copyfile(file, temporary / file.name)
+        if scores:
+            scores.pictures.save(temporary / PICTURES)
     _tell(changed, config)
     return folder
 

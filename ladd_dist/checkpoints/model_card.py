@@ -1,59 +1,140 @@
-"""The README.md of an exported student: what it is, and, in the words of its family, how to draw with it."""
+"""The README.md of an exported student: what it is, what it is made of, how good it is, how to draw with it."""
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
 
 from ladd_dist.checkpoints.changed import Changed
+from ladd_dist.checkpoints.reader import RunState
 from ladd_dist.config import Config
+from ladd_dist.data.mds import Manifest
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.files.disk import real_path
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.family import Drawing
+from ladd_dist.models.licence import Licence
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.start import Start
 
-# Students draw without guidance, whatever their family. `inference` is where the hub's servers look for defaults.
 _CARD = """---
-library_name: diffusers
-pipeline_tag: text-to-image
-inference:
-  parameters:
-    num_inference_steps: {steps}
-    guidance_scale: 1.0
----
+{keys}---
 # {title}
 
 A few-step student of {teacher}, {trained} with ladd_dist{start},
 {iterations} iterations ({weights} weights).
 {changed}.
 
-{usage}"""
+
+{usage}
+
+## How good it is
+
+{scores}
+
+## What it was trained on
+
+{data}
+
+## Licence
+
+{licence}
+"""
+PICTURES = "pictures.png"
+"""What the card shows, beside it."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How an evaluation judged the exported weights.
+
+    Attributes:
+        text: Markdown.
+        pictures: some of those that were judged.
+    """
+
+    text: str
+    pictures: Image.Image
 
 
 def model_card(
-    config: Config, name: str, iterations: int, weights: str, changed: Changed, example: PromptEntry
-) -> str:
+    config: Config, name: str, state: RunState, weights: str, changed: Changed, example: PromptEntry,
+    scores: Scores | None,
+) -> str:  # fmt: skip
     """Markdown with a call that draws ``example``, see `Family.usage`.
 
     Args:
         name: of the export's folder.
-        iterations: finished when the weights were saved.
+        state: of the run when the weights were saved.
         weights: ``ema`` or ``student``.
         changed: how many of them training has changed.
+        scores: of these weights, if they were evaluated.
     """
     drawing = Drawing(name, example.prompt, example.bucket.height, example.bucket.width)
+    teacher, licence = teacher_name(config.teacher.path), Licence.of(config.teacher.path)
     return _CARD.format(
+        keys=yaml.safe_dump(_keys(config, teacher, licence), sort_keys=False, allow_unicode=True),
         title=" ".join(name.split()),
-        teacher=_span(teacher_name(config.teacher.path)),
+        teacher=_span(teacher),
         trained=method_of(config).TRAINED,
         start=_start(config),
-        iterations=iterations,
+        iterations=state.iteration,
         weights=weights,
         changed=changed,
-        steps=len(config.method.times()),
-        usage=family_of(config.teacher.path).usage(config.teacher, config.method, drawing),
+        usage=family_of(config.teacher.path).usage(config.teacher, config.method, drawing).rstrip(),
+        scores=f"{scores.text}\n\n![Pictures]({PICTURES})" if scores else "These weights were not evaluated.",
+        data=_data(state.dataset, _span(teacher)),
+        licence=_licence(licence, _span(teacher)),
     )
+
+
+def _keys(config: Config, teacher: str, licence: Licence) -> dict[str, Any]:
+    """What the hub reads. Students draw without guidance, whatever their family; servers look at ``inference``."""
+    defaults = {"num_inference_steps": len(config.method.times()), "guidance_scale": 1.0}
+    base = {"base_model": teacher} if "/" in teacher else {}
+    return {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        **licence.keys,
+        **base,
+        "inference": {"parameters": defaults},
+    }
+
+
+def _data(dataset: Manifest | None, teacher: str) -> str:
+    """Where the training's samples are from."""
+    if dataset is None:
+        return "The checkpoint, an older one, does not say."
+    made, counts = dataset.provenance, ", ".join(f"{count:,} of {name}" for name, count in dataset.counts.items())
+    prompts = f"their prompts are from a file whose SHA-256 begins with `{made.prompts}`"
+    drawn = (
+        f"{teacher} drew them in {made.steps} steps at guidance {made.guidance:g}, seed {made.seed}, in "
+        f"{made.precision}, {made.images_per_prompt} of each prompt; {prompts}"
+    )
+    kind, _, source = (made.pairs or "").partition(":")
+    if kind == "table":
+        what, where = "pairs of given pictures", f"they are from the table {_span(source)}, `{made.prompts}`"
+    elif kind == "rank":
+        what, where = f"pairs of the teacher's own pictures, ranked by {_span(source)}", drawn
+    else:
+        what, where = "synthetic latents", drawn
+    return f"{sum(dataset.counts.values()):,} {what} ({counts}): {where}."
+
+
+def _licence(licence: Licence, teacher: str) -> str:
+    files = ", ".join(f"[{file.name}]({file.name})" for file in licence.files)
+    beside = f" Its text is beside this file: {files}." if files else ""
+    if licence.name is None and not files:
+        return (
+            f"These weights are derived from {teacher}, whose folder names no licence: find out what its publisher "
+            "allows before you pass them on."
+        )
+    called = f", {_span(licence.name)}" if licence.name else ""
+    return f"These weights are derived from {teacher}, whose licence{called}, applies to them.{beside}"
 
 
 def _start(config: Config) -> str:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ladd_dist.checkpoints.folders import candidates, checkpoints_of, step_folder
 from ladd_dist.config import Config, load
+from ladd_dist.data.mds import Manifest
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import STATE_KINDS, Engine, Shard, fill
 from ladd_dist.errors import DamagedError, LaddError
@@ -63,6 +64,8 @@ class RunState(BaseModel):
     world_size: int
     attempt: int = 0
     """How often the run has gone back to an earlier checkpoint; from 1 on it makes other noise and another order."""
+    dataset: Manifest | None = None
+    """What it was trained on since it was last started; None in checkpoints of older versions."""
 
     @classmethod
     def read(cls, file: Path) -> "RunState":

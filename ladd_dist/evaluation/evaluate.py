@@ -25,7 +25,7 @@ from ladd_dist.evaluation.judges import Judge, load_judge
 from ladd_dist.evaluation.results import PICTURES, RESULTS, Results, SetResult
 from ladd_dist.log import log, progress
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.lora import Scaled
+from ladd_dist.models.lora import Scaled, called
 from ladd_dist.planning.networks import check_networks
 
 
@@ -105,6 +105,7 @@ def evaluate(
             judge=judge.name,
             checkpoint=opened.path.name,
             weights=weights,
+            adapters=called(loras),
             split_half_fd=floor,
             features=(len(reference), reference.shape[1]),
             sets=_scores(competition, drawn, reference, floor),

@@ -39,6 +39,8 @@ class Results(BaseModel):
     judge: str
     checkpoint: str
     weights: str
+    adapters: list[str] = []
+    """Of other trainings, added to these weights: as `models.lora.called` says."""
     split_half_fd: float
     features: tuple[int, int] | None = None
     """Vectors per set, one or more of each picture, and their width; None in files of older versions."""

@@ -52,6 +52,11 @@ Scaled = tuple[Lora, float]
 """Adapters, and how much they count: 1 as they were trained."""
 
 
+def called(loras: Sequence[Scaled]) -> list[str]:
+    """What adapters are called, and how much they count."""
+    return [f"{lora.name} x {scale:g}" for lora, scale in loras]
+
+
 class MergedWeights(LazyTensors):
     """Weights with adapters added, fp32, each made when it is asked for: nothing that it reads from is changed.
 

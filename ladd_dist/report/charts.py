@@ -4,7 +4,7 @@ Teacher and real pictures are slate, student and fakes are orange, in every figu
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from ladd_dist.config import Config
+from ladd_dist.evaluation.results import SetResult
 from ladd_dist.methods.base import rate_key
 from ladd_dist.methods.charts import Chart, Curve, Panel
 from ladd_dist.methods.registry import method_of
@@ -197,22 +198,18 @@ class _Column:
     files: list[Path]
 
 
-def draw_comparison(labels: list[tuple[str, str]], blocks: list[Block], path: Path) -> Path:
-    """Write the side-by-side picture: a row per set, up to three aspect ratios beside each other.
-
-    Args:
-        labels: name and colour of each set.
-    """
+def draw_comparison(sets: Sequence[SetResult], blocks: list[Block]) -> Image.Image:
+    """The side-by-side picture: a row per set, up to three aspect ratios beside each other."""
     columns = _lay_out(_squarest_widest_tallest(blocks))
     top = _MARGIN + _LINE * (3 + max(column.prompt.count("\n") for column in columns))
-    right, bottom = columns[-1].left + columns[-1].width, top + len(labels) * (_ROW + _GAP) - _GAP
+    right, bottom = columns[-1].left + columns[-1].width, top + len(sets) * (_ROW + _GAP) - _GAP
     canvas = Image.new("RGB", (right + _MARGIN, bottom + _MARGIN), "white")
-    for row, (label, color) in enumerate(labels):
-        _draw_label(canvas, top + row * (_ROW + _GAP), label, color)
+    for row, drawn in enumerate(sets):
+        color = ORANGE if drawn.role == "student" else SLATE
+        _draw_label(canvas, top + row * (_ROW + _GAP), drawn.label, color)
     for column in columns:
         _draw_column(canvas, top, column)
-    canvas.save(path, optimize=True)
-    return path
+    return canvas
 
 
 def _lay_out(blocks: list[Block]) -> list[_Column]:

@@ -2,40 +2,23 @@
 
 import base64
 import io
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
-from pydantic import BaseModel, ValidationError
 
-from ladd_dist.config import Config, load
-from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.results import FOLDER, INDEX, PICTURES, RESULTS, PictureIndex, Results
+from ladd_dist.config import Config
+from ladd_dist.evaluation.results import Results
 from ladd_dist.methods.charts import Chart
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.start import Start
-from ladd_dist.report.charts import ORANGE, SLATE, Block, Rows, draw_charts, draw_comparison, fit
-from ladd_dist.training.tracking import METRICS, read_metrics
+from ladd_dist.report.charts import Block, draw_charts, draw_comparison, fit
+from ladd_dist.report.record import Record, read_record
 
-_CONFIG = "config.yaml"
 _SMALL, _THUMBNAIL = 128, 256
 """Longest sides in pixels: up to the first a picture is enlarged as it is, above the second it is reduced."""
 _SHAPES = {-1: "Portrait", 0: "Square", 1: "Landscape"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """All that a finished and evaluated run has left in its folder."""
-
-    folder: Path
-    config: Config
-    rows: Rows
-    results: Results
-    blocks: list[Block]
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -50,60 +33,11 @@ def write_report(run_dir: str | Path) -> Path:
     record = read_record(Path(run_dir))
     folder = record.folder / "report"
     folder.mkdir(exist_ok=True)
-    labels = [(s.label, ORANGE if s.role == "student" else SLATE) for s in record.results.sets]
-    draw_comparison(labels, record.blocks, folder / "comparison.png")
+    draw_comparison(record.results.sets, record.blocks).save(folder / "comparison.png", optimize=True)
     charts = draw_charts(record.rows, record.config, folder)
     page = folder / "index.html"
     page.write_text(_render(record, charts), encoding="utf-8")
     return page
-
-
-def read_record(folder: Path) -> Record:
-    """Read and check what the launchers wrote into ``run_dir``.
-
-    Raises:
-        LaddError: as `write_report`.
-    """
-    config = load(_require(folder / _CONFIG, "train"))
-    _require(folder / METRICS, "train")
-    rows = read_metrics(folder)
-    if not rows:
-        raise LaddError(f"{folder / METRICS} has no rows yet: let launchers/train.py log a step first")
-    results = _read(folder / FOLDER / RESULTS, Results)
-    if {s.role for s in results.sets} != {"teacher", "student"}:
-        raise LaddError(f"{folder / FOLDER / RESULTS} lacks teacher or student: run launchers/evaluate.py again")
-    return Record(folder, config, rows, results, _blocks(folder / FOLDER / PICTURES, results))
-
-
-def _blocks(root: Path, results: Results) -> list[Block]:
-    index = _read(root / INDEX, PictureIndex)
-    names = [s.name for s in results.sets]
-    if not any(index.buckets.values()) or not set(names) <= set(index.sets):
-        raise LaddError(f"{root / INDEX} does not fit {RESULTS}: run launchers/evaluate.py again")
-    return [
-        Block(b, prompts, [[_picture(root / s / b, i) for i in range(len(prompts))] for s in names])
-        for b, prompts in index.buckets.items()
-    ]
-
-
-def _picture(folder: Path, number: int) -> Path:
-    return _require(folder / f"{number:02d}.png", "evaluate")
-
-
-def _require(path: Path, launcher: str) -> Path:
-    if not path.is_file():
-        raise LaddError(f"{path} is missing: run launchers/{launcher}.py with this run_dir first")
-    return path
-
-
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def _read(path: Path, model: type[_Model]) -> _Model:
-    try:
-        return model.model_validate(json.loads(_require(path, "evaluate").read_text(encoding="utf-8")))
-    except (ValueError, ValidationError):
-        raise LaddError(f"{path} is cut short or of another version: run launchers/evaluate.py again") from None
 
 
 def _render(record: Record, charts: list[Path]) -> str:
@@ -114,7 +48,7 @@ def _render(record: Record, charts: list[Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats: dict[str, Callable] = {"percent": _percent, "seconds": _seconds, "picture": _picture_uri}
+    formats: dict[str, Callable] = {"percent": percent, "seconds": _seconds, "picture": _picture_uri}
     environment.filters |= formats
     return environment.get_template("report.html").render(
         name=record.folder.resolve().name,
@@ -149,8 +83,8 @@ def conclusion(results: Results) -> str:
     if student.accuracy is None or guided.accuracy is None:
         return text + "."
     return (
-        f"{text}, and {_percent(student.accuracy)} of its pictures show what the prompt asks for, "
-        f"{_percent(guided.accuracy)} of the guided teacher's."
+        f"{text}, and {percent(student.accuracy)} of its pictures show what the prompt asks for, "
+        f"{percent(guided.accuracy)} of the guided teacher's."
     )
 
 
@@ -162,8 +96,8 @@ def _highlights(results: Results) -> list[tuple[str, str]]:
         caption = f"the undistilled teacher's excess distance, both at {_steps(student.steps)}"
         cards.append((f"{student.excess_ratio:.2f}x", caption))
     if student.accuracy is not None and guided.accuracy is not None:
-        caption = f"prompts read right from the student; {_percent(guided.accuracy)} from the guided teacher"
-        cards.append((_percent(student.accuracy), caption))
+        caption = f"prompts read right from the student; {percent(guided.accuracy)} from the guided teacher"
+        cards.append((percent(student.accuracy), caption))
     if student.seconds_per_image > 0:
         caption = f"as fast as the guided teacher: {_seconds(student.seconds_per_image)} instead of "
         speedup = guided.seconds_per_image / student.seconds_per_image
@@ -224,7 +158,8 @@ def _steps(count: int) -> str:
     return f"{count} step{'s' * (count > 1)}"
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """With one decimal."""
     return f"{100 * fraction:.1f}%"
 
 

@@ -58,8 +58,8 @@ class Trainer:
         config.accumulation(world.size)
         self.space = check_networks(config)
         self.teacher_id = fingerprint(config.teacher.path)
-        manifest = check_dataset(config, self.space, self.teacher_id, world)
-        self.reader = LatentReader(config, manifest, world)
+        self.dataset = check_dataset(config, self.space, self.teacher_id, world)
+        self.reader = LatentReader(config, self.dataset, world)
 
         # Before the networks: its prompts may be unusable, and its text encoders are gone when those are loaded.
         self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
@@ -159,6 +159,7 @@ class Trainer:
             engine=self.config.engine,
             world_size=self.world.size,
             attempt=self.attempt,
+            dataset=self.dataset,
         )
         return self.writer.save({key: shard for part in owned for key, shard in part.items()}, state)
 
