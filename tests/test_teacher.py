@@ -670,6 +670,7 @@ VALUES = [
     *(("transformer/config.json", "num_layers", value, COUNTED) for value in (None, "24", True, 2.0, -1, 0)),
     ("transformer/config.json", "patch_size", 0, COUNTED),
     ("transformer/config.json", "out_channels", "4", f"{COUNTED}, or null"),
+    ("transformer/config.json", "pos_embed_max_size", None, COUNTED),
     ("transformer/config.json", "dual_attention_layers", None, "a list, which may be empty, of whole numbers of 0"),
     ("transformer/config.json", "_use_default_values", None, "a list of names"),
     *(("vae/config.json", "scaling_factor", value, "a finite number above 0") for value in (None, 0, "1", torch.nan)),

@@ -25,9 +25,9 @@ from ladd_dist.models.values import (
 _TRANSFORMER: Table = {
     **dict.fromkeys(("sample_size", "patch_size", "in_channels", "num_layers", "attention_head_dim"), COUNT),
     **dict.fromkeys(("num_attention_heads", "joint_attention_dim", "caption_projection_dim"), COUNT),
-    "pooled_projection_dim": COUNT,
+    # Without a size diffusers keeps no table of positions in its files, and no published teacher is without one.
+    **dict.fromkeys(("pooled_projection_dim", "pos_embed_max_size"), COUNT),
     "out_channels": COUNT.or_null(),
-    "pos_embed_max_size": COUNT.or_null(),
     "dual_attention_layers": INDICES,
 }
 _VAE: Table = {

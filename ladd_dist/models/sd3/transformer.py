@@ -94,7 +94,7 @@ def token_grid(config: dict, height: int, width: int, network: str = "teacher") 
     p, limit = config["patch_size"], config["pos_embed_max_size"]
     if height % p or width % p:
         raise LaddError(f"a latent of {height}x{width} does not divide into the {network}'s {p}x{p} patches")
-    if limit and max(height, width) // p > limit:  # without a size, diffusers computes positions as they come
+    if max(height, width) // p > limit:
         raise LaddError(f"a latent of {height}x{width} exceeds the {network}'s position table of {limit}x{limit}")
     return height // p, width // p
 
