@@ -66,11 +66,16 @@ def own_cache() -> Any:
     torch.compiler.reset()
 
 
-def train(world: World, config: Config, backend: str) -> tuple[dict[str, Tensor], int]:
-    """Two iterations on each bucket; every number that they made, and the compilations."""
+def train(world: World, config: Config, backend: str, size: int = 8) -> tuple[dict[str, Tensor], int]:
+    """Two iterations on each bucket and, if ``size`` is another one, on batches of that size; every number that they
+    made, and the compilations.
+    """
     use(backend)
     ladd = build_method(config, world, Clock(world))
-    rows = [ladd.iteration(index, [sample(config, world, index)]) for index in range(2 * len(BUCKETS))]
+    rows = [
+        ladd.iteration(index, [sample(config, world, index, size)])
+        for size in dict.fromkeys((8, size)) for index in range(2 * len(BUCKETS))
+    ]  # fmt: skip
     torch.compile = torch_compile
     numbers = {key: world_mean(world, torch.stack([row[key] for row in rows])) for key in rows[0]}
     return numbers | weights(ladd), variants()
@@ -82,15 +87,15 @@ def world_mean(world: World, value: Tensor) -> Tensor:
     return value
 
 
-def sample(config: Config, world: World, index: int) -> Any:
+def sample(config: Config, world: World, index: int, size: int) -> Any:
     """This rank's share of a global batch of one bucket."""
     height, width = BUCKETS[index % len(BUCKETS)]
     draw = torch.Generator().manual_seed(index)
     latents, context, pooled = (
-        torch.randn(8, *shape, generator=draw) for shape in ((4, height, width), (6, 24), (24,))
+        torch.randn(size, *shape, generator=draw) for shape in ((4, height, width), (6, 24), (24,))
     )
-    own = slice(world.rank * 8 // world.size, (world.rank + 1) * 8 // world.size)
-    batch = Batch(latents[own], Conditioning(context[own], pooled[own]), list(range(8))[own], f"{height}x{width}")
+    own = slice(world.rank * size // world.size, (world.rank + 1) * size // world.size)
+    batch = Batch(latents[own], Conditioning(context[own], pooled[own]), list(range(size))[own], f"{height}x{width}")
     return draw_sample(config.method, config.seed, index, batch, (height, width))
 
 
@@ -123,6 +128,21 @@ def test_three_buckets_take_one_variant_each_way_a_block_is_run(tmp_path: Path, 
         assert_same(ours, theirs)
         # Each network has two kinds, without gradient and with; in the teacher's first block the text has none.
         assert (none, count) == (0, 9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "size"), [("local", 1), ("fsdp2", 2)])
+def test_a_student_of_adapters_takes_as_many_again_without_them(tmp_path: Path, engine: str, size: int) -> None:
+    """One network is student, teacher and backbone; batches of several samples, and of one for each rank."""
+    settings = [make_teacher(tmp_path, 3), *SMALL_HEADS, *EXACT, *ENGINES[engine], "method.fake_pass=two_pass"]
+    settings += ["student.lora.rank=2", "teacher.placement=replicate"]
+    plain = run(engine, load(TINY, settings), "eager", size)
+    compiled = run(engine, load(TINY, [*settings, "student.compile=true"]), "eager", size)
+    for (theirs, none), (ours, count) in zip(plain, compiled, strict=True):
+        assert_same(ours, theirs)
+        # Of two kinds, with and without adapters, without gradient and with; the first block's text, or with adapters
+        # all that it is given, has none.
+        assert (none, count) == (0, 2 * 10)
 
 
 @pytest.mark.slow

@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ladd_dist.models.adapters import is_adapter
+
 VARIANTS = 6
 """Without gradient, with one, and with one for all inputs but the text, as in a frozen network's first block; each
-for several samples and for a single one, whose size torch does not leave open."""
-_OPTIONS: dict[str, Any] = {
-    "fullgraph": True,
-    "dynamic": True,
-    "isolate_recompiles": True,
-    "recompile_limit": VARIANTS,
-}
+for several samples and for a single one, whose size torch does not leave open. Twice as many for blocks with adapters,
+which run with them and without."""
+_OPTIONS: dict[str, Any] = {"fullgraph": True, "dynamic": True, "isolate_recompiles": True}
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
@@ -29,5 +27,6 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     for block in blocks:
         kind = type(block), tuple((name, p.shape) for name, p in block.named_parameters())
         if kind not in forwards:
-            forwards[kind] = torch.compile(type(block).forward, **_OPTIONS)
+            limit = 2 * VARIANTS if any(is_adapter(name) for name, _ in block.named_parameters()) else VARIANTS
+            forwards[kind] = torch.compile(type(block).forward, recompile_limit=limit, **_OPTIONS)
         block.forward = MethodType(forwards[kind], block)
