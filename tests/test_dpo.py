@@ -26,8 +26,10 @@ from ladd_dist.report.charts import draw_charts
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
 
+BETA = 20
+"""A multiple of the rounding of errors is in a loss: at 200 it is 1.2e-5 of it, with an old processor's kernels."""
 DPO = [
-    "method={name: dpo, beta: 200}",
+    f"method={{name: dpo, beta: {BETA}}}",
     "discriminator={}",
     "head_optimizer=null",
     "student_optimizer.decay=constant",
@@ -87,7 +89,7 @@ def test_ranks_train_as_one_process_does(
     settings = [*ENGINES[engine], "train.micro_batch=2", "student.activation_checkpointing=true"]
     ranks(2)(_train, dpo_config(tmp_path, pairs, random_teacher, *settings))
     found = compare_runs(run, tmp_path, steps=6, tolerance=FP32)
-    assert found.accepted, found
+    assert found.accepted, found.metrics
 
 
 def _method(pairs: Path, teacher: Path, tmp_path: Path, *overrides: str) -> Dpo:
@@ -123,7 +125,7 @@ def test_the_loss_is_that_of_the_paper(pairs: Path, random_teacher: Path, tmp_pa
     for i in range(3):
         w, l = batch.latents[i : i + 1], rejected[i : i + 1]  # noqa: E741 - the paper's names
         inside = (error(w, i, True) - error(w, i, False)) - (error(l, i, True) - error(l, i, False))
-        losses.append(-torch.nn.functional.logsigmoid(-200 / 2 * inside))
+        losses.append(-torch.nn.functional.logsigmoid(-BETA / 2 * inside))
     expected = torch.stack(losses).mean()
     expected.backward()
     wanted = {name: p.grad.clone() for name, p in trainable(module).items() if p.grad is not None}
@@ -154,7 +156,7 @@ def test_a_student_as_base_is_tuned_at_its_own_times(pairs: Path, random_teacher
 def test_it_learns_which_of_two_is_preferred_and_the_base_stays(
     pairs: Path, random_teacher: Path, tmp_path: Path
 ) -> None:
-    method = _method(pairs, random_teacher, tmp_path, "student_optimizer.lr=1e-2")
+    method = _method(pairs, random_teacher, tmp_path, "student_optimizer.lr=1e-2", "method.beta=200")
     module = method.student.module
     before = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
     sample = method.sample(0, 0, _batch(), (4, 4))

@@ -116,8 +116,9 @@ def test_a_pass_without_adapters_is_the_base(random_teacher: Path, random_datase
         p.data.fill_(0.1)
     base, inputs = family_of(random_teacher).load(random_teacher, torch.float32), _inputs(torch.Generator())
     with torch.no_grad():
-        assert torch.equal(method.student(*inputs, adapter=False), base(*inputs))
-        assert not torch.allclose(method.student(*inputs), base(*inputs), atol=1e-3)
+        # Not bit for bit: the weights lie elsewhere in memory, and some kernels add in another order there.
+        torch.testing.assert_close(method.student(*inputs, adapter=False), base(*inputs), rtol=0, atol=1e-5)
+        assert not torch.allclose(method.student(*inputs), base(*inputs), atol=1e-2)
 
 
 def test_training_starts_at_the_base(random_teacher: Path, random_dataset: Path, tmp_path: Path) -> None:
