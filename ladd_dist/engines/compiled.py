@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ladd_dist.models.adapters import is_adapter
-
 VARIANTS = 6
 """Without gradient, with one, and with one for all inputs but the text, as in a frozen network's first block; each
-for several samples and for a single one, whose size torch does not leave open. Twice as many for blocks with adapters,
-which run with them and without."""
+for several samples and for a single one, whose size torch does not leave open. Twice as many for blocks that are
+trained in part: they have adapters, and run with them and without."""
 _OPTIONS: dict[str, Any] = {"fullgraph": True, "dynamic": True, "isolate_recompiles": True}
 
 
@@ -27,6 +25,7 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     for block in blocks:
         kind = type(block), tuple((name, p.shape) for name, p in block.named_parameters())
         if kind not in forwards:
-            limit = 2 * VARIANTS if any(is_adapter(name) for name, _ in block.named_parameters()) else VARIANTS
-            forwards[kind] = torch.compile(type(block).forward, recompile_limit=limit, **_OPTIONS)
+            in_part = len({p.requires_grad for p in block.parameters()}) > 1
+            limit = 2 * VARIANTS if in_part else VARIANTS
+            forwards[kind] = torch.compile(type(block).forward, **_OPTIONS | {"recompile_limit": limit})
         block.forward = MethodType(forwards[kind], block)
