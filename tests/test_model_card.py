@@ -21,6 +21,7 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.mds import Manifest, Provenance
 from ladd_dist.data.prompts import PromptEntry
+from ladd_dist.models.licence import Licence
 
 CONFIG = tiny_config(Path("run"), Path("data"), "teacher.max_t5_tokens=77")
 _FENCE = re.compile(r"^```python\n(.*?)```", re.DOTALL | re.MULTILINE)
@@ -31,7 +32,9 @@ def card_of(
     config: Config = CONFIG, name: str = "student", prompt: str = "a one", dataset: Manifest | None = None
 ) -> str:
     state, example = run_state(5).model_copy(update={"dataset": dataset}), PromptEntry(0, prompt, Bucket(32, 64))
-    return model_card(config, name, state, "ema", Changed(torch.float32), example, None)
+    return model_card(
+        config, name, state, "ema", Changed(torch.float32), example, Licence.of(config.teacher.path), None
+    )
 
 
 @given(prompt=st.text(), name=_NAMES)

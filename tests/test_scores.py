@@ -16,13 +16,19 @@ from ladd_dist.report.scores import scores_of
 LORA = Lora("runs/dpo/step-9", None, {}, {}, {})
 
 
-def checkpoint(name: str) -> Any:
-    return SimpleNamespace(path=Path("anywhere", name))
+def checkpoint(name: str, digest: str = "00ff") -> Any:
+    return SimpleNamespace(path=Path("anywhere", name), digest=digest)
+
+
+def evaluated(folder: Path, **others: Any) -> Path:
+    run = make_run(folder)
+    (run / "evaluation" / "results.json").write_text(json.dumps(results() | {"digest": "00ff"} | others))
+    return run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("scores") / "run")
+    return evaluated(tmp_path_factory.mktemp("scores") / "run")
 
 
 def test_scores_and_pictures_are_those_of_the_evaluation(run: Path) -> None:
@@ -36,24 +42,26 @@ def test_scores_and_pictures_are_those_of_the_evaluation(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "loras", "wanted"),
+    ("name", "digest", "weights", "loras", "wanted"),
     [
-        ("step-00000900", "ema", [], "step-00000900, ema weights"),
-        ("step-00001000", "student", [], "step-00001000, student weights"),
-        ("step-00001000", "ema", [(LORA, 0.5)], "step-00001000, ema weights, runs/dpo/step-9 x 0.5"),
+        ("step-00000900", "00ff", "ema", [], "step-00000900 (00ff), ema weights"),
+        ("step-00001000", "abcd", "ema", [], "step-00001000 (abcd), ema weights"),
+        ("step-00001000", "00ff", "student", [], "step-00001000 (00ff), student weights"),
+        ("step-00001000", "00ff", "ema", [(LORA, 0.5)], "step-00001000 (00ff), ema weights, runs/dpo/step-9 x 0.5"),
     ],
 )
 def test_an_evaluation_of_other_weights_is_not_taken(
-    run: Path, caplog: pytest.LogCaptureFixture, name: str, weights: Any, loras: list, wanted: str
+    run: Path, caplog: pytest.LogCaptureFixture, name: str, digest: str, weights: Any, loras: list, wanted: str
 ) -> None:
-    assert scores_of(load(run / "config.yaml"), checkpoint(name), weights, loras) is None
-    assert f"evaluation is of step-00001000, ema weights and not of {wanted}, so the model card has no" in caplog.text
+    assert scores_of(load(run / "config.yaml"), checkpoint(name, digest), weights, loras) is None
+    assert (
+        f"evaluation is of step-00001000 (00ff), ema weights and not of {wanted}, so the model card has no"
+        in caplog.text
+    )
 
 
-def test_adapters_that_were_evaluated_are_told_apart(run: Path, tmp_path: Path) -> None:
-    there = make_run(tmp_path / "run")
-    (there / "evaluation" / "results.json").write_text(json.dumps(results() | {"adapters": ["runs/dpo/step-9 x 1"]}))
-    config = load(there / "config.yaml")
+def test_adapters_that_were_evaluated_are_told_apart(tmp_path: Path) -> None:
+    config = load(evaluated(tmp_path / "run", adapters=["runs/dpo/step-9 x 1"]) / "config.yaml")
     assert scores_of(config, checkpoint("step-00001000"), "ema", [(LORA, 1.0)]) is not None
     for loras in ([], [(LORA, 0.5)], [(replace(LORA, name="other"), 1.0)]):
         assert scores_of(config, checkpoint("step-00001000"), "ema", loras) is None

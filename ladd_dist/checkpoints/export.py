@@ -79,9 +79,10 @@ def export(
         copy_pipeline(Path(config.teacher.path), temporary, without="transformer")
         family_of(config.teacher.path).write_sampler(temporary, config.method)
         changed = _write_transformer(temporary / "transformer", student, dtype)
-        card = model_card(config, folder.name, checkpoint.state, weights, changed, example, scores)
+        licence = Licence.of(config.teacher.path)
+        card = model_card(config, folder.name, checkpoint.state, weights, changed, example, licence, scores)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        for file in Licence.of(config.teacher.path).files:
+        for file in licence.files:
             shutil.copyfile(file, temporary / file.name)
         if scores:
             scores.pictures.save(temporary / PICTURES)

@@ -29,7 +29,6 @@ A few-step student of {teacher}, {trained} with ladd_dist{start},
 {iterations} iterations ({weights} weights).
 {changed}.
 
-
 {usage}
 
 ## How good it is
@@ -63,7 +62,7 @@ class Scores:
 
 def model_card(
     config: Config, name: str, state: RunState, weights: str, changed: Changed, example: PromptEntry,
-    scores: Scores | None,
+    licence: Licence, scores: Scores | None,
 ) -> str:  # fmt: skip
     """Markdown with a call that draws ``example``, see `Family.usage`.
 
@@ -72,10 +71,11 @@ def model_card(
         state: of the run when the weights were saved.
         weights: ``ema`` or ``student``.
         changed: how many of them training has changed.
+        licence: the teacher's, whose files are to lie beside the card.
         scores: of these weights, if they were evaluated.
     """
     drawing = Drawing(name, example.prompt, example.bucket.height, example.bucket.width)
-    teacher, licence = teacher_name(config.teacher.path), Licence.of(config.teacher.path)
+    teacher = teacher_name(config.teacher.path)
     return _CARD.format(
         keys=yaml.safe_dump(_keys(config, teacher, licence), sort_keys=False, allow_unicode=True),
         title=" ".join(name.split()),

@@ -33,7 +33,7 @@ from ladd_dist.data.mds import Manifest
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import STATE_KINDS, Engine, Shard, fill
 from ladd_dist.errors import DamagedError, LaddError
-from ladd_dist.files.checksums import check_sum, read_sums
+from ladd_dist.files.checksums import SUMS, check_sum, read_sums, sha256
 from ladd_dist.log import warn
 from ladd_dist.methods.base import Method
 from ladd_dist.methods.registry import method_of
@@ -174,6 +174,11 @@ class Checkpoint:
         pieces.sort(key=itemgetter(0))
         if [start for start, _, _ in pieces] + [size] != [0] + [start + length for start, length, _ in pieces]:
             raise ValueError(f"parts of {key} are missing")
+
+    @property
+    def digest(self) -> str:
+        """Prefix of the SHA-256 of its files' checksums: what it holds, whatever its folder is called."""
+        return sha256(self.path / SUMS)[:16]
 
     @cached_property
     def config(self) -> Config:

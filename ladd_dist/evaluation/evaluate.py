@@ -104,6 +104,7 @@ def evaluate(
             samples=len(entries),
             judge=judge.name,
             checkpoint=opened.path.name,
+            digest=opened.digest,
             weights=weights,
             adapters=called(loras),
             split_half_fd=floor,

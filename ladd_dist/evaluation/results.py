@@ -38,6 +38,8 @@ class Results(BaseModel):
     samples: int
     judge: str
     checkpoint: str
+    digest: str | None = None
+    """`Checkpoint.digest`; None in files of older versions."""
     weights: str
     adapters: list[str] = []
     """Of other trainings, added to these weights: as `models.lora.called` says."""

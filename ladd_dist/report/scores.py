@@ -27,21 +27,21 @@ def scores_of(config: Config, checkpoint: Checkpoint, weights: Weights, loras: S
     Raises:
         LaddError: if there is an evaluation, and it is damaged.
     """
-    folder, wanted = Path(config.run_dir), (checkpoint.path.name, weights, called(loras))
+    folder, wanted = Path(config.run_dir), (checkpoint.path.name, checkpoint.digest, weights, called(loras))
     remedy = "the model card has no scores: run launchers/evaluate.py with the same flags first"
     if not (folder / FOLDER / RESULTS).is_file():
         warn(f"{folder / FOLDER} holds no evaluation, so {remedy}")
         return None
     results, blocks = read_evaluation(folder)
-    judged = results.checkpoint, results.weights, results.adapters
+    judged = results.checkpoint, results.digest, results.weights, results.adapters
     if judged != wanted:
         warn(f"{folder / FOLDER} is of {_named(*judged)} and not of {_named(*wanted)}, so {remedy}")
         return None
     return Scores(_text(results), draw_comparison(results.sets, blocks))
 
 
-def _named(checkpoint: str, weights: str, adapters: list[str]) -> str:
-    return ", ".join((checkpoint, f"{weights} weights", *adapters))
+def _named(checkpoint: str, digest: str | None, weights: str, adapters: list[str]) -> str:
+    return ", ".join((f"{checkpoint} ({digest or 'of an older version'})", f"{weights} weights", *adapters))
 
 
 def _text(results: Results) -> str:
