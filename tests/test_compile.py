@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from conftest import ALONE, NEEDS_VECTORS, TINY
 from diffusers import SD3Transformer2DModel
 from ranks import ranks
@@ -180,6 +181,14 @@ def test_blocks_of_a_kind_share_their_code_and_keep_their_weights() -> None:
     with torch.no_grad():
         assert [float(block(torch.ones(2))[0]) for block in blocks] == [2.0, 3.0, 4.0]
     assert variants() == 1
+
+
+def test_code_on_disk_is_that_of_the_vector_width_here() -> None:
+    """The key of inductor's cache is made of its settings, and a width that they leave open is no part of it."""
+    with inductor.patch({"cpp.simdlen": None}):
+        compile_blocks([Scale()])
+        width = inductor.save_config_portable()["cpp.simdlen"]
+    assert width == {"AVX512": 512, "AVX2": 256, "DEFAULT": 1}.get(torch.backends.cpu.get_cpu_capability())
 
 
 def test_more_variants_than_allowed_for_are_an_error() -> None:

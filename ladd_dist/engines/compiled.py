@@ -5,6 +5,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch._inductor.config as inductor
 from torch import nn
 
 VARIANTS = 6
@@ -14,6 +15,10 @@ trained in part: they have adapters, and run with them and without."""
 _OPTIONS: dict[str, Any] = {"fullgraph": True, "dynamic": True, "isolate_recompiles": True}
 
 
+_VECTOR_BITS = {"AVX512": 512, "AVX2": 256, "DEFAULT": 1}
+"""Of what PyTorch's own kernels use here, as `ATEN_CPU_CAPABILITY` may have limited it."""
+
+
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Have each block's forward compiled when it first runs, together with all blocks of the same shapes.
 
@@ -21,6 +26,9 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     not the call: the hooks with which engines gather and release a block stay outside. What cannot be compiled
     whole, and more than `VARIANTS` of one kind of block, raise when they run, where torch would go on uncompiled.
     """
+    # The key by which inductor finds its code on disk holds its settings and not the width that it takes from the
+    # processor where they leave it open: code for 512 bits gave NaN in a process of 256. None leaves others open.
+    inductor.cpp.simdlen = _VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
     forwards: dict[object, Callable[..., Any]] = {}
     for block in blocks:
         kind = type(block), tuple((name, p.shape) for name, p in block.named_parameters())
