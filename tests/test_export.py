@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ladd_dist.diffusion.flow import add_noise
 from ladd_dist.drawing.pipeline import Pipeline
 from ladd_dist.drawing.sampling import sample_student
 from ladd_dist.errors import LaddError
-from ladd_dist.models.sd3.few_step_scheduler import FewStepScheduler
+from ladd_dist.models.sd3.few_step_scheduler import FewStepScheduler, generator_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EXAMPLE = PromptEntry(0, 'a "seven" next to a `two`', Bucket(32, 64))
@@ -94,7 +95,9 @@ def test_the_habitual_call_draws_what_the_sampler_draws(
         options = {"image": image.to(dtype), "strength": strength}
     state = torch.get_rng_state()
     first = add_noise(image.to(dtype), torch.randn(shape, dtype=dtype), torch.tensor(times[:1], dtype=dtype)).float()
-    expected = exported.draw([EXAMPLE.prompt], torch.stack([first, *(torch.randn(shape) for _ in times[1:])]), times)
+    between = generator_of(first[0])
+    noise = torch.stack([first, *(torch.randn(shape, generator=between) for _ in times[1:])])
+    expected = exported.draw([EXAMPLE.prompt], noise, times)
 
     pipe = exported.load(
         StableDiffusion3Img2ImgPipeline if options else StableDiffusion3Pipeline, trust_remote_code=True
@@ -175,11 +178,17 @@ def codes(card: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
 
 
+def made_of(first: torch.Generator) -> Tensor:
+    """The noise of a picture's four steps that a pipeline makes of the generator that it is called with."""
+    initial = torch.randn(1, 4, 8, 16, generator=first)
+    between = generator_of(initial[0])
+    return torch.stack([initial, *(torch.randn(1, 4, 8, 16, generator=between) for _ in range(3))])
+
+
 def test_the_cards_call_draws_what_the_sampler_draws(single: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's 10 T5 tokens are not the pipeline's 256."""
-    pipeline = Pipeline(single.config, ALONE.device)
-    student = load_student(single.config, single.checkpoint, "ema", torch.float32)
-    (ours,) = pipeline.decode(pipeline.student(student, pipeline.encode([EXAMPLE.prompt], [0], EXAMPLE.bucket), 4))
+    expected = single.draw([EXAMPLE.prompt], made_of(torch.Generator().manual_seed(0)), single.config.method.times())
+    (ours,) = Pipeline(single.config, ALONE.device).decode(expected)
 
     monkeypatch.chdir(single.folder.parent)
     exec(codes(single.folder / "README.md")[0], card := {})
@@ -194,6 +203,7 @@ def test_the_cards_way_without_its_code_draws_the_same(single: Exported) -> None
     ours, drawn = single.load(trust_remote_code=True), []
     for pipe, times in ((ours, {"num_inference_steps": 4}), (ours, {"sigmas": sigmas}), (stock, {"sigmas": sigmas})):
         torch.manual_seed(5)
+        pipe.scheduler.step = partial(type(pipe.scheduler).step, pipe.scheduler, generator=torch.default_generator)
         drawn.append(pipe("a one", output_type="latent", **CALL, **times).images)
     assert all(torch.equal(drawn[0], other) for other in drawn[1:])
 
@@ -223,6 +233,26 @@ def test_a_scheduler_that_is_handed_the_generators_draws_all_noise_from_them(sin
         exec(code.replace("torch.Generator().manual_seed(0)", "generators"), scope)
         theirs = pipe(prompts, num_inference_steps=4, generator=generators, output_type="latent", **CALL).images
         torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_generator_makes_one_picture_alone_and_among_others(single: Exported) -> None:
+    pipe = single.load(trust_remote_code=True)
+
+    def draw(prompts: list[str], *seeds: int) -> Tensor:
+        torch.manual_seed(torch.seed())
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        latents: Tensor = pipe(
+            prompts, num_inference_steps=4, generator=generators, output_type="latent", **CALL
+        ).images
+        return latents
+
+    alone, again, other = draw(["a one"], 5), draw(["a one"], 5), draw(["a one"], 6)
+    assert torch.equal(alone, again) and not torch.allclose(alone, other, atol=0.1)
+    together = draw(["a seven", "a one"], 6, 5)
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+    # What it begins with alone does not make the picture.
+    pipe.scheduler.step = partial(pipe.scheduler.step, generator=torch.Generator().manual_seed(7))
+    assert not torch.allclose(draw(["a one"], 5), alone, atol=0.1)
 
 
 # What is replaced

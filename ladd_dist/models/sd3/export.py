@@ -5,8 +5,7 @@ loads from it. None of diffusers 0.39 would do: `FlowMatchEulerDiscreteScheduler
 `FlowMatchLCMScheduler` renoise, but end at one last time for every number of steps; `FlowMapEulerDiscreteScheduler`
 has these times, where they are evenly spaced, but follows the flow without fresh noise.
 
-Two things it cannot decide, so that the model card must say them: guidance, which is 7 by default, and what the noise
-between steps comes from: ``generator=`` makes the initial noise only, and ``step`` of no scheduler is given it.
+One thing it cannot decide, so that the model card must say it: guidance, which is 7 by default.
 """
 
 import json
@@ -27,10 +26,10 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 pipe = StableDiffusion3Pipeline.from_pretrained({name}, trust_remote_code=True{without})
-torch.manual_seed(0)  # noise between steps comes from torch's global generator
 image = pipe(
     {prompt},
     num_inference_steps={steps}, guidance_scale=1.0, height={height}, width={width}, max_sequence_length={tokens},
+    generator=torch.Generator().manual_seed(0),
 ).images[0]
 ```
 
@@ -47,8 +46,9 @@ pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)  # an
 From image to image, `StableDiffusion3Img2ImgPipeline` is loaded and called in the same way; `strength` says at which
 of the times it begins.
 
-The pipeline's `generator=` makes the initial noise only. Hand it, or a list of one for each picture, to the scheduler
-as well before every call, and the noise between steps comes from it, too: a seed then gives one picture.
+One `generator=` makes one picture, also in a batch with a list of them: noise between steps is made from the initial
+noise. The trainer's own sampler draws both from a picture's seed. To have its pictures, hand the generators to the
+scheduler as well, before every call:
 
 ```python
 from functools import partial

@@ -4,6 +4,7 @@ A copy of this file lies in ``scheduler/`` of every exported student, from where
 ``from_pretrained(..., trust_remote_code=True)``. It needs nothing but diffusers.
 """
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -19,7 +20,8 @@ class FewStepScheduler(FlowMatchEulerDiscreteScheduler):
 
     diffusers' own schedulers that renoise end at one last time, whatever the number of steps. This one takes the
     trained times at an even stride from the first: of 1, 0.75, 0.5 and 0.25 it takes all in 4 steps, 1 and 0.5 in 2,
-    and 1 alone in 1 step. Noise between them comes from the ``generator`` of ``step``, or from torch's global one.
+    and 1 alone in 1 step. Pipelines hand their ``generator`` to no scheduler. So unless ``step`` is given one, noise
+    between steps is made from the latent that the first step starts at, which is what a pipeline's generator makes.
 
     Args:
         student_times: noise levels, falling from 1.
@@ -65,9 +67,33 @@ class FewStepScheduler(FlowMatchEulerDiscreteScheduler):
             )
         return times[:: len(times) // steps]
 
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor | float,
+        sample: torch.Tensor,
+        *args: Any,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As diffusers' own.
+
+        Args:
+            generator: of the noise; a list has one for each picture. None makes one of each picture's first latent.
+        """
+        if self.step_index is None:
+            self._generators = [generator_of(latent) for latent in sample]
+        return super().step(model_output, timestep, sample, *args, generator=generator or self._generators, **kwargs)
+
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """Save the settings, and beside them this file, without which they cannot be loaded."""
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
         shutil.copyfile(__file__, Path(save_directory) / f"{self.__module__}.py")
+
+
+def generator_of(latent: torch.Tensor) -> torch.Generator:
+    """A generator on the CPU that only these numbers make, whatever their dtype and device."""
+    digest = hashlib.sha256(latent.detach().float().cpu().numpy().tobytes()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
