@@ -70,6 +70,7 @@ def tiny_overrides(run_dir: Path, data: Path) -> list[str]:
         "train.log_every=1",
         "train.checkpoint_every=2",
         "train.preview_every=0",
+        "tracking.page_every=0",
         f"synthesis.prompts={data.parent / 'prompts.jsonl'}",
         "synthesis.images_per_prompt=3",
         "synthesis.steps=2",

@@ -74,7 +74,7 @@ def test_the_exports_card_says_how_good_it_is_and_what_it_was_trained_on(demo, r
 def test_pictures_page_and_export_are_there(demo):
     run_dir = demo
     assert (run_dir / "report/index.html").stat().st_size > 100_000
-    last = f"previews/{load(run_dir / 'config.yaml').train.iterations:08d}.png"
+    last = f"previews/{load(run_dir / 'config.yaml').train.iterations:08d}/32x32.png"
     for picture in ("report/comparison.png", "report/losses.png", "samples/sheet.png", last):
         assert min(Image.open(run_dir / picture).size) > 60
     pipe = StableDiffusion3Pipeline.from_pretrained(run_dir / "export", trust_remote_code=True)

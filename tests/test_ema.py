@@ -46,6 +46,6 @@ def test_averages_in_host_memory_are_the_same_through_preview_and_resume(
     assert ours.keys() == theirs.keys() and any(key.startswith("ema/") for key in ours)
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
     assert rows_of(tmp_path / "cpu") == rows_of(tmp_path / "same")
-    for name in ("00000003.png", "00000006.png"):
+    for name in ("00000003/32x32.png", "00000006/64x32.png"):
         drawn, expected = (tmp_path / place / "previews" / name for place in ("cpu", "same"))
         assert drawn.read_bytes() == expected.read_bytes()

@@ -183,7 +183,7 @@ def test_it_is_distilled(toy: Config) -> None:
     rows = read_metrics(Path(toy.run_dir))
     assert [row["iteration"] for row in rows] == [1, 2]
     assert all(len(row["real_logit"]) == DEPTH and row["student_grad_norm"] > 0 for row in rows)
-    assert list(Path(toy.run_dir).glob("previews/*.png"))
+    assert list(Path(toy.run_dir).glob("previews/*/*.png"))
 
 
 def test_pictures_become_its_latents(toy: Config, tmp_path: Path) -> None:

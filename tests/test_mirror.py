@@ -1,6 +1,7 @@
 """W&B mirrors the record, start by start, and its failures are one warning."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,13 @@ def records_of(path: Path) -> Iterator[Record]:
             at += _BLOCK - at % _BLOCK
 
 
+def finished(path: Path) -> list[Record]:
+    """All records of a file, once W&B's service has written the last one: `finish` does not wait for that."""
+    while not (records := list(records_of(path))) or not records[-1].HasField("exit"):
+        time.sleep(0.05)
+    return records
+
+
 def test_a_run_that_went_back_is_a_run_of_its_own_in_the_same_group(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +54,7 @@ def test_a_run_that_went_back_is_a_run_of_its_own_in_the_same_group(
         tracker.close()
     told = []
     for path in tmp_path.glob("wandb/offline-run-*/*.wandb"):
-        records = list(records_of(path))
+        records = finished(path)
         (run,) = [record.run for record in records if record.HasField("run")]
         rows = [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
                 for record in records if record.HasField("history")]  # fmt: skip
@@ -110,7 +118,7 @@ def test_a_failure_is_one_warning_and_the_record_goes_on(
     tracker = Tracker(tiny_config(tmp_path, dataset, "tracking.wandb=offline"), ALONE, 0)
     for iteration in (1, 2):
         tracker.write({"iteration": iteration})
-    tracker.picture(2, tmp_path / "none.png") if name == "log" else None
+    tracker.pictures(2, {"preview/32x32": tmp_path / "none.png"}) if name == "log" else None
     tracker.close()
     (line,) = said
     assert line == f"{message}: the run goes on without it, metrics.jsonl has everything"
@@ -125,7 +133,7 @@ def test_a_picture_that_cannot_be_read_is_a_warning_too(
     monkeypatch.setattr(wandb, "init", lambda **_: run)
     monkeypatch.setattr(mirror, "warn", said.append)
     tracker = Tracker(tiny_config(tmp_path, dataset, "tracking.wandb=offline"), ALONE, 0)
-    tracker.picture(2, tmp_path / "none.png")
+    tracker.pictures(2, {"preview/32x32": tmp_path / "none.png"})
     tracker.close()
     assert len(said) == 1 and said[0].startswith("W&B could not take a picture (") and run.calls == []
 

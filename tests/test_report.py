@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import browsing, overflow, requested, resize, visit
 from markupsafe import escape
 from PIL import Image
-from selenium.webdriver import ChromeOptions
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.chrome.webdriver import WebDriver
-from system import require
 
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
@@ -26,8 +24,6 @@ from ladd_dist.report.page import conclusion, write_report
 SETS = ["teacher_guided", "teacher_4", "teacher_1", "student_4", "student_2", "student_1"]
 BUCKETS = {"32x32": 8, "32x64": 3, "64x32": 2}
 NASTY = "<script>console.error('ran')</script> & a \"three\" <b>bold</b>"
-FLAGS = ["headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"]
-FLAGS += ["disable-component-update", "disable-sync"]
 FIGURES = ["comparison.png", "losses.png", "logits.png", "gradients.png", "speed.png"]
 
 
@@ -241,40 +237,14 @@ def test_big_pictures_many_heads_and_no_accuracy(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    chromium, driver = require("chromium", "chromedriver")
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in [*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = WebDriver(options, Service(executable_path=driver))
-    yield session
-    session.quit()
+    with browsing(tmp_path_factory.mktemp("profile")) as session:
+        yield session
 
 
 @pytest.fixture
 def opened(browser: WebDriver, page: Path) -> WebDriver:
-    browser.get("about:blank")
-    for log in ("browser", "performance"):  # of the browser's own start page
-        browser.get_log(log)
-    browser.get(page.as_uri())
+    visit(browser, page)
     return browser
-
-
-def requested(browser: WebDriver) -> set[str]:
-    """Addresses the page asked for, data URIs by their scheme alone."""
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    return {"data:" if url.startswith("data:") else url for url in urls}
-
-
-def overflow(browser: WebDriver, width: int) -> int:
-    """Pixels by which the page is wider than a window of this width."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    assert browser.execute_script("return innerWidth") == width
-    page = "document.documentElement"
-    return browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth")
 
 
 def test_page_is_self_contained(opened: WebDriver, page: Path) -> None:
@@ -318,7 +288,8 @@ def test_prompts_are_text(opened: WebDriver) -> None:
 
 @pytest.mark.parametrize("width", [400, 1300])
 def test_page_fits_its_window(opened: WebDriver, width: int) -> None:
-    assert overflow(opened, width) == 0
+    resize(opened, width)
+    assert overflow(opened) == 0
 
 
 def test_small_pictures_are_inlined_unchanged(opened: WebDriver, page: Path, tmp_path: Path) -> None:

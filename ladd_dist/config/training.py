@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from ladd_dist.config.section import Section
-from ladd_dist.config.values import Count, CountOrZero, Decay, PathName, Seconds, Seed, WorkerCount
+from ladd_dist.config.values import Count, CountOrZero, Decay, PathName, Seconds, SecondsOrZero, Seed, WorkerCount
 
 
 class TrainConfig(Section):
@@ -52,10 +52,12 @@ class DataConfig(Section):
 
 
 class TrackingConfig(Section):
-    """``metrics.jsonl`` is the record; W&B mirrors it when asked to."""
+    """``metrics.jsonl`` is the record; a page shows it, and W&B mirrors it when asked to."""
 
     wandb: Literal["off", "offline", "online"] = "off"
     project: str = "ladd_dist"
+    page_every: SecondsOrZero = 30.0
+    """Seconds between two writings of ``run_dir/report/index.html`` while the run trains; 0 writes none."""
 
 
 class ProfileConfig(Section):

@@ -32,6 +32,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Of a moving average."""
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=1e9)]
 
 
 def _each_once(values: list[Any]) -> list[Any]:

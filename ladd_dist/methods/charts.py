@@ -16,12 +16,23 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Band:
+    """Where the curves of a healthy run stay, in the panel's units, and what it means to leave it at either end."""
+
+    low: float
+    high: float
+    below: str
+    above: str
+
+
+@dataclass(frozen=True)
 class Panel:
     """Axes of their own.
 
     Attributes:
         curves: those whose metric no row has are left out.
         level: a value with a meaning, and the meaning.
+        band: shaded; a curve that has left it lately is named on the page.
         by_block: metrics with an entry for each of `Method.blocks`: a line for each, shaded by the block's depth.
         log: logarithmic axis.
         percent: an axis from 0 to 100.
@@ -30,6 +41,7 @@ class Panel:
     title: str
     curves: tuple[Curve, ...]
     level: tuple[float, str] | None = None
+    band: Band | None = None
     by_block: bool = False
     log: bool = False
     percent: bool = False
@@ -50,3 +62,8 @@ class Chart:
     bottom: Panel
     shows: str
     caption: str
+
+    @property
+    def panels(self) -> tuple[Panel, Panel]:
+        """From above."""
+        return self.top, self.bottom

@@ -24,14 +24,14 @@ from ladd_dist.evaluation.results import SetResult
 from ladd_dist.methods.base import rate_key
 from ladd_dist.methods.charts import Chart, Curve, Panel
 from ladd_dist.methods.registry import method_of
+from ladd_dist.report.series import Rows, entries, running_mean, series, thin
+from ladd_dist.report.style import FIGURE, GREY, ORANGE, SLATE
+from ladd_dist.training.tracking import SPEED
 
-SLATE, ORANGE, GREY = "#4a6785", "#c2410c", "#7b8691"
+_GREEN = "#2f855a"
 _LINES = ("-", "--", ":")
 COLORS = {"student": ORANGE, "data": SLATE, "other": GREY}
 _DEPTHS = LinearSegmentedColormap.from_list("depths", matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 64)))
-_STYLE: Any = {"font.size": 9.5, "axes.edgecolor": GREY, "axes.titlesize": 10.5, "axes.titleweight": "bold"}
-
-Rows = list[dict[str, Any]]
 
 
 def draw_charts(rows: Rows, config: Config, folder: Path) -> list[Path]:
@@ -44,9 +44,9 @@ def draw_charts(rows: Rows, config: Config, folder: Path) -> list[Path]:
     figures: dict[str, Callable[[Axes, Axes], None]] = {
         chart.name: partial(_draw_chart, rows, config, chart) for chart in method.CHARTS
     }
-    figures["speed"] = partial(_speed, rows, [rate_key(section) for section in method.OPTIMIZERS.values()])
+    figures[SPEED] = partial(_speed, rows, [rate_key(section) for section in method.OPTIMIZERS.values()])
     paths = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(FIGURE):
         for name, draw in figures.items():
             figure = Figure(figsize=(6.4, 5), dpi=170, layout="constrained", facecolor="white")
             top, bottom = figure.subplots(2, 1, sharex=True)
@@ -58,7 +58,7 @@ def draw_charts(rows: Rows, config: Config, folder: Path) -> list[Path]:
 
 
 def _draw_chart(rows: Rows, config: Config, chart: Chart, top: Axes, bottom: Axes) -> None:
-    for axes, panel in ((top, chart.top), (bottom, chart.bottom)):
+    for axes, panel in zip((top, bottom), chart.panels, strict=True):
         axes.set_title(panel.title, loc="left")
         recorded = [curve for curve in panel.curves if any(curve.metric in row for row in rows)]
         for curve, style in zip(recorded, cycle(_LINES), strict=False):
@@ -68,13 +68,15 @@ def _draw_chart(rows: Rows, config: Config, chart: Chart, top: Axes, bottom: Axe
                 _curve(axes, rows, curve.metric, COLORS[curve.of], curve.label, curve.scale)
         _scale(axes, panel, rows)
     if chart.top.by_block:
-        count = _entries(rows, chart.top.curves[0].metric)
+        count = entries(rows, chart.top.curves[0].metric)
         _depth_bar(list(method_of(config).blocks(config) or range(count)), top, bottom)
 
 
 def _scale(axes: Axes, panel: Panel, rows: Rows) -> None:
     if panel.level:
         axes.axhline(panel.level[0], color=GREY, lw=1, ls="--", label=panel.level[1])
+    if panel.band:
+        axes.axhspan(panel.band.low, panel.band.high, color=_GREEN, alpha=0.1, lw=0, zorder=0)
     if panel.level or any(curve.label for curve in panel.curves):
         _legend(axes)
     # A metric that is off is zero throughout, which has no logarithm.
@@ -85,11 +87,11 @@ def _scale(axes: Axes, panel: Panel, rows: Rows) -> None:
 
 
 def _curves_by_block(axes: Axes, rows: Rows, curve: Curve, style: str) -> None:
-    count = _entries(rows, curve.metric)
+    count = entries(rows, curve.metric)
     for entry in range(count):
-        x, y = _series(rows, curve.metric, entry)
+        x, y = series(rows, curve.metric, entry)
         color, width = _DEPTHS(entry / max(1, count - 1)), 1.6 if count <= 8 else 0.8
-        axes.plot(x, _running_mean(y), style, color=color, lw=width, marker=_dot(x))
+        axes.plot(*thin(x, running_mean(y)), style, color=color, lw=width, marker=_dot(x))
     axes.plot([], [], style, color=GREY, label=curve.label)
 
 
@@ -109,41 +111,22 @@ def _speed(rows: Rows, rates: list[str], top: Axes, bottom: Axes) -> None:
     top.set_ylim(bottom=0)
     bottom.set_title("Learning rate", loc="left")
     for key, color in zip(rates, (ORANGE, SLATE, GREY), strict=False):
-        x, y = _series(rows, key)
-        bottom.plot(x, y, color=color, lw=1.8, label=key.removesuffix("_lr"), marker=_dot(x))
+        x, y = series(rows, key)
+        bottom.plot(*thin(x, y), color=color, lw=1.8, label=key.removesuffix("_lr"), marker=_dot(x))
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     _legend(bottom)
 
 
 def _curve(axes: Axes, rows: Rows, key: str, color: str, label: str | None = None, scale: float = 1) -> None:
     """The recorded values faintly and their running mean on top."""
-    x, y = _series(rows, key)
-    axes.plot(x, y * scale, color=color, alpha=0.25, lw=1)
-    axes.plot(x, _running_mean(y) * scale, color=color, lw=1.8, label=label, marker=_dot(x))
+    x, y = series(rows, key)
+    axes.plot(*thin(x, y * scale), color=color, alpha=0.25, lw=1)
+    axes.plot(*thin(x, running_mean(y) * scale), color=color, lw=1.8, label=label, marker=_dot(x))
 
 
 def _legend(axes: Axes) -> None:
     """Beside the title, where it hides no curve."""
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=4, borderaxespad=0)
-
-
-def _entries(rows: Rows, metric: str) -> int:
-    """Entries of a metric that has one by block; rows whose iterations were all skipped do not show it."""
-    return max(len(row.get(metric, ())) for row in rows)
-
-
-def _series(rows: Rows, key: str, entry: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    kept = [row for row in rows if key in row]
-    values = [row[key] if entry is None else row[key][entry] for row in kept]
-    return np.array([row["iteration"] for row in kept]), np.array(values, dtype=float)
-
-
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Centred, over 3% of the rows; the window is cut at both ends."""
-    window = np.ones(1 + 2 * (len(values) * 3 // 200))
-    if len(values) == 0:
-        return values
-    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def _dot(x: np.ndarray) -> str:

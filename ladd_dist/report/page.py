@@ -1,21 +1,24 @@
 """The run report: one self-contained page, and its figures as files beside it."""
 
-import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ladd_dist.config import Config
+from ladd_dist.data.buckets import Bucket
 from ladd_dist.evaluation.results import Results
-from ladd_dist.methods.charts import Chart
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.start import Start
-from ladd_dist.report.charts import Block, draw_charts, draw_comparison, fit
+from ladd_dist.report.charts import draw_charts, draw_comparison, fit
 from ladd_dist.report.record import Record, read_record
+from ladd_dist.report.series import Rows
+from ladd_dist.report.style import data_uri, environment
+from ladd_dist.training.tracking import SPEED
 
+FOLDER, PAGE = "report", "index.html"
 _SMALL, _THUMBNAIL = 128, 256
 """Longest sides in pixels: up to the first a picture is enlarged as it is, above the second it is reduced."""
 _SHAPES = {-1: "Portrait", 0: "Square", 1: "Landscape"}
@@ -31,40 +34,43 @@ def write_report(run_dir: str | Path) -> Path:
         LaddError: if something is missing, naming the file and the launcher that writes it.
     """
     record = read_record(Path(run_dir))
-    folder = record.folder / "report"
+    folder = record.folder / FOLDER
     folder.mkdir(exist_ok=True)
     draw_comparison(record.results.sets, record.blocks).save(folder / "comparison.png", optimize=True)
     charts = draw_charts(record.rows, record.config, folder)
-    page = folder / "index.html"
-    page.write_text(_render(record, charts), encoding="utf-8")
-    return page
+    return put(folder / PAGE, _render(record, charts))
+
+
+def put(page: Path, text: str) -> Path:
+    """Write a page in one go: whoever opens it sees the earlier one or this one."""
+    written = page.with_name(f".{page.name}")
+    written.write_text(text, encoding="utf-8")
+    return written.replace(page)
 
 
 def _render(record: Record, charts: list[Path]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # prompts are text of users
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates, results = environment(), record.results
     formats: dict[str, Callable] = {"percent": percent, "seconds": _seconds, "picture": _picture_uri}
-    environment.filters |= formats
-    return environment.get_template("report.html").render(
+    templates.filters |= formats
+    return templates.get_template("report.html").render(
         name=record.folder.resolve().name,
-        conclusion=conclusion(record.results),
-        highlights=_highlights(record.results),
-        results=record.results,
-        blocks=[(_heading(block), block) for block in record.blocks],
-        speed=_uri("png", next(path for path in charts if path.stem == "speed").read_bytes()),
-        charts=[(chart, _uri("png", path.read_bytes())) for chart, path in _charts(record.config, charts)],
-        facts=_facts(record),
+        conclusion=conclusion(results),
+        highlights=_highlights(results),
+        results=results,
+        blocks=[(heading(block.bucket), block) for block in record.blocks],
+        facts=[
+            *facts(record.config, record.rows),
+            ("Evaluated checkpoint", f"{results.checkpoint}, {results.weights} weights"),
+        ],
+        **curves(record.config, charts),
     )
 
 
-def _charts(config: Config, paths: list[Path]) -> list[tuple[Chart, Path]]:
-    known = {chart.name: chart for chart in method_of(config).CHARTS}
-    return [(known[path.stem], path) for path in paths if path.stem in known]
+def curves(config: Config, paths: list[Path]) -> dict[str, Any]:
+    """What ``curves.html`` shows of the figures by `draw_charts`."""
+    known, files = {chart.name: chart for chart in method_of(config).CHARTS}, {path.stem: path for path in paths}
+    pictures = {name: data_uri("png", path.read_bytes()) for name, path in files.items()}
+    return {"speed": pictures[SPEED], "charts": [(known[name], pictures[name]) for name in pictures if name in known]}
 
 
 def conclusion(results: Results) -> str:
@@ -105,11 +111,11 @@ def _highlights(results: Results) -> list[tuple[str, str]]:
     return cards
 
 
-def _facts(record: Record) -> list[tuple[str, str]]:
-    config, last, results = record.config, record.rows[-1], record.results
-    train = config.train
+def facts(config: Config, rows: Rows) -> list[tuple[str, str]]:
+    """The run's settings and size in words."""
+    train, last = config.train, rows[-1]
     share = f"{train.micro_batch:,} per rank and pass" if train.micro_batch else "each rank's share in one pass"
-    facts = [
+    found = [
         ("Iterations", f"{last['iteration']:,} of {train.iterations:,}"),
         ("Global batch", f"{train.global_batch:,} samples, {share}"),
         ("Engine", f"{config.engine}, {train.precision}"),
@@ -119,12 +125,11 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("Seed", f"{config.seed}"),
         ("Teacher", config.teacher.path),
         ("Student started from", _start(config)),
-        ("Evaluated checkpoint", f"{results.checkpoint}, {results.weights} weights"),
     ]
     for key, name in (("host_memory_gib", "Peak host memory"), ("gpu_memory_gib", "Peak GPU memory")):
         if key in last:
-            facts.append((name, f"{max(last[key]):.1f} GiB on the fullest rank"))
-    return facts
+            found.append((name, f"{max(last[key]):.1f} GiB on the fullest rank"))
+    return found
 
 
 def _start(config: Config) -> str:
@@ -132,10 +137,11 @@ def _start(config: Config) -> str:
     return f"{kept} of {folder}" if kept else folder
 
 
-def _heading(block: Block) -> str:
-    shape = _SHAPES[(block.aspect > 1) - (block.aspect < 1)]
-    height, width = block.bucket.split("x")
-    return f"{shape}: {height} px high, {width} px wide"
+def heading(bucket: str) -> str:
+    """An aspect ratio in words."""
+    size = Bucket.parse(bucket)
+    shape = _SHAPES[(size.width > size.height) - (size.width < size.height)]
+    return f"{shape}: {size.height} px high, {size.width} px wide"
 
 
 def _picture_uri(path: Path) -> str:
@@ -145,13 +151,9 @@ def _picture_uri(path: Path) -> str:
     if max(picture.size) > _SMALL:
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
         picture.save(data, "WEBP", quality=82)
-        return _uri("webp", data.getvalue())
+        return data_uri("webp", data.getvalue())
     fit(picture, picture.width * 4, picture.height * 4).save(data, "PNG", optimize=True)
-    return _uri("png", data.getvalue())
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return data_uri("png", data.getvalue())
 
 
 def _steps(count: int) -> str:

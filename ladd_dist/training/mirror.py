@@ -6,7 +6,7 @@ server, which an offline run has not got.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,15 @@ class Mirror:
         if self._run is not None:
             self._try("take a row", lambda: self._run.log(values, step=iteration))
 
-    def picture(self, iteration: int, path: Path) -> None:
-        """A picture sheet."""
+    def pictures(self, iteration: int, paths: Mapping[str, Path]) -> None:
+        """Picture files of an iteration by name, such as ``preview/32x64``."""
         if self._run is not None:
             import wandb
 
-            self._try("take a picture", lambda: self._run.log({"preview": wandb.Image(str(path))}, step=iteration))
+            def send() -> None:
+                self._run.log({name: wandb.Image(str(path)) for name, path in paths.items()}, step=iteration)
+
+            self._try("take a picture", send)
 
     def close(self) -> None:
         """Finish."""

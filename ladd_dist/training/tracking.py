@@ -1,16 +1,21 @@
-"""Where numbers go: ``metrics.jsonl`` is the record, the console shows it, W&B mirrors it."""
+"""Where numbers go: ``metrics.jsonl`` is the record, the console and a page show it, W&B mirrors it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.log import warn
+from ladd_dist.methods.base import Method, rate_key
 from ladd_dist.methods.registry import method_of
 from ladd_dist.training.mirror import Mirror
+from ladd_dist.training.page import LivePage
 
 METRICS = "metrics.jsonl"
+SPEED = "speed"
+"""What belongs to no method: the chart of speed and learning rates."""
 MEMORY = ("host_memory_gib", "gpu_memory_gib")
 """Entries of a row that are lists by rank."""
 
@@ -43,8 +48,8 @@ class Tracker:
         kept = [row for row in rows if row["iteration"] <= iteration]
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(record)
-        self._file, self._entry = record.open("a", encoding="utf-8"), method_of(config).ENTRY
-        self._mirror = Mirror(config, folder, iteration)
+        self._file, self._method = record.open("a", encoding="utf-8"), method_of(config)
+        self._mirror, self._page = Mirror(config, folder, iteration), LivePage(config, folder)
 
     def write(self, row: Row) -> None:
         """Record one logging step."""
@@ -52,32 +57,44 @@ class Tracker:
             return
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        self._mirror.write(_flat(row, self._entry), row["iteration"])
+        self._mirror.write(_flat(row, self._method), row["iteration"])
+        self._page.write()
 
-    def picture(self, iteration: int, path: Path) -> None:
-        """Mirror a picture sheet."""
+    def pictures(self, iteration: int, paths: Mapping[str, Path]) -> None:
+        """Mirror pictures, by the names that W&B shows them under."""
         if self._active:
-            self._mirror.picture(iteration, path)
+            self._mirror.pictures(iteration, paths)
 
     def close(self) -> None:
         """Flush and finish."""
         if self._active:
             self._file.close()
             self._mirror.close()
+            self._page.close()
 
 
-def _flat(row: Row, entry: str) -> dict[str, float | int]:
-    """Lists and mappings as one number per name, which is what W&B can draw."""
+def _flat(row: Row, method: type[Method]) -> dict[str, float | int]:
+    """Lists and mappings as one number per name, as W&B can draw it, in sections that are the page's charts."""
     flat: dict[str, float | int] = {}
-    for key, value in row.items():
+    sections = _sections(method)
+    for metric, value in row.items():
+        section = sections.get(metric.partition("/")[0])  # what follows is a bucket
+        key = f"{section}/{metric}" if section else metric
         if isinstance(value, list):
-            of = "rank" if key in MEMORY else entry
+            of = "rank" if metric in MEMORY else method.ENTRY
             flat |= {f"{key}/{of}_{i:02d}": v for i, v in enumerate(value)}
         elif isinstance(value, dict):
             flat |= {f"{key}/{name}": v for name, v in value.items()}
         else:
             flat[key] = value
     return flat
+
+
+def _sections(method: type[Method]) -> dict[str, str]:
+    """By metric: W&B puts those into one section whose names begin alike, up to the first slash."""
+    rates = map(rate_key, method.OPTIMIZERS.values())
+    drawn = {c.metric: chart.name for chart in method.CHARTS for panel in chart.panels for c in panel.curves}
+    return drawn | dict.fromkeys(["samples_per_second", *rates], SPEED)
 
 
 def read_metrics(run_dir: str | Path) -> list[Row]:

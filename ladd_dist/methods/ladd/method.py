@@ -16,7 +16,7 @@ from ladd_dist.engines.build import build_engine, compute_dtype, place_frozen
 from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.log import log
 from ladd_dist.methods.base import Method, Networks, optimizer
-from ladd_dist.methods.charts import Chart, Curve, Panel
+from ladd_dist.methods.charts import Band, Chart, Curve, Panel
 from ladd_dist.methods.ladd.heads import DiscriminatorHeads, choose_heads, tapped_blocks
 from ladd_dist.methods.ladd.sample import Sample, draw_sample, settings
 from ladd_dist.methods.ladd.step import LaddStep, Teacher
@@ -37,7 +37,17 @@ class Ladd(LaddStep, Method):
     CHARTS = (
         Chart(
             "losses",
-            Panel("Discriminator loss", (Curve("d_loss", "data"),), level=(2, "2: heads cannot tell real from fake")),
+            Panel(
+                "Discriminator loss",
+                (Curve("d_loss", "data"),),
+                level=(2, "2: heads cannot tell real from fake"),
+                band=Band(
+                    0.2,
+                    2.1,
+                    below="nine in ten logits are beyond the hinge's margin, so that the heads hardly learn any more",
+                    above="the heads are worse than if they said nothing",
+                ),
+            ),
             Panel("Student loss (minus mean logit of its pictures)", (Curve("g_loss", "student"),)),
             "Curves of discriminator and student loss over iterations",
             "Adversarial losses. A hinge loss of the discriminator that stays at 2 means that the heads see nothing.",
@@ -59,6 +69,12 @@ class Ladd(LaddStep, Method):
                     Curve("real_right", "data", "real", 100),
                     Curve("fake_right", "student", "fake", 100),
                     Curve("mismatched_right", "other", "mismatched prompt", 100),
+                ),
+                band=Band(
+                    35,
+                    95,
+                    below="the heads take one kind for the other",
+                    above="the heads have won, and tell the student little of how to do better",
                 ),
                 percent=True,
             ),
