@@ -37,8 +37,11 @@ def train(slurm: Slurm, config: str, *settings: str) -> str:
 
 def finished(slurm: Slurm, job: str, run_dir: Path) -> None:
     fields = slurm.wait_for(job, *ENDED)
-    said = "\n".join(path.read_text() for path in (run_dir / "slurm").glob("*.out"))
-    assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), said
+    assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), said(run_dir)
+
+
+def said(run_dir: Path) -> str:
+    return "\n".join(path.read_text() for path in (run_dir / "slurm").glob("*.out"))
 
 
 def trained_at_one_go(run_dir: Path, engine: str, iterations: int) -> None:
@@ -89,7 +92,7 @@ def test_a_run_by_torchrun_that_meets_its_limit_twice_ends_as_if_it_had_not(
         drain(slurm, on=False)
     finished(slurm, job, stopped)
     rows = attempts(stopped)
-    assert [(row["restart"], row["exit_code"]) for row in rows] == [(0, 75), (1, 75), (2, 0)]
+    assert [(row["restart"], row["exit_code"]) for row in rows] == [(0, 75), (1, 75), (2, 0)], said(stopped)
     assert [row["saved_before"] for row in rows[1:]] == [row["saved"] for row in rows[:-1]]
     assert all(row["saved"] > row["saved_before"] for row in rows)
 
