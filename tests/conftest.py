@@ -7,11 +7,16 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = os.environ.get("LADD_TEST_THREADS", "1")
+# What inductor compiled for one processor's vectors gives NaN where PyTorch is limited to another's.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = (
+    f"{tempfile.gettempdir()}/ladd_dist_{os.getuid()}_{os.environ.get('ATEN_CPU_CAPABILITY', 'own')}"
+)
 
 import pytest
 import torch
