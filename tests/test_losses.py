@@ -99,3 +99,12 @@ def test_r1_gradient_against_finite_differences():
     inputs = [torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)]
     weights = [torch.randn(3, dtype=torch.float64, requires_grad=True)]
     assert torch.autograd.gradcheck(lambda w: r1_penalty(_toy_heads(inputs, [w]), inputs), weights)
+
+
+def test_r1_of_features_in_bf16_is_summed_in_fp32():
+    """Many equal squares: a bf16 sum would have eight bits of them."""
+    x = torch.ones(1, 4, 1000, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.full((1000,), 1.0, requires_grad=True)
+    penalty = r1_penalty((x @ weight.bfloat16()).float().view(1, 1, 2, 2), [x])
+    assert penalty.dtype == torch.float32 and penalty.item() == 1000.0
+    assert torch.autograd.grad(penalty, weight)[0].tolist() == [2.0] * 1000

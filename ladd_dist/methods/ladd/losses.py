@@ -72,7 +72,7 @@ def r1_penalty(logits: Tensor, head_inputs: list[Tensor]) -> Tensor:
         head_inputs: one ``(B, N, C)`` tensor per head, requiring gradients.
 
     Returns:
-        Scalar, differentiable by the heads' parameters.
+        Scalar in at least fp32, differentiable by the heads' parameters.
     """
     heads, batch = logits.shape[:2]
     # Heads and samples do not see one another, so one gradient of the sum holds each pair's own. A sample's
@@ -80,7 +80,8 @@ def r1_penalty(logits: Tensor, head_inputs: list[Tensor]) -> Tensor:
     # image's size while positions react to their own neighbourhood.
     positions = logits[0, 0].numel()
     grads = torch.autograd.grad(logits.sum() / positions**0.5, head_inputs, create_graph=True)
-    return torch.stack([g.square().sum() for g in grads]).sum() / (heads * batch)
+    exact = torch.promote_types(grads[0].dtype, torch.float32)
+    return torch.stack([g.square().sum(dtype=exact) for g in grads]).sum() / (heads * batch)
 
 
 def distillation(x0_hat: Tensor, x0: Tensor, t: Tensor) -> Tensor:
