@@ -12,7 +12,9 @@ from ladd_dist.config.loading import suggest
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.errors import LaddError
 
-_KEYS = ("prompt", "bucket")
+_LABELS = ("category", "challenge")
+"""What PartiPrompts say of a prompt, for whoever reads the file."""
+_KEYS = ("prompt", "bucket", *_LABELS)
 _EXPECTED = 'expected {"prompt": "...", "bucket": "HxW"}'
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 
@@ -29,9 +31,10 @@ class PromptEntry:
 def read_prompts(path: str | Path, buckets: list[str], images_per_prompt: int = 1) -> list[PromptEntry]:
     """Read a prompt file and number its pictures.
 
-    ``.jsonl`` lines are objects with ``prompt`` and optionally ``bucket``; ``.txt`` lines are prompts, less the white
-    space around them. Files are UTF-8, lines end in LF, CRLF or CR, and blank ones are skipped. A prompt without a
-    bucket takes the next of ``buckets`` in turn, so every aspect ratio gets its share.
+    ``.jsonl`` lines are objects with ``prompt`` and optionally ``bucket``, and ``category`` and ``challenge``, which
+    draw nothing; ``.txt`` lines are prompts, less the white space around them. Files are UTF-8, lines end in LF,
+    CRLF or CR, and blank ones are skipped. A prompt without a bucket takes the next of ``buckets`` in turn, so every
+    aspect ratio gets its share.
 
     Raises:
         LaddError: naming the file and line that cannot be used.
