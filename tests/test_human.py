@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compared import make_page, run_launcher, write_set
+from compared import make_page, prefers, run_launcher, save_answers, write_set
+from documented import documented
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from ladd_dist.data.prompts import read_prompts
 from ladd_dist.human.page import PAGE
 from ladd_dist.human.sets import Picture, PictureSet
-from ladd_dist.human.trials import KEY, QUESTIONS, pairs_of, plan, unmatched
+from ladd_dist.human.trials import KEY, QUESTIONS, pairs_of, plan, read_key, unmatched
 
 PROMPTS = Path("ladd_dist/human/prompts.jsonl")
 REQUESTS = [("a red fox", "32x32", 0), ("a </script><b>blue</b> owl", "288x320", 1), ("two kites", "32x64", 2)]
@@ -168,6 +169,23 @@ def test_colour_profiles_and_other_notes_of_files_are_left_out(tmp_path: Path) -
     contents = [base64.b64decode(address) for address in addresses]
     assert len(contents) == 4 and contents[0] in contents[1:], "the same pixels are the same bytes"
     assert not any(b"Betaxl" in content or b"ICCP" in content or b"iCCP" in content for content in contents)
+
+
+def test_the_documented_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = write_set(tmp_path / "samples", 0.2, REQUESTS)
+    write_set(samples, 0.8, REQUESTS, suffix="-teacher")
+
+    def run(launcher: str, word: str) -> None:
+        words = documented("docs/human.md", launcher, word).words[2:]
+        run_launcher(Path(launcher).name, *(word.replace("runs/human", str(tmp_path)) for word in words))
+
+    run("launchers/human/page.py", "student=runs/human/samples/*[0-9].png")
+    key = read_key(tmp_path / "page" / KEY)
+    save_answers(tmp_path / "answers-ann.json", key, "Ann", prefers("student"))
+    save_answers(tmp_path / "answers-ben.json", key, "Ben", prefers("teacher"))
+    run("launchers/human/score.py", "runs/human/page/key.json")
+    assert "quality    student over teacher" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "scores").iterdir()} >= {"scores.json", "win_rates.png"}
 
 
 # Matching
