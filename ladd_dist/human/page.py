@@ -1,7 +1,5 @@
 """The page that asks: one file with all pictures in it, which does not say who drew them."""
 
-import base64
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +13,7 @@ from ladd_dist.drawing.pictures import open_picture
 from ladd_dist.files.folders import check_replaceable, replacing
 from ladd_dist.human.sets import PictureSet
 from ladd_dist.human.trials import KEY, Key
-from ladd_dist.report.style import data_uri, environment
+from ladd_dist.report.style import data_uri, environment, source_hash
 
 PAGE = "page.html"
 _KIND = "comparison"
@@ -56,7 +54,7 @@ def write_page(
         page.stream(
             style=Markup(style),  # noqa: S704 -- both are ours
             script=Markup(script),  # noqa: S704
-            hashes={"style": _hash(style), "script": _hash(script)},
+            hashes={"style": source_hash(style), "script": source_hash(script)},
             data=_inert(_data(key)),
             pictures=_pictures(shown(key, sets), done),
         ).dump(str(new / PAGE), encoding="utf-8")
@@ -105,7 +103,3 @@ def _address(path: Path) -> str:
 def _inert(data: object) -> Markup:
     """JSON for a script element: with no ``<`` in it, no text of a user can end the element."""
     return Markup(json.dumps(data).replace("<", "\\u003c"))  # noqa: S704
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -5,8 +5,6 @@ that there is something new, and writes again, no sooner than SECONDS later, and
 time. After the byte `END`, or where the input ends because the training was killed, it writes a last one and ends.
 """
 
-import base64
-import hashlib
 import io
 import json
 import os
@@ -25,7 +23,7 @@ from ladd_dist.methods.registry import method_of
 from ladd_dist.report.charts import draw_charts, fit
 from ladd_dist.report.page import FOLDER, PAGE, curves, facts, heading, put
 from ladd_dist.report.series import Rows, departures
-from ladd_dist.report.style import data_uri, environment
+from ladd_dist.report.style import data_uri, environment, source_hash
 from ladd_dist.training.page import END
 from ladd_dist.training.preview import PREVIEWS, PROMPTS
 from ladd_dist.training.tracking import read_metrics
@@ -64,7 +62,7 @@ def write_live(run_dir: Path, every: float, going_on: bool) -> Path:
     folder.mkdir(exist_ok=True)
     iteration, iterations = rows[-1]["iteration"], config.train.iterations
     pace, templates = _seconds_per_iteration(config, rows), environment()
-    script = templates.get_template("live.js").render().encode()
+    script = templates.get_template("live.js").render()
     text = templates.get_template("live.html").render(
         name=run_dir.resolve().name,
         state="training" if going_on else "finished" if iteration >= iterations else "stopped",
@@ -78,7 +76,7 @@ def write_live(run_dir: Path, every: float, going_on: bool) -> Path:
         departures=departures(rows, method_of(config).CHARTS),
         strips=_strips(run_dir, config, iteration),
         facts=facts(config, rows),
-        script_hash=base64.b64encode(hashlib.sha256(script).digest()).decode(),
+        script_hash=source_hash(script),
         **curves(config, draw_charts(rows, config, folder)),
     )
     return put(folder / PAGE, text)

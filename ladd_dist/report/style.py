@@ -1,6 +1,7 @@
 """The look of pages and figures: colours, templates, pictures within a page."""
 
 import base64
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,8 @@ def environment(*folders: Path) -> Environment:
 def data_uri(kind: str, data: bytes) -> str:
     """A picture file's content as an address; ``kind`` is such as ``png``."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def source_hash(source: str) -> str:
+    """How a content security policy names a script or style that stands in its page."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
