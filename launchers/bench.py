@@ -19,7 +19,9 @@ Measure the training step as ratios within one run. The dataset must be there (l
 
 def main(launch: Launch) -> None:
     """Print one measurement."""
-    config, world, rounds = launch.config, launch.world, launch.args.rounds
+    # Alone: no page is drawn beside what is measured.
+    tracking = launch.config.tracking.model_copy(update={"page_every": 0.0})
+    config, world, rounds = launch.config.model_copy(update={"tracking": tracking}), launch.world, launch.args.rounds
     if launch.args.what == "traffic":
         seen, expected = measure_traffic(config, world)
         for kind, moved in sorted(seen.items()):

@@ -13,6 +13,7 @@ from browser import browsing, visit
 from conftest import ALONE, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.webdriver import WebDriver
@@ -21,6 +22,7 @@ from test_report import NASTY, metrics_row, write_metrics
 from ladd_dist.config import Config
 from ladd_dist.drawing.pictures import pixels_of, save_png
 from ladd_dist.methods.ladd.method import Ladd
+from ladd_dist.report import charts
 from ladd_dist.report.live import write_live
 from ladd_dist.report.series import departures, running_mean, thin
 from ladd_dist.training import page as page_module
@@ -168,7 +170,19 @@ def test_what_has_left_its_healthy_band_is_said(run: Config) -> None:
     assert f"{first}." in write_live(Path(run.run_dir), every=30, going_on=True).read_text().replace("&#39;", "'")
 
 
-curves = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=4000).map(np.array)
+def noise(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(count)
+
+
+def test_a_band_is_shaded_where_the_panel_has_it() -> None:
+    (axes, other), chart = Figure().subplots(2), Ladd.CHARTS[0]
+    for panel, drawn in zip(chart.panels, (axes, other), strict=True):
+        charts._scale(drawn, panel, [metrics_row(1)])
+    (band,) = axes.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == (0.2, 2.1) and not other.patches
+
+
+curves = st.builds(noise, st.integers(1, 4000), st.integers(0, 2**32 - 1))
 
 
 @given(curves)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import wandb
 from conftest import ALONE, tiny_config
+from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 from ladd_dist.methods.ladd.method import Ladd
@@ -77,6 +78,25 @@ def test_entries_of_lists_are_named_by_rank_and_by_the_method(
         Tracker(tiny_config(tmp_path, dataset), ALONE, 0).write(row)
         named = {f"gate/{entry}_00": 3.0, f"gate/{entry}_01": 4.0, "gpu_memory_gib/rank_00": 5.0, "seconds/data": 6.0}
         assert mirrored.pop() == {"iteration": 1, "loss": 2.0} | named
+
+
+def test_sections_are_the_pages_charts_and_previews_are_shown_by_bucket(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, Any]] = []
+    run = SimpleNamespace(log=lambda values, step: sent.append(values), finish=lambda: None)
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    tracker = Tracker(tiny_config(tmp_path, dataset, "tracking.wandb=offline"), ALONE, 0)
+    tracker.write({"iteration": 1, "d_loss": 2.0, "fake_logit": [3.0], "r1/32x32": 4.0, "head_lr": 5.0, "skipped": 0})
+    named = {"losses/d_loss": 2.0, "logits/fake_logit/head_00": 3.0, "gradients/r1/32x32": 4.0, "speed/head_lr": 5.0}
+    assert sent.pop() == {"iteration": 1, "skipped": 0} | named
+    paths = {f"preview/{bucket}": tmp_path / f"{bucket}.png" for bucket in ("32x32", "32x64")}
+    for path in paths.values():
+        Image.new("RGB", (8, 8)).save(path)
+    tracker.pictures(1, paths)
+    (pictures,) = sent
+    assert pictures.keys() == paths.keys() and all(isinstance(p, wandb.Image) for p in pictures.values())
+    tracker.close()
 
 
 class Failing:

@@ -49,7 +49,8 @@ class LivePage:
     def _start(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - the program's, until it ends
         # Of this process it has only a pipe, which the system closes if this process is killed. -P: no other module
-        # of the working directory. A session of its own: a terminal's Ctrl-C is for the training.
+        # of the working directory. A process group of its own: a terminal's Ctrl-C is for the training. No session of
+        # its own: Linux may share out processor time by sessions, where low priority counts within each alone.
         command = [sys.executable, "-P", "-m", "ladd_dist.report.live", str(self._folder), str(self._every)]
         alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         try:
@@ -60,7 +61,7 @@ class LivePage:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                start_new_session=True,
+                process_group=0,
             )
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _LOWEST_PRIORITY)
             os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]
