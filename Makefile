@@ -13,7 +13,7 @@ SECOND_TRITON := $(VENV)/triton-3.6
 # turns (about 0.1 ms) keep the speed of an idle machine.
 export GOMP_SPINCOUNT ?= 100000
 
-.PHONY: install demo test fast processors faults gate gpu-check lint teacher clean
+.PHONY: install demo test fast processors faults gate gpu-check lint teacher studies clean
 
 install: $(INSTALLED)
 
@@ -77,6 +77,11 @@ lint: $(INSTALLED)
 # Rebuild the embedded teacher, its prompts and its judge from scikit-learn's digit scans (about half an hour).
 teacher: $(INSTALLED)
 	$(BIN)/python -m ladd_dist.digits.build
+
+# Every study of docs/studies.md, one after the other: hours on two cores. Each goes on where it was stopped.
+studies: $(INSTALLED)
+	failed=0; for study in configs/studies/*.yaml; do \
+		$(BIN)/python launchers/study.py --config $(CONFIG) --study $$study $(OVERRIDES) || failed=1; done; exit $$failed
 
 # What was installed; runs stay.
 clean:

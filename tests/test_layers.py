@@ -26,7 +26,7 @@ ROOMS = """
     jobs
     evaluation training
     report measuring slurm kubernetes preflight
-    human
+    human studies
     cli
 """
 """From the ground up: a room may use those of the lines above it, and rooms of one line do not know each other."""

@@ -6,7 +6,18 @@ from ladd_dist.config import Config
 from ladd_dist.errors import LaddError
 from ladd_dist.files.disk import real_path
 
-_RUN_WRITES = {"checkpoints", "evaluation", "export", "previews", "profile", "report", "samples", "slurm", "wandb"}
+_RUN_WRITES = {
+    "checkpoints",
+    "evaluation",
+    "export",
+    "previews",
+    "profile",
+    "report",
+    "samples",
+    "slurm",
+    "studies",
+    "wandb",
+}
 """What lies in a run's folder."""
 
 

@@ -1,0 +1,202 @@
+"""Studies: their files, their runs side by side and resumed, and what comes of them."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY, tiny_overrides
+from launch import environment, launch
+from PIL import Image
+
+from ladd_dist.config import load
+from ladd_dist.config.yaml import write_yaml
+from ladd_dist.errors import LaddError
+from ladd_dist.studies.outcome import Outcome
+from ladd_dist.studies.plan import Run, Task, plan
+from ladd_dist.studies.processes import run_tasks
+from ladd_dist.studies.study import Study, read_study
+
+STUDIES = sorted((ROOT / "configs/studies").glob("*.yaml"))
+
+
+def tree(**changed: Any) -> dict[str, Any]:
+    return {
+        "claim": "As it is.",
+        "overrides": ["train.iterations=2", "train.log_every=1"],
+        "seeds": [0, 1],
+        "variants": {"fast, as it is": []},
+        "measures": {"excess": "student_4.excess", "read": "student_1.accuracy"},
+    } | changed
+
+
+def study_in(folder: Path, **changed: Any) -> Path:
+    write_yaml(folder / "rates.yaml", tree(**changed))
+    return folder / "rates.yaml"
+
+
+# Files
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_studies_that_come_along_can_be_run(path: Path, tmp_path: Path) -> None:
+    study = read_study(path)
+    runs = plan(study, Path(TINY), [f"run_dir={tmp_path}"], tmp_path / path.stem, ROOT / "launchers")
+    assert len(runs) == len({run.folder for run in runs}) == len(study.seeds) * len(study.variants) > 2
+    assert len(study.seeds) >= 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"variant": {}}, "unknown key 'variant': did you mean 'variants'?"),
+        ({"variants": {}}, "variants: dictionary should have at least 1 item"),
+        ({"variants": {"a": ["train.iterations"]}}, "variants.a.0: string should match pattern"),
+        ({"variants": {"a b": [], "a-b": []}}, "'a b' makes no folder's name of its own ('a-b'): rename it"),
+        ({"seeds": [0, 0]}, "seeds: must have each entry once, but has 0 twice"),
+        ({"variants": {"a": ["train.iteration=5"]}}, "variant 'a': .*unknown key 'train.iteration': did you mean"),
+    ],
+)
+def test_a_study_that_cannot_be_run_is_one_line(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(LaddError) as error:
+        plan(read_study(study_in(tmp_path, **changed)), Path(TINY), [], tmp_path / "out", ROOT / "launchers")
+    assert re.search(told.replace("(", r"\(").replace(")", r"\)").replace("?", r"\?"), str(error.value))
+
+
+def test_variants_share_latents_unless_they_change_them(tmp_path: Path) -> None:
+    study = Study.model_validate(
+        tree(variants={"a": [], "b": ["seed=5"], "c": ["synthesis.guidance=1"]}, seeds=[0, 1])
+    )
+    runs = plan(study, Path(TINY), ["train.iterations=3"], tmp_path / "out", ROOT / "launchers")
+    needs = [run.task.needs for run in runs]
+    assert needs[:3] == needs[3:] and len(set(needs)) == 3
+    for run in runs:
+        train, evaluate = run.task.commands
+        assert f"seed={run.seed}" in train and train[2:] == evaluate[2:] and train[-1].startswith("run_dir=")
+        assert train.index("train.iterations=3") > train.index("train.iterations=2")
+
+
+def test_a_run_goes_on_only_with_the_settings_that_it_was_begun_with(tmp_path: Path) -> None:
+    study = Study.model_validate(tree())
+
+    def planned(*given: str) -> list[Run]:
+        return plan(study, Path(TINY), [f"run_dir={tmp_path}", *given], tmp_path / "out", ROOT / "launchers")
+
+    run = planned()[0]
+    run.folder.mkdir(parents=True)
+    load(TINY, [*run.task.commands[0][4:]]).save(run.folder / "config.yaml")
+    assert planned()[0] == run
+    told = "seed0 holds a run of variant 'fast, as it is' with another train.global_batch: remove the folder, or set"
+    with pytest.raises(LaddError, match=told):
+        planned("train.global_batch=16")
+
+
+# Processes
+
+
+def task(folder: Path, name: str, code: str, needs: Task | None = None) -> Task:
+    command = (sys.executable, "-c", code)
+    return Task(name, (command,), folder / name, folder / f"{name}.log", needs)
+
+
+def writes(path: Path) -> str:
+    return f"open({str(path)!r}, 'w').write('done')"
+
+
+def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    bad = task(tmp_path, "bad", "import sys; print('bar\\rerror: no such file', file=sys.stderr); sys.exit(2)")
+    mute = task(tmp_path, "mute", "import sys; sys.exit(7)")
+    idle = task(tmp_path, "idle", "pass")
+    good = task(tmp_path, "good", writes(tmp_path / "good"))
+    after = task(tmp_path, "after", writes(tmp_path / "after"), needs=good)
+    never = task(tmp_path, "never", writes(tmp_path / "never"), needs=bad)
+    told: dict[str, str] = {}
+    run_tasks([never, mute, idle, after], 2, lambda one, why: told.update({one.name: why}))
+    assert told.pop("mute").startswith("code 7, see ") and "idle is missing, see " in told.pop("idle")
+    assert told == {"bad": "no such file", "never": "no such file", "good": "", "after": ""}
+    assert not (tmp_path / "never").exists()
+
+
+def test_no_more_processes_than_cores(tmp_path: Path) -> None:
+    """Each counts who is there with it."""
+    code = """
+import pathlib, sys, time
+here = pathlib.Path({folder!r}); mine = here / 'alive-{name}'; mine.touch()
+time.sleep(0.3)
+(here / '{name}').write_text(str(len(list(here.glob('alive-*'))))); mine.unlink()
+"""
+    names = "abcde"
+    tasks = [task(tmp_path, name, code.format(folder=str(tmp_path), name=name)) for name in names]
+    run_tasks(tasks, 2, lambda *_: None)
+    assert all(1 <= int((tmp_path / name).read_text()) <= 2 for name in names)
+
+
+def test_whoever_leaves_stops_what_is_running_and_waits_for_it(tmp_path: Path) -> None:
+    long = task(
+        tmp_path,
+        "long",
+        f"""
+import pathlib, signal, sys, time
+def stop(*_):
+    time.sleep(0.5)
+    pathlib.Path({str(tmp_path / "saved")!r}).touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path({str(tmp_path / "ready")!r}).touch()
+time.sleep(1000)
+""",
+    )
+    short = task(tmp_path, "short", f"import os\nwhile not os.path.exists({str(tmp_path / 'ready')!r}): pass")
+
+    def leave(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks([long, short, task(tmp_path, "later", writes(tmp_path / "later"))], 2, leave)
+    assert (tmp_path / "saved").exists() and not (tmp_path / "later").exists()
+
+
+# A whole one
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_after_a_kill_and_ends_in_a_table_and_a_figure(tmp_path: Path, dataset: Path) -> None:
+    own = [setting for setting in tiny_overrides(tmp_path / "base", dataset) if not setting.startswith("train.iter")]
+    args = ["study.py", "--config", TINY, "--study", str(study_in(tmp_path)), "--cores", "2", *own]
+    folder = tmp_path / "base/studies/rates"
+    process = subprocess.Popen([sys.executable, f"launchers/{args[0]}", *args[1:]], cwd=ROOT, env=environment())
+    while not list(folder.glob("*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    ended = {log: log.read_text() for log in folder.glob("*.log")}
+    assert ended and not (folder / "study.png").exists()
+    done = launch(args)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "study.json").read_text())
+    assert found["failed"] == {} and f"python launchers/study.py --config {TINY}" in found["made"]
+    values = found["values"]["fast, as it is"]
+    assert values.keys() == {"excess", "read"} and values["excess"].keys() == {"0", "1"}
+    assert min(Image.open(folder / "study.png").size) > 150
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows] == ["variant", "---", "fast, as it is"]
+    assert all(" to " in cell for row in rows[2:] for cell in row[1:])
+    assert {run.name for run in folder.iterdir() if run.is_dir()} == {f"fast-as-it-is-seed{seed}" for seed in (0, 1)}
+    before = {log: log.stat().st_mtime_ns for log in folder.glob("*.log")}
+    assert launch(args).returncode == 0
+    assert {log: log.stat().st_mtime_ns for log in folder.glob("*.log")} == before, "nothing is run twice"
+
+
+def test_a_measure_that_is_not_there_is_named_with_what_is(tmp_path: Path) -> None:
+    study = Study.model_validate(tree(measures={"x": "student_4.fid"}))
+    (run, *_) = plan(study, Path(TINY), [], tmp_path / "out", ROOT / "launchers")
+    run.task.done.parent.mkdir(parents=True)
+    run.task.done.write_text(json.dumps({"sets": [{"name": "student_4", "fd": 1.0}]}))
+    with pytest.raises(LaddError, match=r"measures: 'student_4.fid' is not in .*results.json.*no 'fid'.*: name, fd"):
+        Outcome(study, "").add(run)
