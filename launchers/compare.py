@@ -59,14 +59,14 @@ def main(launch: Launch) -> None:
 
 def _compared(args: argparse.Namespace, name: str, stack: ExitStack, run_dir: Path) -> ComparedRun:
     given = vars(args)
-    own = _own(run_dir, args.steps)
-    chosen = split_overrides(name, given[name], {setting.partition("=")[0] for setting in own})
     commit = given[f"{name}_commit"]
     tree = stack.enter_context(checkout(_ROOT, commit))
+    own = _own(run_dir, args.steps, tree)
+    chosen = split_overrides(name, given[name], {setting.partition("=")[0] for setting in own})
     return ComparedRun(name, commit, tree, str(args.config), [*args.overrides, *chosen, *own], given[f"{name}_ranks"])
 
 
-def _own(run_dir: Path, steps: int) -> list[str]:
+def _own(run_dir: Path, steps: int, tree: Path) -> list[str]:
     """Settings of the comparison: every step is logged, the last one saved, and nothing else is written."""
     return [
         f"run_dir={json.dumps(str(run_dir))}",
@@ -75,6 +75,9 @@ def _own(run_dir: Path, steps: int) -> list[str]:
         f"train.checkpoint_every={steps}",
         "train.preview_every=0",
         "tracking.wandb='off'",  # quoted for commits that read a bare off as false
+        *(
+            ["tracking.page_every=0"] if (tree / "ladd_dist/training/page.py").exists() else []
+        ),  # older ones refuse it
     ]
 
 

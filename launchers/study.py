@@ -10,6 +10,7 @@ from pathlib import Path
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.config.arguments import as_count, as_path
 from ladd_dist.errors import LaddError
+from ladd_dist.files.run_lock import RunLock
 from ladd_dist.log import log, progress, warn
 from ladd_dist.studies.outcome import Outcome
 from ladd_dist.studies.plan import STUDIES, Run, Task, plan
@@ -34,8 +35,8 @@ def main(launch: Launch) -> None:
     study = read_study(args.study)
     folder = Path(launch.config.run_dir).absolute() / STUDIES / args.study.stem
     runs = plan(study, args.config, args.overrides, folder, _LAUNCHERS)
-    assert launch.lock is not None
-    launch.lock.acquire(folder, "--study", world)
+    lock = launch.lock or RunLock()
+    lock.acquire(folder, "--study", world)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     made = f"`{shlex.join(['python', 'launchers/study.py', *sys.argv[1:]])}`, {datetime.now(UTC):%Y-%m-%d}"
     outcome, missing = Outcome(study, made), dict[Task, Run]()
@@ -47,6 +48,7 @@ def main(launch: Launch) -> None:
     bar = progress("study", len(runs), unit="run", world=world, done=len(runs) - len(missing))
 
     def ended(task: Task, why: str) -> None:
+        lock.check()
         if why:
             outcome.failed[task.name] = why
             warn(f"{task.name} failed, the others go on: {why}")

@@ -408,6 +408,7 @@ def compare(
 
 def test_the_same_settings_twice_are_identical(compare: Command, tmp_path: Path):
     loop = ["train.log_every=5", "train.checkpoint_every=5", "train.preview_every=1", "tracking.wandb=offline"]
+    loop += ["tracking.page_every=1e-9"]
     done = compare("--keep", str(tmp_path / "kept"), *loop)
     assert done.code == 0, done.err
     assert "losses: identical\nparameters: identical\n" in done.out
@@ -416,7 +417,7 @@ def test_the_same_settings_twice_are_identical(compare: Command, tmp_path: Path)
     for name in ("left", "right"):
         assert [row["iteration"] for row in read_metrics(tmp_path / "kept" / name)] == [1, 2]
         assert newest(tmp_path / "kept" / name) == tmp_path / "kept" / name / "checkpoints/step-00000002"
-        assert not list((tmp_path / "kept" / name).glob("[wp]*")), "no W&B run, no previews"
+        assert not list((tmp_path / "kept" / name).glob("[wpr]*")), "no W&B run, no previews, no page"
     assert not (tmp_path / "unused").exists()
 
 
