@@ -84,6 +84,6 @@ def run_tasks(tasks: Iterable[Task], cores: int, ended: Callable[[Task, str], No
 
 def _reason(log: Path, code: int) -> str:
     """The launcher's own line if it has left one."""
-    said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = (line.removeprefix("error: ") for line in reversed(said) if line.startswith("error: "))
     return next(errors, f"code {code}, see {log}")

@@ -28,7 +28,7 @@ class LivePage:
         self._process: subprocess.Popen[bytes] | None = None
 
     def write(self) -> None:
-        """A row more is recorded. Waits for nothing."""
+        """There is something new: a row, or pictures. Waits for nothing."""
         if self._process is None and self._every and time.monotonic() - self._begin >= self._every:
             self._start()
         self._say(NEWS)

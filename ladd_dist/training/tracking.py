@@ -61,9 +61,10 @@ class Tracker:
         self._page.write()
 
     def pictures(self, iteration: int, paths: Mapping[str, Path]) -> None:
-        """Mirror pictures, by the names that W&B shows them under."""
+        """Mirror and show pictures that are written, by the names that W&B shows them under."""
         if self._active:
             self._mirror.pictures(iteration, paths)
+            self._page.write()
 
     def close(self) -> None:
         """Flush and finish."""

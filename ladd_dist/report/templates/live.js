@@ -3,7 +3,8 @@ const place = "scroll of " + location.pathname;
 const told = document.getElementById("status"), stale = document.getElementById("stale");
 history.scrollRestoration = "manual";
 scrollTo(0, Number(sessionStorage.getItem(place)));
-addEventListener("scroll", () => sessionStorage.setItem(place, scrollY));
+const keep = () => sessionStorage.setItem(place, scrollY);
+for (const moment of ["scroll", "pagehide"]) addEventListener(moment, keep);
 const watch = () => {
   const age = Date.now() / 1000 - Number(told.dataset.written);
   stale.hidden = !document.querySelector("meta[http-equiv=refresh]") || age < Number(told.dataset.patience);
