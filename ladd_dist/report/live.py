@@ -1,8 +1,8 @@
 """The page of a run that goes on, by a program of its own: ``python -m ladd_dist.report.live RUN_DIR SECONDS``.
 
 It writes ``RUN_DIR/report/index.html`` from the run's files, then waits for a byte on its standard input, which says
-that there is something new, and writes again, no sooner than SECONDS later, and no oftener than takes a tenth of its
-time. After the byte `END`, or where the input ends because the training was killed, it writes a last one and ends.
+that there is something new, and writes again, no sooner than SECONDS later, and no oftener than takes a tenth of one
+core. After the byte `END`, or where the input ends because the training was killed, it writes a last one and ends.
 """
 
 import io
@@ -33,7 +33,7 @@ _SMALL, _HIGH = 128, 256
 _RECENT = 20
 """Rows that the remaining time is reckoned from."""
 _SHARE = 0.1
-"""Of the time that may go into writing."""
+"""Of one core that writing may take."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,9 @@ def watch(run_dir: Path, every: float) -> None:
     """Write the page whenever there is something new, until the training ends."""
     going_on = True
     while going_on:
-        began = time.monotonic()
+        began, used = time.monotonic(), time.process_time()
         write_live(run_dir, every, going_on)
-        took = time.monotonic() - began
-        going_on = _wait(began + max(every, took / _SHARE))
+        going_on = _wait(began + max(every, (time.process_time() - used) / _SHARE))
     write_live(run_dir, every, going_on)
 
 
