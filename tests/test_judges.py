@@ -1,17 +1,13 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from conftest import ALONE, tiny_config
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.distances import frechet_distance
 from ladd_dist.evaluation.evaluate import evaluate
 from ladd_dist.evaluation.judges import check_judge, load_judge
 from ladd_dist.preflight.jobs import JOBS
@@ -147,24 +143,3 @@ def test_what_other_versions_of_clip_write_is_the_same_judge(clip_folder, tmp_pa
     images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     ours, theirs = (load_judge(f"clip:{path}", CPU).features(images) for path in (folder, clip_folder))
     assert torch.equal(ours, theirs)
-
-
-def test_frechet_distance_of_gaussians_is_the_closed_form():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(4000, 3)), rng.normal(size=(4000, 3)) * [1, 2, 3] + [1, 0, -1]
-    got = frechet_distance(torch.from_numpy(a), torch.from_numpy(b))
-    assert got == pytest.approx(2 + 0 + 1 + 4, rel=0.05)  # |mu|^2 + sum (sigma_a - sigma_b)^2
-
-
-@given(st.integers(0, 100), st.floats(-5, 5))
-def test_frechet_distance_is_zero_to_itself_and_symmetric(seed, shift):
-    g = torch.Generator().manual_seed(seed)
-    a, b = torch.randn(2, 20, 4, generator=g, dtype=torch.float64).unbind()
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), abs=1e-5)
-    assert frechet_distance(a, a + shift) == pytest.approx(4 * shift**2, abs=1e-5)
-
-
-def test_too_few_features_are_refused():
-    with pytest.raises(ValueError, match="two or more"):
-        frechet_distance(torch.zeros(1, 3), torch.zeros(5, 3))

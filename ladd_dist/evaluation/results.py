@@ -9,6 +9,14 @@ FOLDER = "evaluation"
 RESULTS, PICTURES, INDEX = "results.json", "pictures", "index.json"
 
 
+class Estimate(BaseModel):
+    """A number, and where it would be on other prompts and noise 95% of the time, see `jackknife.estimate`."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
 class SetResult(BaseModel):
     """How one way of drawing scored.
 
