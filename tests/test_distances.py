@@ -13,6 +13,7 @@ from ladd_dist.evaluation.distances import (
     frechet_replicates,
     gaussians,
     kernel_replicates,
+    kernel_replicates_apart,
     pair_distances,
 )
 from ladd_dist.evaluation.jackknife import estimate, groups_of, mean_replicates
@@ -99,6 +100,33 @@ def test_kernel_replicates_are_those_of_the_pictures_that_are_left(seed: int, co
     kept = groups != 1
     again = kernel_replicates(a[kept], b[kept], pictures[kept], torch.zeros(int(kept.sum()), dtype=torch.long))
     assert found[2] == pytest.approx(again[0])
+
+
+@given(st.integers(0, 1000), st.integers(4, 30), st.integers(3, 9))
+def test_kernel_replicates_to_a_set_of_other_pictures_are_those_of_what_is_left(seed: int, n: int, m: int) -> None:
+    """Held against the published statistic, written out."""
+    a, b = normal(seed, n, 3), normal(seed + 1, m, 3)
+
+    def kid(x: Tensor, y: Tensor) -> float:
+        k = [((u @ v.T) / 3 + 1) ** 3 for u, v in ((x, x), (y, y), (x, y))]
+        inside = [float((of.sum() - of.trace()) / (len(of) * (len(of) - 1))) for of in k[:2]]
+        return sum(inside) - 2 * float(k[2].mean())
+
+    pictures, groups = each(n)
+    found = kernel_replicates_apart(a, b, pictures, torch.arange(m), groups)
+    assert found[0] == pytest.approx(kid(a, b))
+    assert found[2] == pytest.approx(kid(a[groups != 1], b))
+
+
+def test_rows_of_one_picture_are_no_pair_of_a_reference_set_either() -> None:
+    a, b = normal(0, 6, 2), normal(1, 5, 2)
+    once = kernel_replicates_apart(a, b, *(torch.arange(n) for n in (6, 5)), torch.arange(6))
+    twice = kernel_replicates_apart(
+        a.repeat_interleave(2, 0),
+        b.repeat_interleave(2, 0),
+        *(torch.arange(n).repeat_interleave(2) for n in (6, 5, 6)),
+    )
+    assert once == pytest.approx(twice)
 
 
 def test_large_sets_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.evaluate import table
 from ladd_dist.evaluation.results import Results
+from ladd_dist.evaluation.table import table
 from ladd_dist.report.page import conclusion, write_report
 
 SETS = ["teacher_guided", "teacher_4", "teacher_1", "student_4", "student_2", "student_1"]
@@ -230,6 +230,22 @@ def test_big_pictures_many_heads_and_no_accuracy(run: Path) -> None:
     assert page.stat().st_size < 2_000_000
     assert "read right" not in page.read_text()
     assert "24 per rank and pass" in page.read_text()
+
+
+def test_what_was_measured_is_shown_of_all_pictures_and_by_bucket(run: Path) -> None:
+    """Without columns that nobody has."""
+    found = results() | {"missing": ["Without the scorer clip:/x: there is no such folder"]}
+    for scored in found["sets"]:
+        excess = {"value": scored["excess"], "low": scored["excess"] - 0.25, "high": scored["excess"] + 0.25}
+        distance = {"kid": {"value": 0.125}, "excess": excess, "ratio_renoised": excess}
+        scored["measures"] = {"pictures": 1000, "judge": distance, "scores": {"stroke": {"value": 7.5}}}
+        scored["measures_by_bucket"] = dict.fromkeys(("32x32", "32x64"), scored["measures"])
+    (run / "evaluation" / "results.json").write_text(json.dumps(found))
+    page = write_report(run).read_text()
+    assert [page.count(f"<h3>{heading}</h3>") for heading in ("All pictures", "32 x 32", "32 x 64")] == [1, 1, 1]
+    assert page.count("<td>0.399 ± 0.25</td>") == 6, "excess and ratio of a student, in three tables"
+    assert page.count('scope="col">stroke</th>') == 3 and "diversity</th>" not in page
+    assert "Without the scorer clip:/x" in page
 
 
 # The page in a browser

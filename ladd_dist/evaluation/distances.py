@@ -1,11 +1,14 @@
 """Distances between sets of pictures, of their features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ladd_dist.evaluation.jackknife import mean_replicates
 
 _CHUNK = 512
 """Rows of a kernel matrix that are held at once."""
@@ -58,12 +61,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return Gaussian.of(a).distance(Gaussian.of(b))
 
 
-def frechet_replicates(sets: "list[Gaussian | None]", reference: "list[Gaussian | None]") -> np.ndarray:
+def frechet_replicates(sets: "Sequence[Gaussian | None]", reference: "Sequence[Gaussian | None]") -> np.ndarray:
     """Frechet distances of all pictures, and without each group: float64 ``(1 + G,)``.
 
     Args:
         sets: as of `gaussians`.
-        reference: the same of the reference.
+        reference: the same of the reference, or the whole of it as often.
     """
     pairs = zip(sets, reference, strict=True)
     return np.array([np.nan if one is None or other is None else one.distance(other) for one, other in pairs])
@@ -111,16 +114,51 @@ def kernel_replicates(a: Tensor, b: Tensor, pictures: Tensor, groups: Tensor) ->
         of_pairs = apart * (inside - _kernel(x[rows], y) - _kernel(y[rows], x))
         sums += member[rows].T @ of_pairs @ member
         counts += member[rows].T @ apart @ member
-    return (_without_each(sums) / _without_each(counts)).numpy()
+    return _without_each(sums, counts).numpy()
+
+
+def kernel_replicates_apart(a: Tensor, b: Tensor, pictures: Tensor, b_pictures: Tensor, groups: Tensor) -> np.ndarray:
+    """As `kernel_replicates`, to pictures that share nothing with the set and stay all in: KID as it was published.
+
+    Args:
+        a: features ``(n, F)``.
+        b: features ``(m, F)``.
+        pictures: the picture of each row of ``a``, int64 ``(n,)``.
+        b_pictures: that of each row of ``b``, of two or more.
+        groups: the group of each row of ``a``.
+
+    Returns:
+        float64 ``(1 + G,)``; nan where fewer than two pictures are left.
+    """
+    x, y = a.double().cpu(), b.double().cpu()
+    across = torch.cat([_kernel(x[rows], y).mean(1) for rows in torch.arange(len(x)).split(_CHUNK)])
+    of_a = _without_each(*_of_pairs(x, pictures, groups))
+    of_b = _without_each(*_of_pairs(y, b_pictures, torch.zeros_like(b_pictures)))[0]
+    return (of_a + of_b).numpy() - 2 * mean_replicates(across, groups)
+
+
+def _of_pairs(x: Tensor, pictures: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernel's sum over pairs of rows of different pictures, by their groups, and their number: ``(G, G)``."""
+    member = torch.nn.functional.one_hot(groups).double()
+    sums, counts = torch.zeros(2, member.shape[1], member.shape[1], dtype=torch.float64)
+    for rows in torch.arange(len(x)).split(_CHUNK):
+        apart = (pictures[rows, None] != pictures).double()
+        sums += member[rows].T @ (apart * _kernel(x[rows], x)) @ member
+        counts += member[rows].T @ apart @ member
+    return sums, counts
 
 
 def _kernel(u: Tensor, v: Tensor) -> Tensor:
     return (u @ v.T / u.shape[1] + 1) ** 3
 
 
-def _without_each(pairs: Tensor) -> Tensor:
-    """The sum of a symmetric ``(G, G)``, and that without each row and its column."""
-    return torch.cat([pairs.sum()[None], pairs.sum() - 2 * pairs.sum(1) + pairs.diagonal()])
+def _without_each(sums: Tensor, counts: Tensor) -> Tensor:
+    """The mean over pairs, from symmetric sums and numbers by group ``(G, G)``, and that without each group."""
+    both = torch.stack([sums, counts])
+    total = both.sum((1, 2))
+    left = total[:, None] - 2 * both.sum(2) + both.diagonal(dim1=1, dim2=2)
+    means, of = torch.cat([total[:, None], left], 1)
+    return means / of
 
 
 def pair_distances(features: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:

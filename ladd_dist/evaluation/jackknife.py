@@ -24,8 +24,13 @@ def groups_of(prompts: Sequence[Hashable]) -> Tensor:
 
     Prompts are dealt to 20 groups in turn, in order of first appearance; fewer than 20 make a group each.
     """
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    return torch.tensor([numbers[prompt] % _GROUPS for prompt in prompts], dtype=torch.long)
+    return numbered(prompts) % _GROUPS
+
+
+def numbered(things: Sequence[Hashable]) -> Tensor:
+    """The number of each, int64 ``(n,)``, equal ones alike, in order of first appearance."""
+    numbers = {thing: number for number, thing in enumerate(dict.fromkeys(things))}
+    return torch.tensor([numbers[thing] for thing in things], dtype=torch.long)
 
 
 def mean_replicates(values: Tensor, groups: Tensor) -> np.ndarray:
