@@ -248,6 +248,27 @@ def test_what_was_measured_is_shown_of_all_pictures_and_by_bucket(run: Path) -> 
     assert "Without the scorer clip:/x" in page
 
 
+def evaluation_row(iteration: int, few: bool = False) -> dict:
+    measures = {}
+    for name in (*SETS, "teacher_4_renoised"):
+        value = (5 if name.startswith("teacher") else 400 / iteration) + len(name) / 10
+        excess = {"value": value} if few else {"value": value, "low": value - 1, "high": value + 1}
+        measures[name] = {"pictures": 24, "judge": {"kid": {"value": value / 2}, "excess": excess}}
+    return {"iteration": iteration, "judge": "digits", "overall": measures, "by_bucket": {}}
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_evaluations_while_it_trained_are_a_chart_of_the_page(run: Path, few: bool) -> None:
+    """Also a single one without intervals."""
+    rows = [evaluation_row(i, few) for i in ((500,) if few else (250, 500, 750, 1000))]
+    write_metrics(run, [metrics_row(10)])
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(run).read_text()
+    assert page.count('alt="Curves of the student&#39;s distances to the guided teacher over iterations') == 1
+    with Image.open(run / "report" / "evaluations.png") as picture:
+        assert picture.width >= 1000
+
+
 # The page in a browser
 
 

@@ -47,6 +47,8 @@ class EvaluationConfig(Section):
     """A folder of pictures, such as photographs, to which the judge also measures distances."""
     samples: Annotated[PictureCount, Field(ge=4)] = 1000
     """Pictures per set: the prompts in turn, again from the first with other noise after the last."""
+    samples_in_training: Annotated[PictureCount, Field(ge=4)] = 250
+    """The same of evaluations by ``train.evaluate_every``."""
     images_per_prompt: PictureCount = 1
     """Pictures of a prompt before the next one's turn; diversity is measured where a prompt has two in all."""
     batch: Count = 50

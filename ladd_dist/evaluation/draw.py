@@ -13,7 +13,7 @@ from ladd_dist.diffusion.noise import image_seed
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Encoded, Pipeline
 from ladd_dist.evaluation.drawn import Collected, Drawn
-from ladd_dist.evaluation.instruments import Instruments
+from ladd_dist.evaluation.instruments import BROKEN, Instruments
 from ladd_dist.evaluation.judges import TEACHER
 from ladd_dist.evaluation.teacher_features import TeacherFeatures
 
@@ -100,10 +100,11 @@ class Draw:
         for rows, counts in shares(entries, self._size, self._world):
             start = time.monotonic()
             encoded = self._encode(rows, purpose)
-            latents = latents_of(encoded)
+            latents, broken = _mended(latents_of(encoded))
             images = self._pipeline.decode(latents)
             seconds += (time.monotonic() - start) * counts
             into, numbers = found if counts else Collected(), [row.id for row in rows]
+            into.add(BROKEN, numbers, broken)
             self._instruments.look(into, rows, images)
             if self._teacher is not None:
                 into.add(TEACHER, numbers, self._teacher(latents, encoded, numbers))
@@ -111,6 +112,12 @@ class Draw:
                 keep(rows, images)
             self._advance(len(rows) * self._world.size)
         return Drawn(found.over(self._world), sum(self._world.gather(seconds)) / len(entries))
+
+
+def _mended(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents with zeros for those that are not finite, as of a network that has diverged; 1 for these, else 0."""
+    broken = ~latents.flatten(1).isfinite().all(1)
+    return latents.masked_fill(broken[:, None, None, None], 0), broken.double().cpu()
 
 
 class EncodedOnce:

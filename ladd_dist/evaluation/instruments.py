@@ -16,7 +16,7 @@ from ladd_dist.evaluation.judges import TEACHER, Judge, load_judge
 from ladd_dist.log import warn
 
 JUDGE, PATCHES = "judge", "patches"
-DETAIL, READ, SCORE = "high frequencies", "read", "score "
+DETAIL, READ, BROKEN, SCORE = "high frequencies", "read", "broken", "score "
 """Rows of a set by these names; a scorer's follows the last. The teacher's own features are `TEACHER`."""
 
 

@@ -22,7 +22,7 @@ from ladd_dist.evaluation.distances import (
 from ladd_dist.evaluation.draw import by_bucket
 from ladd_dist.evaluation.drawn import Drawn, Rows
 from ladd_dist.evaluation.entrants import REFERENCE, Rivals, rivals
-from ladd_dist.evaluation.instruments import DETAIL, JUDGE, PATCHES, READ, SCORE
+from ladd_dist.evaluation.instruments import BROKEN, DETAIL, JUDGE, PATCHES, READ, SCORE
 from ladd_dist.evaluation.jackknife import estimate, groups_of, mean_replicates, numbered
 from ladd_dist.evaluation.judges import TEACHER
 from ladd_dist.evaluation.results import Distance, Estimate, Measures, TeacherDistance
@@ -107,6 +107,7 @@ class _Sets:
         rows, base = self.rows[name], self.rows[REFERENCE]
         return Measures(
             pictures=len(self.numbers),
+            broken=int(rows[BROKEN].values.sum()),
             judge=self._to_teacher(name, JUDGE),
             patches=self._to_teacher(name, PATCHES),
             teacher=self._to_teacher(name, TEACHER),

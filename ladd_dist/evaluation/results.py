@@ -50,10 +50,12 @@ class Measures(BaseModel):
     teacher's own; ``reference`` is that to the reference set, in the judge's. ``high_frequencies`` is the share of
     contrast in the upper band of frequencies, and ``diversity`` the mean distance of two pictures of one prompt: both
     over those of the guided teacher, where 1 is right; ``diversity`` is None if no prompt was drawn twice. ``read``
-    is the share of pictures whose prompt the judge can read, and ``scores`` are means by scorer.
+    is the share of pictures whose prompt the judge can read, and ``scores`` are means by scorer. Zeros stand for
+    the latents of ``broken`` pictures, which were not finite.
     """
 
     pictures: int
+    broken: int = 0
     judge: TeacherDistance | None = None
     patches: TeacherDistance | None = None
     teacher: TeacherDistance | None = None
@@ -166,6 +168,11 @@ class Results(BaseModel):
         """What these numbers cannot tell, a sentence each."""
         found = [f"{why[0].lower()}{why[1:]}" for why in self.missing]
         found += [
+            f"{s.measures.broken} pictures of {s.label} were not finite numbers, and count as empty ones"
+            for s in self.sets
+            if s.measures and s.measures.broken
+        ]
+        found += [
             f"no ratio for {s.label}: the undistilled teacher's excess, {self._base(s):.3f}, is not positive, so "
             f"{self.samples} pictures cannot tell it from the guided teacher"
             for s in self.sets
@@ -179,6 +186,19 @@ class Results(BaseModel):
                 f"Frechet distances say little, {instead}raise evaluation.samples"
             )
         return found
+
+
+class Evaluated(BaseModel):
+    """A line of ``evaluations.jsonl``: the student after so many iterations, with the averaged weights.
+
+    ``overall`` holds all sets, the teacher's too, ``by_bucket`` the student's. ``judge`` is what the distances are
+    called that come first.
+    """
+
+    iteration: int
+    judge: str
+    overall: dict[str, Measures]
+    by_bucket: dict[str, dict[str, Measures]]
 
 
 class PictureIndex(BaseModel):

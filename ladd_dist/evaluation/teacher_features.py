@@ -1,6 +1,8 @@
 """The teacher's own features of latents: a feature space that every user has, without weights of another network."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +13,16 @@ from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.diffusion.flow import add_noise, shifted_location
 from ladd_dist.diffusion.noise import image_noise, image_seed
 from ladd_dist.drawing.pipeline import Encoded
-from ladd_dist.models.backbone import Backbone
+from ladd_dist.methods.networks import meta_backbone
 
 TIMES = (0.25, 0.75)
 """Low noise, which leaves texture, and middle noise, which leaves layout, at 4,096 image tokens: SD3's shift of 3
 makes them of 0.1 and 0.5. Shifted to each bucket's own tokens, as noise levels are in training."""
 WIDTH = 256
 """Features that are compared. A large teacher's are mixed down to so many, which 1,000 pictures suffice for."""
+
+FeatureNetwork = Callable[..., Any]
+"""As `Backbone.forward` with taps."""
 
 
 class TeacherFeatures:
@@ -26,10 +31,9 @@ class TeacherFeatures:
     The tokens there are normalised, as the next block would, and averaged. It is half a forward pass at each time.
     """
 
-    def __init__(self, config: Config, teacher: Backbone) -> None:
-        self._seed, self._teacher = config.seed, teacher
+    def __init__(self, config: Config, teacher: FeatureNetwork) -> None:
+        self._seed, self._teacher, self._tap = config.seed, teacher, middle_block(config)
         self._grid = LatentSpace.of(config.teacher.path).grid
-        self._tap = (teacher.depth - 1) // 2
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, encoded: Encoded, numbers: list[int]) -> Tensor:
@@ -51,6 +55,11 @@ class TeacherFeatures:
             (features,) = self._teacher(noised, t, encoded.cond, taps=(self._tap,))
             pooled.append(F.layer_norm(features.float(), features.shape[-1:]).mean(1))
         return torch.cat(pooled, 1).cpu()
+
+
+def middle_block(config: Config) -> int:
+    """The teacher's, counted from 0: the last that its features need."""
+    return (meta_backbone(config.teacher.path).depth - 1) // 2
 
 
 def comparable(features: Tensor, reference: Tensor) -> Tensor:

@@ -62,6 +62,9 @@ def _check_training(config: Config, world: World) -> None:
     if world.is_main:
         check_key(config)
     check_networks(config)
+    if config.train.evaluate_every:
+        _check_names(config)
+        list_reference(config)
 
 
 def _check_evaluation(config: Config, world: World) -> None:
@@ -81,7 +84,8 @@ def _check_names(config: Config) -> None:
 
 
 def _training_inputs(config: Config) -> Mapping[str, Digest]:
-    previews = _prompts(config, config.evaluation.prompts) if config.train.preview_every else {}
+    draws = config.train.preview_every or config.train.evaluate_every
+    previews = _prompts(config, config.evaluation.prompts) if draws else {}
     return {"dataset": partial(_manifest, Path(config.data.path)), **previews, **_networks(config)}
 
 

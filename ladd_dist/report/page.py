@@ -14,9 +14,12 @@ from ladd_dist.evaluation.table import columns, spread
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.start import Start
 from ladd_dist.report.charts import draw_charts, draw_comparison, fit
+from ladd_dist.report.evaluations import CHART as EVALUATIONS
+from ladd_dist.report.evaluations import draw_evaluations
 from ladd_dist.report.record import Record, read_record
 from ladd_dist.report.series import Rows
 from ladd_dist.report.style import data_uri, environment
+from ladd_dist.training.evaluation import read_evaluations
 from ladd_dist.training.tracking import SPEED
 
 FOLDER, PAGE = "report", "index.html"
@@ -42,6 +45,7 @@ def write_report(run_dir: str | Path) -> Path:
     folder.mkdir(exist_ok=True)
     draw_comparison(record.results.sets, record.blocks).save(folder / "comparison.png", optimize=True)
     charts = draw_charts(record.rows, record.config, folder)
+    charts += draw_evaluations(read_evaluations(run_dir), folder)
     return put(folder / PAGE, _render(record, charts))
 
 
@@ -72,8 +76,9 @@ def _render(record: Record, charts: list[Path]) -> str:
 
 
 def curves(config: Config, paths: list[Path]) -> dict[str, Any]:
-    """What ``curves.html`` shows of the figures by `draw_charts`."""
-    known, files = {chart.name: chart for chart in method_of(config).CHARTS}, {path.stem: path for path in paths}
+    """What ``curves.html`` shows of the figures by `draw_charts` and `draw_evaluations`."""
+    known = {chart.name: chart for chart in (*method_of(config).CHARTS, EVALUATIONS)}
+    files = {path.stem: path for path in paths}
     pictures = {name: data_uri("png", path.read_bytes()) for name, path in files.items()}
     return {"speed": pictures[SPEED], "charts": [(known[name], pictures[name]) for name in pictures if name in known]}
 
