@@ -22,10 +22,13 @@ from ladd_dist.evaluation.results import Evaluated
 from ladd_dist.evaluation.table import columns
 from ladd_dist.report.evaluations import draw_evaluations
 from ladd_dist.training.evaluation import EVALUATIONS, Evaluation, read_evaluations, record
+from ladd_dist.training.tracking import Tracker
 from ladd_dist.training.trainer import Trainer
 
 SETTINGS = ["train.iterations=4", "train.evaluate_every=2", "train.checkpoint_every=4", "evaluation.batch=7"]
 SETTINGS += ["evaluation.samples_in_training=24", "evaluation.samples=24", "evaluation.scorers=[stroke]"]
+
+MIRRORED: list[tuple[int, dict[str, float]]] = []
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,9 @@ def config(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Config:
 def run(config: Config) -> list[Evaluated]:
     """A run to its end."""
     trainer = Trainer(config, ALONE)
-    trainer.run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "mirror", lambda _, iteration, numbers: MIRRORED.append((iteration, numbers)))
+        trainer.run()
     (hook,) = [hook for hook in trainer.hooks if isinstance(hook, Evaluation)]
     rows = read_evaluations(config.run_dir)
     assert hook.latest == rows[-1]
@@ -58,6 +63,15 @@ def test_a_run_records_its_averaged_weights_as_the_launcher_measures_them(
     assert all(sorted(of) == ["student_1", "student_2", "student_4"] for of in run[-1].by_bucket.values())
     assert values(run[0]) != values(run[1])
     assert run[0].overall["teacher_4"] == run[1].overall["teacher_4"]
+
+
+def test_the_students_numbers_are_mirrored(run: list[Evaluated]) -> None:
+    assert [iteration for iteration, _ in MIRRORED] == [2, 4]
+    numbers, student = MIRRORED[-1][1], run[-1].overall["student_4"]
+    assert numbers["evaluation/student_4/excess"] == student.main.excess.value
+    assert numbers["evaluation/student_1/32x64/KID"] == run[-1].by_bucket["32x64"]["student_1"].main.kid.value
+    assert numbers["evaluation/student_2/stroke"] > 0
+    assert not any("teacher_" in name for name in numbers)
 
 
 def test_a_run_that_goes_on_draws_no_baselines_again_and_its_record_has_each_iteration_once(
@@ -123,9 +137,12 @@ def test_two_ranks_with_sharded_networks_measure_what_one_process_does(
     assert found == pytest.approx(wanted, rel=1e-2, abs=1e-3)
 
 
-def test_a_student_that_has_diverged_is_counted_and_ends_nothing(config: Config, run: list[Evaluated]) -> None:
+@pytest.mark.parametrize("velocity", [torch.nan, -1e30])
+def test_a_student_that_has_diverged_is_counted_and_ends_nothing(
+    config: Config, run: list[Evaluated], velocity: float
+) -> None:
     def diverged(x_t: Tensor, *_: object) -> Tensor:
-        return torch.full_like(x_t, torch.nan)
+        return torch.full_like(x_t, velocity)
 
     evaluation = InTraining(config, ALONE, blocks=99)
     teacher = load_backbone(config.teacher.path, torch.float32, ALONE.device)

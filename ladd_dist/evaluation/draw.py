@@ -20,6 +20,8 @@ from ladd_dist.evaluation.teacher_features import TeacherFeatures
 DRAWN, OTHER_HALF = "evaluation", "evaluation, other half"
 """What noise is for: all sets begin with the same, but for the guided teacher's second."""
 
+_LARGEST = 1e4
+"""Latents are of order 1; what looks at larger ones may overflow."""
 _HOST = torch.device("cpu")
 
 Encode = Callable[[list[PromptEntry], str], Encoded]
@@ -115,8 +117,8 @@ class Draw:
 
 
 def _mended(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents with zeros for those that are not finite, as of a network that has diverged; 1 for these, else 0."""
-    broken = ~latents.flatten(1).isfinite().all(1)
+    """Latents with zeros for those that are no pictures, as of a network that has diverged; 1 for these, else 0."""
+    broken = ~(latents.flatten(1).abs() <= _LARGEST).all(1)  # not a number is no less than anything
     return latents.masked_fill(broken[:, None, None, None], 0), broken.double().cpu()
 
 

@@ -51,7 +51,7 @@ class Measures(BaseModel):
     contrast in the upper band of frequencies, and ``diversity`` the mean distance of two pictures of one prompt: both
     over those of the guided teacher, where 1 is right; ``diversity`` is None if no prompt was drawn twice. ``read``
     is the share of pictures whose prompt the judge can read, and ``scores`` are means by scorer. Zeros stand for
-    the latents of ``broken`` pictures, which were not finite.
+    the latents of ``broken`` pictures, which were not finite or above 10,000.
     """
 
     pictures: int
@@ -168,7 +168,7 @@ class Results(BaseModel):
         """What these numbers cannot tell, a sentence each."""
         found = [f"{why[0].lower()}{why[1:]}" for why in self.missing]
         found += [
-            f"{s.measures.broken} pictures of {s.label} were not finite numbers, and count as empty ones"
+            f"{s.measures.broken} pictures of {s.label} were not finite or above 10,000: zeros stand for them"
             for s in self.sets
             if s.measures and s.measures.broken
         ]

@@ -1,6 +1,7 @@
 """Evaluations of the student while it trains: the same held-out prompts and noise every time."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -62,12 +63,10 @@ def read_evaluations(run_dir: str | Path) -> list[Evaluated]:
     path, found = Path(run_dir) / EVALUATIONS, []
     rows, damaged = read_rows(path)
     for row in rows:
-        try:
+        with suppress(ValidationError):
             found.append(Evaluated.model_validate(row))
-        except ValidationError:
-            damaged.append(row["iteration"])
-    if damaged:
-        warn(f"{path} has {len(damaged)} lines that are damaged or of another version, which are left out")
+    if lost := len(damaged) + len(rows) - len(found):
+        warn(f"{path} has {lost} lines that are damaged or of another version, which are left out")
     return found
 
 
