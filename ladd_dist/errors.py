@@ -16,6 +16,10 @@ class DamagedError(LaddError):
     """A checkpoint that cannot be read whole."""
 
 
+class MissingWeights(LaddError):
+    """Weights that a score needs, which are missing or damaged: other scores can do without them."""
+
+
 class PeerLost(Exception):
     """Another rank is gone, or did not come; said in one line. The same command, started again, goes on."""
 

@@ -6,7 +6,7 @@ from ladd_dist.evaluation.evaluate import evaluate
 
 _DESCRIPTION = """\
 Draw held-out prompts with the guided teacher, the undistilled teacher and the student at few steps, and judge
-them: Frechet distances and how often the prompt can be read. Writes RUN_DIR/evaluation/.
+them over all pictures and in each bucket: distances, diversity, detail, scores. Writes RUN_DIR/evaluation/.
 
   python launchers/evaluate.py --config configs/tiny_cpu.yaml
 """

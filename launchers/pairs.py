@@ -48,7 +48,10 @@ def command_line() -> argparse.ArgumentParser:
     command = parser(_DESCRIPTION, kinds=list(_FLAGS))
     command.add_argument("--pairs", type=as_path, metavar="FILE", help="of table: a .jsonl or .csv")
     command.add_argument(
-        "--scorer", type=as_text, metavar="NAME", help="of rank: stroke (for the digits), or MODULE:FUNCTION"
+        "--scorer",
+        type=as_text,
+        metavar="NAME",
+        help="of rank: stroke (for the digits), clip:FOLDER or MODULE:FUNCTION",
     )
     command.add_argument(
         "--pictures", type=as_count, metavar="K", help=f"of rank: to draw of each prompt (default: {_PICTURES})"

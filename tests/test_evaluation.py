@@ -1,20 +1,28 @@
 """An evaluation's folder: whole and of one call, however many write at once and whenever one is killed."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ALONE, tiny_config
+import torch
+from conftest import ALONE, BUCKETS, tiny_config
+from PIL import Image
 from ranks import ranks
 
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
+from ladd_dist.drawing.pictures import save_png
+from ladd_dist.drawing.pipeline import load_backbone
 from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.evaluate import evaluate
 from ladd_dist.evaluation.folder import evaluation_place, new_evaluation
 from ladd_dist.evaluation.gallery import Gallery
-from ladd_dist.evaluation.results import FOLDER
+from ladd_dist.evaluation.reference import list_reference
+from ladd_dist.evaluation.results import FOLDER, Results
+from ladd_dist.evaluation.table import columns, table
 from ladd_dist.files.folders import MARKER
+from ladd_dist.models.backbone import Backbone
 from ladd_dist.training.trainer import Trainer
 
 
@@ -93,3 +101,160 @@ def _write_own(world: World, place: Path) -> None:
 def test_every_rank_writes_into_one_folder(tmp_path: Path) -> None:
     ranks(2)(_write_own, tmp_path / FOLDER)
     assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == [MARKER, "0", "1"]
+
+
+# What it measures
+
+
+def changed(config: Config, **settings: object) -> Config:
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=settings)})
+
+
+def untrained(config: Config, *others: object) -> Backbone:
+    return load_backbone(config.teacher.path, torch.float32, ALONE.device)
+
+
+@pytest.fixture(scope="module")
+def measured(config: Config) -> Results:
+    """The student is the undistilled teacher."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ladd_dist.evaluation.evaluate.load_student", untrained)
+        return evaluate(changed(config, samples=130, batch=50, scorers=["stroke"]), ALONE, None, "ema")
+
+
+def test_every_set_is_measured_over_all_and_in_each_bucket(measured: Results) -> None:
+    for scored in measured.sets:
+        found, buckets = scored.measures, scored.measures_by_bucket
+        assert found is not None and sorted(buckets) == BUCKETS
+        assert sum(of.pictures for of in buckets.values()) == found.pictures == 130
+        assert found.judge is not None and found.teacher is not None and found.patches is found.reference is None
+        assert found.judge.excess.value == pytest.approx(scored.excess, abs=1e-6)
+        assert found.teacher.kid.high is not None
+        assert list(found.scores) == ["stroke"] and found.scores["stroke"].value > 0
+        assert found.read and found.read.value == scored.accuracy
+        assert found.judge.fd is not None, "173 cells have more than 48 features"
+        few = buckets["32x32"].main
+        assert few.fd is None and few.excess == few.kid, "44 have not"
+    guided = measured.guided.measures
+    assert guided is not None and guided.high_frequencies is not None and guided.high_frequencies.value == 1
+    assert guided.diversity is not None and guided.diversity.value == 1, "some prompts are there twice"
+
+
+def test_a_student_that_is_still_the_teacher_is_no_nearer_than_the_teacher_sampled_alike(measured: Results) -> None:
+    sets = {s.name: s for s in measured.sets}
+    assert measured.undistilled is sets["teacher_4"], "the ratio of older versions stays what it was"
+    for steps in (4, 2):
+        student, renoised = sets[f"student_{steps}"], sets[f"teacher_{steps}_renoised"]
+        assert student.measures and renoised.measures
+        found = student.measures.main
+        assert found.kid == renoised.measures.main.kid
+        assert found.ratio_renoised is not None and found.ratio_renoised.value == pytest.approx(1)
+        assert found.ratio is not None and found.ratio.value == pytest.approx(student.excess_ratio)
+        assert found.ratio.value != pytest.approx(1, rel=1e-3), "Euler's pictures are others"
+    one = sets["student_1"].measures
+    assert one and one.main.ratio and one.main.ratio.value == pytest.approx(1, abs=1e-3), "in one step they are alike"
+    assert one.main.ratio_renoised is None
+
+
+def test_results_are_read_back_and_printed(measured: Results) -> None:
+    assert Results.model_validate_json(measured.model_dump_json()) == measured
+    lines = table(measured)
+    assert max(map(len, lines[: len(measured.sets) + 1])) < 80
+    (head,) = (line for line in lines if "in teacher" in line)
+    assert head.split()[-1] == "stroke"
+    assert sum(line.startswith("student, 4 steps, 32x64") for line in lines) == 1
+
+
+def _evaluate(world: World, config: Config) -> Results:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ladd_dist.evaluation.evaluate.load_student", untrained)
+        return evaluate(config, world, None, "ema")
+
+
+def test_two_ranks_measure_what_one_does(config: Config, measured: Results) -> None:
+    found = ranks(2)(_evaluate, changed(config, samples=130, batch=50, scorers=["stroke"]))
+    for ours, theirs in zip(measured.sets, found[1].sets, strict=True):
+        assert ours.measures and theirs.measures
+        assert theirs.measures.pictures == 130
+        for name, number in columns(ours.measures).items():
+            same = columns(theirs.measures)[name]
+            assert (number is None) == (same is None)
+            if number and same:
+                assert number.value == pytest.approx(same.value, rel=1e-3, abs=1e-3), name
+
+
+def test_without_its_weights_the_judge_is_replaced_by_the_teacher_and_other_scores_are_there(
+    config: Config, tmp_path: Path
+) -> None:
+    """Also the reference set, for which there is no judge, is said to be missing."""
+    for number in range(2):
+        save_png(torch.rand(3, 32, 32), tmp_path / f"{number}.png")
+    scorers = ["clip:/nowhere", "stroke"]
+    settings = {"judge": "clip:/nowhere", "scorers": scorers, "samples": 6, "reference": str(tmp_path)}
+    found = evaluate(changed(config, **settings), ALONE, None, "ema")
+    assert found.judge == "teacher"
+    for scored in found.sets:
+        assert scored.measures and scored.measures.judge is None and scored.measures.teacher
+        assert list(scored.measures.scores) == ["stroke"] and scored.accuracy is None
+        assert scored.measures.main.fd is None, "6 pictures are fewer than the teacher's features"
+    said = [caveat for caveat in found.caveats if "clip:/nowhere: there is no such folder" in caveat]
+    assert len(said) == 2 and len(found.missing) == 3
+    assert any("go by the kernel distances" in caveat for caveat in found.caveats)
+    assert any("without the reference set" in caveat for caveat in found.caveats)
+
+
+def test_diversity_needs_two_pictures_of_a_prompt(config: Config) -> None:
+    settings = {"samples": 6, "judge": "teacher"}
+    once, twice = (
+        evaluate(changed(config, images_per_prompt=each, **settings), ALONE, None, "ema").student.measures
+        for each in (1, 2)
+    )
+    assert once and once.diversity is None
+    assert twice and twice.diversity is not None and twice.diversity.value > 0
+
+
+# A reference set
+
+
+def test_a_reference_set_is_measured_in_the_buckets_of_its_pictures(config: Config, tmp_path: Path) -> None:
+    """Of the first set's own pictures: that set is the nearest."""
+    evaluate(changed(config, samples=40, pictures=8), ALONE, None, "ema")
+    own = Path(config.run_dir) / FOLDER / "pictures" / "teacher_guided"
+    for bucket in ("32x32", "32x64"):
+        shutil.copytree(own / bucket, tmp_path / "photos" / bucket)
+    (tmp_path / "photos" / "notes.txt").touch()
+    found = evaluate(changed(config, samples=40, reference=str(tmp_path / "photos")), ALONE, None, "ema")
+    kids = {}
+    for scored in found.sets:
+        assert scored.measures and scored.measures.reference
+        assert scored.measures.reference.fd is None, "40 pictures"
+        kids[scored.name] = scored.measures.reference.kid.value
+        of = {bucket: measures.reference for bucket, measures in scored.measures_by_bucket.items()}
+        assert of["32x32"] and of["32x64"] and of["64x32"] is None
+    assert min(kids, key=lambda name: kids[name]) == "teacher_guided"
+
+
+def test_pictures_of_a_reference_set_are_turned_as_their_exif_says(config: Config, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 30)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (60, 30)).save(tmp_path / "b.JPG")
+    listed = list_reference(changed(config, reference=str(tmp_path)))
+    assert [(file.name, bucket.name) for file, bucket in listed] == [("a.jpg", "64x32"), ("b.JPG", "32x64")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "there is no such folder"), ([], "holds 0 pictures"), ([b"\x89PNG cut", b""], "0.png cannot be read")],
+)
+def test_a_reference_set_that_cannot_be_used_is_refused(
+    config: Config, tmp_path: Path, content: list[bytes] | None, words: str
+) -> None:
+    folder = tmp_path / "photos"
+    if content is not None:
+        folder.mkdir()
+    for number, data in enumerate(content or []):
+        (folder / f"{number}.png").write_bytes(data)
+    with pytest.raises(LaddError, match=words) as refused:
+        evaluate(changed(config, reference=str(folder)), ALONE, None, "ema")
+    assert str(folder) in str(refused.value) and "\n" not in str(refused.value)

@@ -1,31 +1,34 @@
 import json
+import re
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from conftest import ALONE, tiny_config
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import ALONE, TEACHER, tiny_config
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.distances import frechet_distance
+from ladd_dist.drawing.scorers import score, scorer_of
+from ladd_dist.errors import LaddError, MissingWeights
 from ladd_dist.evaluation.evaluate import evaluate
 from ladd_dist.evaluation.judges import check_judge, load_judge
 from ladd_dist.preflight.jobs import JOBS
 
 CPU = torch.device("cpu")
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A tiny random CLIP with the processor of the real one."""
+    """A tiny random CLIP with the processor of the real one, and the embedded teacher's tokenizer."""
     folder = tmp_path_factory.mktemp("clip-tiny")
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = CLIPVisionConfig(**small, image_size=224, patch_size=56, projection_dim=12)
-    text = CLIPTextConfig(**small, vocab_size=50, projection_dim=12)
+    tokenizer = CLIPTokenizer.from_pretrained(f"{TEACHER}/tokenizer")
+    vision = CLIPVisionConfig(**SMALL, image_size=224, patch_size=56, projection_dim=12)
+    words, end = len(tokenizer), tokenizer.eos_token_id
+    text = CLIPTextConfig(
+        **SMALL, vocab_size=words, projection_dim=12, eos_token_id=end, pad_token_id=end, max_position_embeddings=16
+    )
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     CLIPModel(
         CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12)
@@ -44,20 +47,54 @@ def test_the_clip_judge_embeds_pictures_of_any_shape(clip_folder):
     torch.testing.assert_close(again, features)
 
 
+def test_the_clip_score_is_that_of_transformers(clip_folder):
+    """Of a whole CLIP as it is meant to be called; a long prompt is cut."""
+    prompts = [*["one", "two", "three", "four", "five", "six", "seven"], "seven " * 100]
+    images = torch.rand(len(prompts), 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    found = score("clip", scorer_of(f"clip:{clip_folder}"), prompts, images)
+    tokenizer, clip = CLIPTokenizer.from_pretrained(clip_folder), CLIPModel.from_pretrained(clip_folder).eval()
+    text = tokenizer(prompts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    processed = CLIPImageProcessor.from_pretrained(clip_folder)(
+        images=list(images), do_rescale=False, return_tensors="pt"
+    )
+    with torch.no_grad():
+        together = clip(**text, **processed).logits_per_image.diagonal() / clip.logit_scale.exp()
+    assert (together > 0).any() and (together < 0).any()
+    assert found.tolist() == pytest.approx((100 * together.clamp(min=0)).tolist(), abs=1e-4)
+
+
 @pytest.mark.parametrize(
-    ("name", "words"), [("fid", "'digits' or 'clip:FOLDER'"), ("clip:/nowhere", "there is no such folder")]
+    ("name", "words"), [("fid", "'digits', 'teacher' or 'clip:FOLDER'"), ("clip:/nowhere", "there is no such folder")]
 )
 def test_judges_that_are_not_there_are_named(name, words):
     with pytest.raises(LaddError, match=words):
         load_judge(name, CPU)
 
 
-def test_the_judge_is_asked_for_before_anything_else_is_opened(tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("judge=fid", "evaluation.judge=fid is unknown"),
+        ("scorers=[beauty]", "scorer beauty is unknown: use stroke, clip:FOLDER or MODULE:FUNCTION"),
+        ("reference=/nowhere", "evaluation.reference=/nowhere: there is no such folder"),
+    ],
+)
+def test_what_is_unknown_is_said_before_anything_is_opened(tmp_path, setting, words):
     """There is no checkpoint either."""
-    config = tiny_config(tmp_path / "run", tmp_path / "data", "evaluation.judge=clip:/nowhere")
+    config = tiny_config(tmp_path / "run", tmp_path / "data", f"evaluation.{setting}")
     for ask in (lambda: JOBS["evaluate"].check(config, ALONE), lambda: evaluate(config, ALONE, None, "ema")):
-        with pytest.raises(LaddError, match="^evaluation.judge=clip:/nowhere: there is no such folder"):
+        with pytest.raises(LaddError, match=f"^{re.escape(words)}"):
             ask()
+
+
+def test_a_judge_without_weights_is_said_and_the_evaluation_goes_on_to_its_checkpoint(tmp_path, caplog):
+    config = tiny_config(tmp_path / "run", tmp_path / "data", "evaluation.judge=clip:/nowhere")
+    JOBS["evaluate"].check(config, ALONE)
+    with pytest.raises(LaddError, match="checkpoint"):
+        evaluate(config, ALONE, None, "ema")
+    said = caplog.text
+    assert "without the judge, in the teacher's own features: clip:/nowhere: there is no such folder" in said
+    assert "hf download openai/clip-vit-large-patch14 --local-dir /nowhere" in said
 
 
 def edited(file, **changes):
@@ -149,22 +186,29 @@ def test_what_other_versions_of_clip_write_is_the_same_judge(clip_folder, tmp_pa
     assert torch.equal(ours, theirs)
 
 
-def test_frechet_distance_of_gaussians_is_the_closed_form():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(4000, 3)), rng.normal(size=(4000, 3)) * [1, 2, 3] + [1, 0, -1]
-    got = frechet_distance(torch.from_numpy(a), torch.from_numpy(b))
-    assert got == pytest.approx(2 + 0 + 1 + 4, rel=0.05)  # |mu|^2 + sum (sigma_a - sigma_b)^2
+WORDS = "text_model.embeddings.token_embedding.weight"
 
 
-@given(st.integers(0, 100), st.floats(-5, 5))
-def test_frechet_distance_is_zero_to_itself_and_symmetric(seed, shift):
-    g = torch.Generator().manual_seed(seed)
-    a, b = torch.randn(2, 20, 4, generator=g, dtype=torch.float64).unbind()
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), abs=1e-5)
-    assert frechet_distance(a, a + shift) == pytest.approx(4 * shift**2, abs=1e-5)
+def few_tokens(folder):
+    text = {"vocab_size": 5, "projection_dim": 12, "max_position_embeddings": 16, **SMALL}
+    edited("config.json", text_config=text)(folder)
+    tensors(lambda all: all | {WORDS: all[WORDS][:5].clone()})(folder)
 
 
-def test_too_few_features_are_refused():
-    with pytest.raises(ValueError, match="two or more"):
-        frechet_distance(torch.zeros(1, 3), torch.zeros(5, 3))
+CLIP_FAULTS = {
+    "no folder": (shutil.rmtree, "there is no such folder: put a transformers CLIP there, such as by hf download"),
+    "no tokenizer": (lambda folder: (folder / "merges.txt").unlink(), "its tokenizer cannot be loaded"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+    "one tower": (AS_WRITTEN["vision tower alone"], "has no tensor"),
+    "few tokens": (few_tokens, "but it knows 5, from 0 on"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CLIP_FAULTS.values(), ids=CLIP_FAULTS)
+def test_a_clip_that_cannot_score_is_named_before_it_is_loaded(clip_folder, tmp_path, change, message):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    change(folder)
+    with pytest.raises(MissingWeights) as refused:
+        scorer_of(f"clip:{folder}")
+    (line,) = str(refused.value).splitlines()
+    assert str(folder) in line and message in line

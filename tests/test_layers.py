@@ -24,7 +24,8 @@ ROOMS = """
     planning
     drawing checkpoints
     jobs
-    evaluation training
+    evaluation
+    training
     report measuring slurm kubernetes preflight
     human studies
     cli

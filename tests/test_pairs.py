@@ -389,7 +389,7 @@ def test_scorers_are_found_by_name_or_refused_in_one_line(tmp_path: Path, monkey
     (tmp_path / "my_broken_scorer.py").write_text("import torch\nnonsense\n")
     (tmp_path / "my_other_scorer.py").write_text("import my_absent_library\n")
     for name, says in {
-        "thick": "scorer thick is unknown: use stroke, mine or MODULE:FUNCTION",
+        "thick": "scorer thick is unknown: use stroke, mine, clip:FOLDER or MODULE:FUNCTION",
         "stroke:": "scorer stroke: is unknown",
         "my_absent:f": "there is no module my_absent, add its folder to PYTHONPATH or install it",
         "my_other_scorer:f": "there is no module my_absent_library",

@@ -17,8 +17,8 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.evaluate import table
 from ladd_dist.evaluation.results import Results
+from ladd_dist.evaluation.table import table
 from ladd_dist.report.page import conclusion, write_report
 
 SETS = ["teacher_guided", "teacher_4", "teacher_1", "student_4", "student_2", "student_1"]
@@ -230,6 +230,43 @@ def test_big_pictures_many_heads_and_no_accuracy(run: Path) -> None:
     assert page.stat().st_size < 2_000_000
     assert "read right" not in page.read_text()
     assert "24 per rank and pass" in page.read_text()
+
+
+def test_what_was_measured_is_shown_of_all_pictures_and_by_bucket(run: Path) -> None:
+    """Without columns that nobody has."""
+    found = results() | {"missing": ["Without the scorer clip:/x: there is no such folder"]}
+    for scored in found["sets"]:
+        excess = {"value": scored["excess"], "low": scored["excess"] - 0.25, "high": scored["excess"] + 0.25}
+        distance = {"kid": {"value": 0.125}, "excess": excess, "ratio_renoised": excess}
+        scored["measures"] = {"pictures": 1000, "judge": distance, "scores": {"stroke": {"value": 7.5}}}
+        scored["measures_by_bucket"] = dict.fromkeys(("32x32", "32x64"), scored["measures"])
+    (run / "evaluation" / "results.json").write_text(json.dumps(found))
+    page = write_report(run).read_text()
+    assert [page.count(f"<h3>{heading}</h3>") for heading in ("All pictures", "32 x 32", "32 x 64")] == [1, 1, 1]
+    assert page.count("<td>0.399 ± 0.25</td>") == 6, "excess and ratio of a student, in three tables"
+    assert page.count('scope="col">stroke</th>') == 3 and "diversity</th>" not in page
+    assert "Without the scorer clip:/x" in page
+
+
+def evaluation_row(iteration: int, few: bool = False) -> dict:
+    measures = {}
+    for name in (*SETS, "teacher_4_renoised"):
+        value = (5 if name.startswith("teacher") else 400 / iteration) + len(name) / 10
+        excess = {"value": value} if few else {"value": value, "low": value - 1, "high": value + 1}
+        measures[name] = {"pictures": 24, "judge": {"kid": {"value": value / 2}, "excess": excess}}
+    return {"iteration": iteration, "judge": "digits", "overall": measures, "by_bucket": {}}
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_evaluations_while_it_trained_are_a_chart_of_the_page(run: Path, few: bool) -> None:
+    """Also a single one without intervals."""
+    rows = [evaluation_row(i, few) for i in ((500,) if few else (250, 500, 750, 1000))]
+    write_metrics(run, [metrics_row(10)])
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(run).read_text()
+    assert page.count('alt="Curves of the student&#39;s distances to the guided teacher over iterations') == 1
+    with Image.open(run / "report" / "evaluations.png") as picture:
+        assert picture.width >= 1000
 
 
 # The page in a browser

@@ -38,8 +38,19 @@ class EvaluationConfig(Section):
 
     prompts: PathName
     judge: JudgeName = "digits"
-    """``digits`` (the embedded one) or ``clip:FOLDER`` for a transformers CLIP model folder."""
+    """``digits`` (the embedded one), ``clip:FOLDER`` for a transformers CLIP model folder, or ``teacher`` for the
+    teacher's own features, in which distances are measured in any case."""
+    scorers: Annotated[list[str], EachOnce] = Field(default=[])
+    """Also to give a number to each picture, whose mean is a score: ``clip:FOLDER`` for the CLIP score, another name,
+    or ``MODULE:FUNCTION``, as of `pairs.py`."""
+    reference: PathName | None = None
+    """A folder of pictures, such as photographs, to which the judge also measures distances."""
     samples: Annotated[PictureCount, Field(ge=4)] = 1000
+    """Pictures per set: the prompts in turn, again from the first with other noise after the last."""
+    samples_in_training: Annotated[PictureCount, Field(ge=4)] = 250
+    """The same of evaluations by ``train.evaluate_every``."""
+    images_per_prompt: PictureCount = 1
+    """Pictures of a prompt before the next one's turn; diversity is measured where a prompt has two in all."""
     batch: Count = 50
     pictures: PictureCount = 8
     """Pictures per bucket kept for the report."""

@@ -66,12 +66,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _previews(self) -> "Config":
-        if self.train.preview_every and not self.method.few_steps:
-            raise ValueError(
-                f"train.preview_every={self.train.preview_every} draws in few steps, but method.name="
-                f"{self.method.name} tunes a base that needs many: set train.preview_every=0"
-            )
+    def _few_steps(self) -> "Config":
+        for key in ("preview_every", "evaluate_every"):
+            if (every := getattr(self.train, key)) and not self.method.few_steps:
+                raise ValueError(
+                    f"train.{key}={every} draws in few steps, but method.name={self.method.name} tunes a base that "
+                    f"needs many: set train.{key}=0"
+                )
         return self
 
     @model_validator(mode="after")

@@ -28,6 +28,9 @@ class TrainConfig(Section):
     keep_checkpoints: Count = 2
     preview_every: CountOrZero = 0
     """Iterations between picture sheets of the student; 0 draws none."""
+    evaluate_every: CountOrZero = 0
+    """Iterations between evaluations of the student's averaged weights, as `evaluation` says; 0 makes none. What it
+    costs is in docs/evaluation.md."""
     hang_timeout: Seconds = 900.0
     """Seconds without progress on any rank after which the job ends, naming who is behind. Must exceed the longest
     phase: loading the networks, writing a checkpoint."""

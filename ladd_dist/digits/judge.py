@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ladd_dist.digits.prompts import digits_in
 from ladd_dist.digits.scans import cut_cells, load_part, render
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import LaddError, MissingWeights
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
 FEATURES = 48
@@ -65,12 +65,12 @@ class DigitJudge:
         weights: the feature network, by default the one beside this file.
 
     Raises:
-        LaddError: if the feature network's weights are missing.
+        MissingWeights: of the feature network.
     """
 
     def __init__(self, device: torch.device | str = "cpu", weights: Path = WEIGHTS) -> None:
         if not weights.is_file():
-            raise LaddError(f"{weights} is missing: run python -m ladd_dist.digits.build --judge-only")
+            raise MissingWeights(f"{weights} is missing: run python -m ladd_dist.digits.build --judge-only")
         self.device = torch.device(device)
         self.net = FeatureNet()
         self.net.load_state_dict(load_file(weights))
@@ -88,6 +88,11 @@ class DigitJudge:
     def name(self) -> str:
         """What the scores of this judge are called."""
         return "digits"
+
+    @property
+    def crop(self) -> None:
+        """It sees every cell at full resolution."""
+        return None
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Scorers: which of several pictures of a prompt is preferred, by name.
 
-Named as judges are: a word, or ``WHERE:WHAT``. Whoever adds one calls `register`, or names a function of a module.
+Named as judges are: a word, ``clip:FOLDER``, or ``MODULE:FUNCTION``. Whoever adds one calls `register`, or names a
+function of a module.
 """
 
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from importlib import import_module
 
 from torch import Tensor
 
+from ladd_dist.config.values import expand_path
 from ladd_dist.errors import LaddError
 
 Scorer = Callable[[list[str], Tensor], Tensor]
@@ -18,6 +20,7 @@ for the same: a dataset is drawn in any number of pieces."""
 _BUILTIN = {"stroke": "ladd_dist.digits.stroke:stroke"}
 """Imported on first use."""
 
+_CLIP = "clip:"
 _SCORERS: dict[str, Scorer] = {}
 
 
@@ -38,16 +41,21 @@ def known() -> list[str]:
 
 
 def scorer_of(name: str) -> Scorer:
-    """The scorer of a name, or a function as ``MODULE:FUNCTION`` from where Python finds modules.
+    """The scorer of a name, of a CLIP's folder, or a function as ``MODULE:FUNCTION`` from where Python finds modules.
 
     Raises:
+        MissingWeights: if CLIP's cannot be used.
         LaddError: if there is none, listing the known.
     """
     if name in _SCORERS:
         return _SCORERS[name]
+    if name.startswith(_CLIP) and name != _CLIP:
+        from ladd_dist.drawing.clip_score import ClipScore
+
+        return ClipScore(expand_path(name.removeprefix(_CLIP)))
     module, colon, function = _BUILTIN.get(name, name).partition(":")
     if not (module and colon and function):
-        raise LaddError(f"scorer {name} is unknown: use {', '.join(known())} or MODULE:FUNCTION")
+        raise LaddError(f"scorer {name} is unknown: use {', '.join(known())}, clip:FOLDER or MODULE:FUNCTION")
     try:
         found = getattr(import_module(module), function, None)
     except ModuleNotFoundError as error:

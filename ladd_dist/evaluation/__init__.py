@@ -1,1 +1,1 @@
-"""How good the student is: judges, distances and what they gave. Where it is shown belongs to `report`."""
+"""How good the student is: who is compared, by whom, and what that gave. Where it is shown belongs to `report`."""

@@ -5,22 +5,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ladd_dist.errors import LaddError
-from ladd_dist.models.configs import transformers_config
-from ladd_dist.models.files import in_one_line, read_json
-from ladd_dist.models.loading import SavedModel
-from ladd_dist.models.shards import TRANSFORMERS, weight_files
-from ladd_dist.models.values import COUNT, POSITIVE, Table
+from ladd_dist.models.clip import pixels, vision_tower
 
-_VISION: Table = {
-    **dict.fromkeys(("hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers"), COUNT),
-    **dict.fromkeys(("num_attention_heads", "num_channels", "image_size", "patch_size"), COUNT),
-    "layer_norm_eps": POSITIVE,
-}
-_TEXT_TOWER = (r"^text_model\.", r"^text_projection\.weight$", r"^logit_scale$")
-"""What a whole CLIP has beside its vision tower."""
+TEACHER = "teacher"
+"""The name for the teacher's own features, which need no judge."""
 
 
 class Judge(Protocol):
@@ -31,8 +21,13 @@ class Judge(Protocol):
         """What the scores are called."""
         ...
 
+    @property
+    def crop(self) -> int | None:
+        """Side in pixels of the pictures that it looks at, to which it reduces larger ones; None if it does not."""
+        ...
+
     def features(self, images: Tensor) -> Tensor:
-        """Features ``(n, F)`` on the CPU, one or more rows per picture."""
+        """Features ``(n, F)`` on the CPU, one or more rows per picture, as many for each of one size."""
         ...
 
     def reads_prompt(self, images: Tensor, prompts: list[str]) -> Tensor | None:
@@ -47,19 +42,19 @@ class ClipJudge:
         folder: a transformers CLIP model with its image processor.
 
     Raises:
-        LaddError: if the folder cannot be loaded.
+        MissingWeights: if the folder cannot be loaded.
     """
 
     def __init__(self, folder: str, device: torch.device) -> None:
-        vision, self._processor = _clip(folder)
-        self._net = vision.load().to(device).eval()
+        network, self._processor, self.crop = vision_tower(folder)
+        self._net = network.load().to(device).eval()
         self._device = device
         self.name = f"clip:{Path(folder).name}"
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Image embeddings ``(B, F)``."""
-        return self._net(_pixels(self._processor, images).to(self._device)).image_embeds.cpu()
+        return self._net(pixels(self._processor, images).to(self._device)).image_embeds.cpu()
 
     def reads_prompt(self, images: Tensor, prompts: list[str]) -> Tensor | None:
         """CLIP embeddings do not say whether a prompt was followed."""
@@ -70,55 +65,33 @@ def check_judge(name: str) -> None:
     """Check the judge that ``evaluation.judge`` names, by config, image processor and headers of weights.
 
     Raises:
-        LaddError: for an unknown name, or naming the first file that is missing, damaged or of another model.
+        MissingWeights: naming the first file that is missing, damaged or of another model.
+        LaddError: for an unknown name.
     """
     if (folder := _clip_folder(name)) is not None:
-        _clip(folder)[0].check()
+        vision_tower(folder)
 
 
-def load_judge(name: str, device: torch.device) -> Judge:
-    """Build the judge that ``evaluation.judge`` names.
+def load_judge(name: str, device: torch.device) -> Judge | None:
+    """Build the judge that ``evaluation.judge`` names; None for the teacher's own features.
 
     Raises:
         LaddError: as of `check_judge`, or if it cannot be loaded.
     """
     if (folder := _clip_folder(name)) is not None:
         return ClipJudge(folder, device)
+    if name == TEACHER:
+        return None
     from ladd_dist.digits.judge import DigitJudge
 
     return DigitJudge(device)
 
 
 def _clip_folder(name: str) -> str | None:
-    """The folder of a CLIP judge; None for the embedded one."""
+    """The folder of a CLIP judge; None for the others."""
     kind, _, folder = name.partition(":")
-    if name == "digits":
+    if name in ("digits", TEACHER):
         return None
     if kind != "clip" or not folder:
-        raise LaddError(f"evaluation.judge={name} is unknown: use 'digits' or 'clip:FOLDER'")
-    if not Path(folder).is_dir():
-        raise LaddError(f"evaluation.judge={name}: there is no such folder, put a transformers CLIP model there")
+        raise LaddError(f"evaluation.judge={name} is unknown: use 'digits', 'teacher' or 'clip:FOLDER'")
     return folder
-
-
-def _clip(folder: str) -> tuple[SavedModel, CLIPImageProcessor]:
-    """The vision tower of a CLIP folder, and what prepares pictures for it, tried on one."""
-    path = Path(folder)
-    config = transformers_config(CLIPVisionConfig, path, ["clip_vision_model", "clip"], _VISION)
-    files = weight_files(path, TRANSFORMERS)
-    file = path / "preprocessor_config.json"
-    read_json(file)
-    with in_one_line(f"{file} prepares no pictures"):
-        processor = CLIPImageProcessor.from_pretrained(folder)
-        pixels = _pixels(processor, torch.zeros(1, 3, 8, 16))
-    wanted = (1, config["num_channels"], config["image_size"], config["image_size"])
-    if pixels.shape != wanted or not pixels.isfinite().all():
-        found = f"{file} makes {tuple(pixels.shape)} of a picture"
-        raise LaddError(f"{found}, but config.json wants finite numbers of {wanted}: download both again")
-    return SavedModel(CLIPVisionModelWithProjection, path, config, files, _TEXT_TOWER), processor
-
-
-def _pixels(processor: CLIPImageProcessor, images: Tensor) -> Tensor:
-    """Pictures ``(B, 3, H, W)`` as CLIP takes them: ``(B, 3, S, S)``, normalised."""
-    pixels: Tensor = processor(images=list(images.cpu()), do_rescale=False, return_tensors="pt").pixel_values
-    return pixels

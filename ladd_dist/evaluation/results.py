@@ -9,6 +9,70 @@ FOLDER = "evaluation"
 RESULTS, PICTURES, INDEX = "results.json", "pictures", "index.json"
 
 
+class Estimate(BaseModel):
+    """A number, and where it would be on other prompts and noise 95% of the time, see `jackknife.estimate`."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Distance(BaseModel):
+    """Between two sets of pictures in one feature space.
+
+    ``fd`` is the Frechet distance, None where there were no more feature vectors than features; ``kid`` the kernel
+    distance.
+    """
+
+    fd: Estimate | None = None
+    kid: Estimate
+
+
+class TeacherDistance(Distance):
+    """How far a set is from the guided teacher's.
+
+    ``excess`` is what of ``fd`` lies above the guided teacher's split-half distance, or where there is none ``kid``,
+    which needs no such correction. ``ratio`` is a student's excess over that of the undistilled teacher at the same
+    steps by Euler's method, ``ratio_renoised`` over that of the teacher which is sampled as the student is; None
+    where that was not drawn, or its excess is not positive.
+    """
+
+    excess: Estimate
+    ratio: Estimate | None = None
+    ratio_renoised: Estimate | None = None
+
+
+class Measures(BaseModel):
+    """Scores of a set's pictures, all of them or those of a bucket.
+
+    ``judge``, ``patches`` and ``teacher`` are distances in the judge's features, in those of crops at full resolution
+    (None if the judge sees whole pictures at full resolution, or no picture was larger than a crop) and in the
+    teacher's own; ``reference`` is that to the reference set, in the judge's. ``high_frequencies`` is the share of
+    contrast in the upper band of frequencies, and ``diversity`` the mean distance of two pictures of one prompt: both
+    over those of the guided teacher, where 1 is right; ``diversity`` is None if no prompt was drawn twice. ``read``
+    is the share of pictures whose prompt the judge can read, and ``scores`` are means by scorer. Zeros stand for
+    the latents of ``broken`` pictures, which were not finite or above 10,000.
+    """
+
+    pictures: int
+    broken: int = 0
+    judge: TeacherDistance | None = None
+    patches: TeacherDistance | None = None
+    teacher: TeacherDistance | None = None
+    reference: Distance | None = None
+    high_frequencies: Estimate | None = None
+    diversity: Estimate | None = None
+    read: Estimate | None = None
+    scores: dict[str, Estimate] = {}
+
+    @property
+    def main(self) -> TeacherDistance:
+        """The distance that counts: in the judge's features, without a judge in the teacher's own."""
+        found = self.judge or self.teacher
+        assert found is not None
+        return found
+
+
 class SetResult(BaseModel):
     """How one way of drawing scored.
 
@@ -23,12 +87,17 @@ class SetResult(BaseModel):
     role: Literal["teacher", "student"]
     steps: int
     guidance: float | None = None
+    renoised: bool = False
+    """A teacher that was sampled as the student is: x0 predicted, noised to the student's next time, and so on."""
     fd: float
     excess: float
     excess_ratio: float | None = None
     accuracy: float | None = None
     accuracy_by_bucket: dict[str, float] | None = None
     seconds_per_image: float
+    measures: Measures | None = None
+    """With intervals; None in files of older versions, as is what follows empty there."""
+    measures_by_bucket: dict[str, Measures] = {}
 
 
 class Results(BaseModel):
@@ -46,6 +115,10 @@ class Results(BaseModel):
     split_half_fd: float
     features: tuple[int, int] | None = None
     """Vectors per set, one or more of each picture, and their width; None in files of older versions."""
+    reference: str | None = None
+    """The folder of other pictures, if there was one."""
+    missing: list[str] = []
+    """Scores that were left out, and why."""
     sets: list[SetResult]
 
     @model_validator(mode="after")
@@ -61,13 +134,19 @@ class Results(BaseModel):
         return None if rival is None else rival.excess
 
     def _rival(self, steps: int) -> SetResult | None:
-        rivals = (s for s in self.sets if s.role == "teacher" and s is not self.guided)
+        rivals = (s for s in self.sets if s.role == "teacher" and s is not self.guided and not s.renoised)
         return next((s for s in rivals if s.steps == steps), None)
 
     @property
     def guided(self) -> SetResult:
         """The reference: the teacher as it is meant to be used."""
         return next(s for s in self.sets if s.role == "teacher")
+
+    @property
+    def buckets(self) -> list[str]:
+        """Whose pictures are also measured apart, if there are several."""
+        names = list(self.guided.measures_by_bucket)
+        return names if len(names) > 1 else []
 
     @property
     def student(self) -> SetResult:
@@ -87,7 +166,13 @@ class Results(BaseModel):
     @property
     def caveats(self) -> list[str]:
         """What these numbers cannot tell, a sentence each."""
-        found = [
+        found = [f"{why[0].lower()}{why[1:]}" for why in self.missing]
+        found += [
+            f"{s.measures.broken} pictures of {s.label} were not finite or above 10,000: zeros stand for them"
+            for s in self.sets
+            if s.measures and s.measures.broken
+        ]
+        found += [
             f"no ratio for {s.label}: the undistilled teacher's excess, {self._base(s):.3f}, is not positive, so "
             f"{self.samples} pictures cannot tell it from the guided teacher"
             for s in self.sets
@@ -95,11 +180,25 @@ class Results(BaseModel):
         ]
         vectors, width = self.features or (1, 0)
         if vectors <= width:
+            instead = "go by the kernel distances, or " if self.guided.measures else ""
             found.append(
                 f"{vectors} feature vectors per set are too few for {width} features: covariances are singular and "
-                "distances say little, raise evaluation.samples"
+                f"Frechet distances say little, {instead}raise evaluation.samples"
             )
         return found
+
+
+class Evaluated(BaseModel):
+    """A line of ``evaluations.jsonl``: the student after so many iterations, with the averaged weights.
+
+    ``overall`` holds all sets, the teacher's too, ``by_bucket`` the student's. ``judge`` is what the distances are
+    called that come first.
+    """
+
+    iteration: int
+    judge: str
+    overall: dict[str, Measures]
+    by_bucket: dict[str, dict[str, Measures]]
 
 
 class PictureIndex(BaseModel):

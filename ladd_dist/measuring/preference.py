@@ -24,10 +24,10 @@ from ladd_dist.checkpoints.student import load_student, open_checkpoint
 from ladd_dist.config import Config, load
 from ladd_dist.config.arguments import as_count, as_path
 from ladd_dist.data.prompts import PromptEntry, read_prompts
+from ladd_dist.digits.judge import DigitJudge
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Pipeline
 from ladd_dist.drawing.scorers import scorer_of
-from ladd_dist.evaluation.judges import load_judge
 from ladd_dist.log import log, progress, setup
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.training.trainer import Trainer
@@ -68,7 +68,7 @@ class Scoring:
 
     def __init__(self, config: Config, world: World, samples: int) -> None:
         self._config, self._pipeline = config, Pipeline(config, world.device)
-        self._scorer, self._judge = scorer_of("stroke"), load_judge("digits", world.device)
+        self._scorer, self._judge = scorer_of("stroke"), DigitJudge(world.device)
         once = read_prompts(config.evaluation.prompts, config.synthesis.buckets)
         self._entries = [
             PromptEntry(i, once[i % len(once)].prompt, once[i % len(once)].bucket) for i in range(samples)

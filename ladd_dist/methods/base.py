@@ -6,7 +6,7 @@ know no method by name. A method is registered in `methods.registry`; its settin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,6 +57,7 @@ class Method(ABC):
         trained: engines by name of their network.
         frozen: networks without an optimizer, on their devices, by name.
         student: ``trained[STUDENT]``.
+        teacher_features: the frozen teacher up to some block, as `Backbone.forward` with taps; None without one.
     """
 
     OPTIMIZERS: ClassVar[Mapping[str, str]]
@@ -72,6 +73,7 @@ class Method(ABC):
     trained: Mapping[str, Engine]
     frozen: Mapping[str, nn.Module]
     student: Engine
+    teacher_features: Callable[..., Any] | None = None
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -100,6 +102,11 @@ class Method(ABC):
     @abstractmethod
     def forward_backward(cls, config: Config) -> Mapping[str, int]:
         """How often each network that may be sharded runs forward or backward for one micro-batch, by name."""
+
+    @classmethod
+    def teacher_blocks(cls, config: Config) -> int:
+        """How many of the teacher's blocks `teacher_features` has."""
+        return 0
 
     @classmethod
     def mismatched_prompts(cls, config: Config) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -15,9 +16,12 @@ from ladd_dist.data.mds import MANIFEST, Manifest
 from ladd_dist.data.prompts import PromptEntry, read_prompts
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.plan import Part, plan_parts
+from ladd_dist.drawing.scorers import scorer_of
 from ladd_dist.engines.build import check_launch
+from ladd_dist.errors import MissingWeights
 from ladd_dist.evaluation.folder import evaluation_place
 from ladd_dist.evaluation.judges import check_judge
+from ladd_dist.evaluation.reference import list_reference
 from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.planning.memory import expected_state, on
@@ -58,16 +62,30 @@ def _check_training(config: Config, world: World) -> None:
     if world.is_main:
         check_key(config)
     check_networks(config)
+    if config.train.evaluate_every:
+        _check_names(config)
+        list_reference(config)
 
 
 def _check_evaluation(config: Config, world: World) -> None:
     check_networks(config)
-    check_judge(config.evaluation.judge)
+    _check_names(config)
+    list_reference(config)
     evaluation_place(config)
 
 
+def _check_names(config: Config) -> None:
+    """Of judge and scorers; an evaluation goes on without those whose weights are missing, and says so."""
+    with suppress(MissingWeights):
+        check_judge(config.evaluation.judge)
+    for name in config.evaluation.scorers:
+        with suppress(MissingWeights):
+            scorer_of(name)
+
+
 def _training_inputs(config: Config) -> Mapping[str, Digest]:
-    previews = _prompts(config, config.evaluation.prompts) if config.train.preview_every else {}
+    draws = config.train.preview_every or config.train.evaluate_every
+    previews = _prompts(config, config.evaluation.prompts) if draws else {}
     return {"dataset": partial(_manifest, Path(config.data.path)), **previews, **_networks(config)}
 
 

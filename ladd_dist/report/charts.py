@@ -51,7 +51,8 @@ def draw_charts(rows: Rows, config: Config, folder: Path) -> list[Path]:
             figure = Figure(figsize=(6.4, 5), dpi=170, layout="constrained", facecolor="white")
             top, bottom = figure.subplots(2, 1, sharex=True)
             draw(top, bottom)
-            _finish(top, bottom, rows, method.milestones(config))
+            finish(top, bottom)
+            _mark(top, bottom, rows, method.milestones(config))
             paths.append(folder / f"{name}.png")
             figure.savefig(paths[-1])
     return paths
@@ -134,12 +135,16 @@ def _dot(x: np.ndarray) -> str:
     return "o" if len(x) == 1 else ""
 
 
-def _finish(top: Axes, bottom: Axes, rows: Rows, milestones: Mapping[int, str]) -> None:
+def finish(top: Axes, bottom: Axes) -> None:
+    """What all figures over iterations share."""
     bottom.set_xlabel("iteration")
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e6e9ec", lw=0.8)
         axes.set_axisbelow(True)
+
+
+def _mark(top: Axes, bottom: Axes, rows: Rows, milestones: Mapping[int, str]) -> None:
     place: dict[str, Any] = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 8.5, "color": GREY}
     for iteration, label in milestones.items():
         if 0 < iteration < rows[-1]["iteration"]:

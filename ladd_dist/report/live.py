@@ -21,9 +21,11 @@ from PIL import Image
 from ladd_dist.config import Config, load
 from ladd_dist.methods.registry import method_of
 from ladd_dist.report.charts import draw_charts, fit
+from ladd_dist.report.evaluations import draw_evaluations
 from ladd_dist.report.page import FOLDER, PAGE, curves, facts, heading, put
 from ladd_dist.report.series import Rows, departures
 from ladd_dist.report.style import data_uri, environment, source_hash
+from ladd_dist.training.evaluation import read_evaluations
 from ladd_dist.training.page import END
 from ladd_dist.training.preview import PREVIEWS, PROMPTS
 from ladd_dist.training.tracking import read_metrics
@@ -60,6 +62,7 @@ def write_live(run_dir: Path, every: float, going_on: bool) -> Path:
     """
     config, rows, folder = load(run_dir / "config.yaml"), read_metrics(run_dir), run_dir / FOLDER
     folder.mkdir(exist_ok=True)
+    evaluations = [row for row in read_evaluations(run_dir) if row.iteration <= rows[-1]["iteration"]]
     iteration, iterations = rows[-1]["iteration"], config.train.iterations
     pace, templates = _seconds_per_iteration(config, rows), environment()
     script = templates.get_template("live.js").render()
@@ -77,7 +80,7 @@ def write_live(run_dir: Path, every: float, going_on: bool) -> Path:
         strips=_strips(run_dir, config, iteration),
         facts=facts(config, rows),
         script_hash=source_hash(script),
-        **curves(config, draw_charts(rows, config, folder)),
+        **curves(config, draw_charts(rows, config, folder) + draw_evaluations(evaluations, folder)),
     )
     return put(folder / PAGE, text)
 

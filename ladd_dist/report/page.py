@@ -9,19 +9,26 @@ from PIL import Image
 
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket
-from ladd_dist.evaluation.results import Results
+from ladd_dist.evaluation.results import Measures, Results
+from ladd_dist.evaluation.table import columns, spread
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.start import Start
 from ladd_dist.report.charts import draw_charts, draw_comparison, fit
+from ladd_dist.report.evaluations import CHART as EVALUATIONS
+from ladd_dist.report.evaluations import draw_evaluations
 from ladd_dist.report.record import Record, read_record
 from ladd_dist.report.series import Rows
 from ladd_dist.report.style import data_uri, environment
+from ladd_dist.training.evaluation import read_evaluations
 from ladd_dist.training.tracking import SPEED
 
 FOLDER, PAGE = "report", "index.html"
 _SMALL, _THUMBNAIL = 128, 256
 """Longest sides in pixels: up to the first a picture is enlarged as it is, above the second it is reduced."""
 _SHAPES = {-1: "Portrait", 0: "Square", 1: "Landscape"}
+
+MeasuredSet = tuple[str, str, dict[str, str]]
+"""Label and role of a set, and its numbers by name."""
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -38,6 +45,7 @@ def write_report(run_dir: str | Path) -> Path:
     folder.mkdir(exist_ok=True)
     draw_comparison(record.results.sets, record.blocks).save(folder / "comparison.png", optimize=True)
     charts = draw_charts(record.rows, record.config, folder)
+    charts += draw_evaluations(read_evaluations(run_dir), folder)
     return put(folder / PAGE, _render(record, charts))
 
 
@@ -57,6 +65,7 @@ def _render(record: Record, charts: list[Path]) -> str:
         conclusion=conclusion(results),
         highlights=_highlights(results),
         results=results,
+        measures=_measures(results),
         blocks=[(heading(block.bucket), block) for block in record.blocks],
         facts=[
             *facts(record.config, record.rows),
@@ -67,8 +76,9 @@ def _render(record: Record, charts: list[Path]) -> str:
 
 
 def curves(config: Config, paths: list[Path]) -> dict[str, Any]:
-    """What ``curves.html`` shows of the figures by `draw_charts`."""
-    known, files = {chart.name: chart for chart in method_of(config).CHARTS}, {path.stem: path for path in paths}
+    """What ``curves.html`` shows of the figures by `draw_charts` and `draw_evaluations`."""
+    known = {chart.name: chart for chart in (*method_of(config).CHARTS, EVALUATIONS)}
+    files = {path.stem: path for path in paths}
     pictures = {name: data_uri("png", path.read_bytes()) for name, path in files.items()}
     return {"speed": pictures[SPEED], "charts": [(known[name], pictures[name]) for name in pictures if name in known]}
 
@@ -92,6 +102,24 @@ def conclusion(results: Results) -> str:
         f"{text}, and {percent(student.accuracy)} of its pictures show what the prompt asks for, "
         f"{percent(guided.accuracy)} of the guided teacher's."
     )
+
+
+def _measures(results: Results) -> list[tuple[str, list[MeasuredSet]]]:
+    """What was measured of all pictures and of each bucket's, under headings."""
+    tables = {"All pictures": [(s, s.measures) for s in results.sets]}
+    for bucket in results.buckets:
+        tables[bucket.replace("x", " x ")] = [(s, s.measures_by_bucket.get(bucket)) for s in results.sets]
+    found = [columns(measures) for rows in tables.values() for _, measures in rows if measures]
+    names = [name for name in (found[0] if found else ()) if any(of[name] for of in found)]
+
+    def shown(measures: Measures) -> dict[str, str]:
+        return {name: spread(columns(measures)[name]) for name in names}
+
+    return [
+        (heading, [(s.label, s.role, shown(measures)) for s, measures in rows if measures])
+        for heading, rows in tables.items()
+        if any(measures for _, measures in rows)
+    ]
 
 
 def _highlights(results: Results) -> list[tuple[str, str]]:

@@ -41,6 +41,16 @@ class LockstepStudent:
         self._meet("begins pass")
         return self._engine(*inputs)
 
+    def along(self, network: Callable[..., Any]) -> Callable[..., Any]:
+        """Another network that may be sharded, such as the teacher, under the same rule."""
+
+        def run(*inputs: Any, **options: Any) -> Any:
+            self._passes += 1
+            self._meet("begins pass")
+            return network(*inputs, **options)
+
+        return run
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Run the student with the moving average of its weights inside the block.
@@ -84,6 +94,8 @@ class RunView:
     iteration: int
     student: LockstepStudent
     tracker: Tracker
+    teacher: Callable[..., Any] | None = None
+    """The method's, see `Method.teacher_features`, in lockstep like the student."""
 
 
 class Hook:
@@ -135,7 +147,9 @@ class Hooks:
         ema: Ema,
         tracker: Tracker,
         clock: Clock,
+        teacher: Callable[..., Any] | None = None,
     ) -> None:
+        self._teacher = teacher
         self._hooks, self._config, self._world, self._clock = hooks, config, world, clock
         self._student, self._ema, self._tracker = student, ema, tracker
         declared = world.gather([(hook.name, hook.every) for hook in hooks])
@@ -170,5 +184,6 @@ class Hooks:
                 continue
             self._clock.mark(hook.name)
             student = LockstepStudent(self._student, self._ema, hook.name, self._meeting)
-            act(hook, RunView(self._config, self._world, iteration, student, self._tracker))
+            teacher = student.along(self._teacher) if self._teacher else None
+            act(hook, RunView(self._config, self._world, iteration, student, self._tracker, teacher))
             student.leave()

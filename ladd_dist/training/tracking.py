@@ -39,7 +39,7 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         config.save(folder / "config.yaml")
         record = folder / METRICS
-        rows, damaged = _read(record)
+        rows, damaged = read_rows(record)
         if damaged:
             aside = folder / f"{METRICS}.damaged"
             record.replace(aside)
@@ -65,6 +65,11 @@ class Tracker:
         if self._active:
             self._mirror.pictures(iteration, paths)
             self._page.write()
+
+    def mirror(self, iteration: int, values: dict[str, float]) -> None:
+        """Mirror numbers that have a record of their own."""
+        if self._active:
+            self._mirror.write(values, iteration)
 
     def close(self) -> None:
         """Flush and finish."""
@@ -101,14 +106,14 @@ def _sections(method: type[Method]) -> dict[str, str]:
 def read_metrics(run_dir: str | Path) -> list[Row]:
     """The rows recorded so far, but for damaged lines, with a warning, and a last one that a kill cut short."""
     path = Path(run_dir) / METRICS
-    rows, damaged = _read(path)
+    rows, damaged = read_rows(path)
     if damaged:
         warn(f"{path} has damaged lines, which are left out: {', '.join(map(str, damaged))}")
     return rows
 
 
-def _read(path: Path) -> tuple[list[Row], list[int]]:
-    """All rows, and the numbers of the lines that are none."""
+def read_rows(path: Path) -> tuple[list[Row], list[int]]:
+    """All rows of a record, and the numbers of the lines that are none."""
     text = path.read_bytes() if path.is_file() else b""
     lines = [_row(line) for line in text.split(b"\n")[:-1]]  # what follows the last line break is cut short
     return [row for row in lines if row], [number for number, row in enumerate(lines, 1) if not row]

@@ -29,6 +29,7 @@ from ladd_dist.planning.networks import check_networks
 from ladd_dist.supervision.requests import RequestExchange
 from ladd_dist.supervision.signals import Signals
 from ladd_dist.training.averages import MetricAverages
+from ladd_dist.training.evaluation import Evaluation
 from ladd_dist.training.hooks import Hook, Hooks
 from ladd_dist.training.preview import Preview
 from ladd_dist.training.profiler import Profiler
@@ -63,6 +64,7 @@ class Trainer:
 
         # Before the networks: its prompts may be unusable, and its text encoders are gone when those are loaded.
         self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
+        self.hooks += [Evaluation(config, world)] if config.train.evaluate_every else []
         log(f"each rank will hold {describe(expected_state(config, world.size))}")
         self.method = build_method(config, world, self.clock)
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
@@ -104,7 +106,8 @@ class Trainer:
         bar = progress("train", train.iterations, unit="it", world=self.world, done=self.done)
         asked = exchange.begin()
         with closing(tracker), closing(profiler), closing(bar):
-            hooks = Hooks(self.hooks, self.config, self.world, self.method.student, self.ema, tracker, self.clock)
+            student, teacher = self.method.student, self.method.teacher_features
+            hooks = Hooks(self.hooks, self.config, self.world, student, self.ema, tracker, self.clock, teacher)
             while self.done < train.iterations and not asked.stop:
                 profiler.step(self.done, asked.profile)
                 self.clock.iteration = self.done + 1

@@ -96,7 +96,7 @@ class Ladd(LaddStep, Method):
 
     def __init__(self, config: Config, student: Engine, teacher: Teacher, heads: Engine, clock: Clock) -> None:
         super().__init__(config, student, teacher, heads, clock)
-        self.trained = {"student": student, "heads": heads}
+        self.trained, self.teacher_features = {"student": student, "heads": heads}, teacher
         self.frozen = {"teacher": teacher} if isinstance(teacher, nn.Module) else {}
 
     @classmethod
@@ -138,6 +138,11 @@ class Ladd(LaddStep, Method):
         if config.student.is_teachers_base:
             return {"student": student + teacher}
         return {"student": student, "teacher": teacher}
+
+    @classmethod
+    def teacher_blocks(cls, config: Config) -> int:
+        """Up to the last that has a head."""
+        return tapped_blocks(config.discriminator, meta_backbone(config.teacher.path).depth)[-1] + 1
 
     @classmethod
     def mismatched_prompts(cls, config: Config) -> str | None:

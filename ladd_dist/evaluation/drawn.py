@@ -1,0 +1,60 @@
+"""What is kept of a drawn set: numbers of its pictures, over all ranks and in the order of pictures."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ladd_dist.distributed.world import World
+
+
+class Rows(NamedTuple):
+    """Numbers ``values (n, ...)``, each row of the picture ``pictures (n,)``, int64, ascending."""
+
+    pictures: Tensor
+    values: Tensor
+
+    def of(self, numbers: Tensor) -> "Rows":
+        """Those of some pictures."""
+        kept = torch.isin(self.pictures, numbers)
+        return Rows(self.pictures[kept], self.values[kept])
+
+    @staticmethod
+    def joined(parts: "Iterable[Rows]") -> "Rows":
+        """Those of several, by picture."""
+        pictures, values = (torch.cat(column) for column in zip(*parts, strict=True))
+        order = pictures.argsort(stable=True)
+        return Rows(pictures[order], values[order])
+
+
+@dataclass
+class Drawn:
+    """A drawn set: rows by the name of what was looked at, and the mean time to draw a picture."""
+
+    rows: dict[str, Rows]
+    seconds: float
+
+    def of(self, numbers: Tensor) -> dict[str, Rows]:
+        """The rows of some pictures, without what was looked at in none of them."""
+        found = {name: rows.of(numbers) for name, rows in self.rows.items()}
+        return {name: rows for name, rows in found.items() if len(rows.pictures)}
+
+
+class Collected:
+    """This rank's rows of a set, as they come."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[Rows]] = {}
+
+    def add(self, name: str, numbers: list[int], values: Tensor) -> None:
+        """Take ``values (k B, ...)``, k rows for each of ``B`` pictures one after the other."""
+        pictures = torch.tensor(numbers).repeat_interleave(len(values) // len(numbers))
+        self._rows.setdefault(name, []).append(Rows(pictures, values))
+
+    def over(self, world: World) -> dict[str, Rows]:
+        """Every rank's, the same on all."""
+        parts: list[dict[str, Rows]] = world.gather({name: Rows.joined(rows) for name, rows in self._rows.items()})
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: Rows.joined(part[name] for part in parts if name in part) for name in names}

@@ -1,0 +1,216 @@
+"""From what is kept of the drawn sets to their scores."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladd_dist.config import Config
+from ladd_dist.data.prompts import PromptEntry
+from ladd_dist.evaluation.distances import (
+    Gaussian,
+    frechet_distance,
+    frechet_replicates,
+    gaussians,
+    kernel_replicates,
+    kernel_replicates_apart,
+    pair_distances,
+)
+from ladd_dist.evaluation.draw import by_bucket
+from ladd_dist.evaluation.drawn import Drawn, Rows
+from ladd_dist.evaluation.entrants import REFERENCE, Rivals, rivals
+from ladd_dist.evaluation.instruments import BROKEN, DETAIL, JUDGE, PATCHES, READ, SCORE
+from ladd_dist.evaluation.jackknife import estimate, groups_of, mean_replicates, numbered
+from ladd_dist.evaluation.judges import TEACHER
+from ladd_dist.evaluation.results import Distance, Estimate, Measures, TeacherDistance
+from ladd_dist.evaluation.teacher_features import comparable
+
+SPACES = (JUDGE, PATCHES, TEACHER)
+"""Feature spaces in which sets are compared, the first that there is above all."""
+
+
+def main_distances(drawn: dict[str, Drawn], other_half: Drawn) -> tuple[dict[str, float], tuple[int, int]]:
+    """Frechet distances to the guided teacher's pictures, of itself that of its halves; number and width of features.
+
+    In the judge's features, without a judge in the teacher's own.
+    """
+    space = next(space for space in SPACES if space in other_half.rows)
+    scale = _scale(space, drawn[REFERENCE].rows[space].values)
+    target = scale(drawn[REFERENCE].rows[space].values)
+    found = {name: frechet_distance(scale(of_set.rows[space].values), target) for name, of_set in drawn.items()}
+    half = frechet_distance(scale(other_half.rows[space].values), target)
+    return {**found, REFERENCE: half}, (len(target), target.shape[1])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of every set by its name, over all pictures and over those of each bucket."""
+
+    overall: dict[str, Measures]
+    by_bucket: dict[str, dict[str, Measures]]
+
+
+def measure(
+    config: Config,
+    drawn: dict[str, Drawn],
+    other_half: Drawn,
+    entries: list[PromptEntry],
+    reference: Mapping[str, Rows] = MappingProxyType({}),
+) -> Measured:
+    """Score sets of the same prompts and noise.
+
+    Args:
+        other_half: the guided teacher's, with other noise.
+        reference: the judge's features of other pictures, by bucket.
+    """
+
+    def over(rows: list[PromptEntry], others: Iterable[Rows]) -> dict[str, Measures]:
+        joined = Rows.joined(others) if others else None
+        return _Sets(drawn, other_half, rows, rivals(config), joined).measures()
+
+    buckets = by_bucket(entries)
+    return Measured(
+        over(entries, list(reference.values())),
+        {name: over(rows, [reference[name]] if name in reference else []) for name, rows in buckets.items()},
+    )
+
+
+class _Sets:
+    """Sets of the same pictures, numbered as `entries` are."""
+
+    def __init__(
+        self,
+        drawn: dict[str, Drawn],
+        other_half: Drawn,
+        entries: Sequence[PromptEntry],
+        rivals: dict[str, Rivals],
+        reference: Rows | None,
+    ) -> None:
+        self.numbers = torch.tensor([entry.id for entry in entries])
+        self.groups = groups_of([entry.prompt for entry in entries])
+        self.rows = {name: of_set.of(self.numbers) for name, of_set in drawn.items()}
+        self.prompts = numbered([(entry.prompt, entry.bucket.name) for entry in entries])
+        self.rivals, half = rivals, other_half.of(self.numbers)
+        self.reference = reference if reference and reference.pictures.unique().numel() > 1 else None
+        self.spaces = [space for space in SPACES if space in self.rows[REFERENCE]]
+        self.distances = {space: self._distances(half[space], space) for space in self.spaces}
+        main = self.spaces[0]
+        self.within = {name: self._diversity(of_set[main]) for name, of_set in self.rows.items()}
+
+    def measures(self) -> dict[str, Measures]:
+        return {name: self._measures(name) for name in self.rows}
+
+    def _measures(self, name: str) -> Measures:
+        rows, base = self.rows[name], self.rows[REFERENCE]
+        return Measures(
+            pictures=len(self.numbers),
+            broken=int(rows[BROKEN].values.sum()),
+            judge=self._to_teacher(name, JUDGE),
+            patches=self._to_teacher(name, PATCHES),
+            teacher=self._to_teacher(name, TEACHER),
+            reference=self._to_reference(rows),
+            high_frequencies=_ratio(self._mean(rows[DETAIL]), self._mean(base[DETAIL])),
+            diversity=_ratio(self.within[name], self.within[REFERENCE]),
+            read=estimate(self._mean(rows[READ])) if READ in rows else None,
+            scores={
+                key.removeprefix(SCORE): estimate(self._mean(of)) for key, of in rows.items() if key.startswith(SCORE)
+            },
+        )
+
+    def _mean(self, rows: Rows) -> np.ndarray:
+        return mean_replicates(rows.values, self.groups)
+
+    def _of_rows(self, rows: Rows) -> Tensor:
+        """The group of each."""
+        return self.groups[torch.searchsorted(self.numbers, rows.pictures)]
+
+    def _to_teacher(self, name: str, space: str) -> TeacherDistance | None:
+        if space not in self.spaces:
+            return None
+        found, rivals = self.distances[space], self.rivals.get(name, Rivals())
+        excess = found[name].excess
+        return TeacherDistance(
+            fd=_estimate(found[name].fd),
+            kid=estimate(found[name].kid),
+            excess=estimate(excess),
+            ratio=_ratio(excess, found[rivals.euler].excess) if rivals.euler else None,
+            ratio_renoised=_ratio(excess, found[rivals.renoised].excess) if rivals.renoised else None,
+        )
+
+    def _to_reference(self, rows: dict[str, Rows]) -> Distance | None:
+        """The reference's own pictures stay all in: an interval is that of other prompts and noise alone."""
+        if self.reference is None or JUDGE not in rows:
+            return None
+        drawn, target = rows[JUDGE], self.reference
+        values, groups = drawn.values, self._of_rows(drawn)
+        kid = kernel_replicates_apart(values, target.values, drawn.pictures, target.pictures, groups)
+        if min(len(values), len(target.values)) <= values.shape[1]:
+            return Distance(kid=estimate(kid))
+        sets = gaussians(values, groups)
+        fixed = [Gaussian.of(target.values)] * len(sets)
+        return Distance(fd=estimate(frechet_replicates(sets, fixed)), kid=estimate(kid))
+
+    def _distances(self, half: Rows, space: str) -> "dict[str, _Replicates]":
+        """Of the guided teacher's pictures themselves, the distance of their two halves."""
+        base = self.rows[REFERENCE][space]
+        scale, groups = _scale(space, base.values), self._of_rows(base)
+        target = scale(base.values)
+        to = gaussians(target, groups) if len(target) > target.shape[1] else None
+
+        def both(rows: Rows) -> tuple[np.ndarray | None, np.ndarray]:
+            values = scale(rows.values)
+            kid = kernel_replicates(values, target, base.pictures, groups)
+            return None if to is None else frechet_replicates(gaussians(values, groups), to), kid
+
+        floor = both(half)
+
+        def replicates(name: str) -> _Replicates:
+            fd, kid = floor if name == REFERENCE else both(self.rows[name][space])
+            return _Replicates(fd, kid, kid if fd is None or floor[0] is None else fd - floor[0])
+
+        return {name: replicates(name) for name in self.rows}
+
+    def _diversity(self, rows: Rows) -> np.ndarray | None:
+        """Replicates of the mean distance between two pictures of one prompt and bucket; None if no prompt has two.
+
+        Pictures of one bucket have as many rows, which make one vector; those of others may have more.
+        """
+        numbers = self.numbers
+        count = torch.searchsorted(rows.pictures, numbers, right=True) - torch.searchsorted(rows.pictures, numbers)
+        found = []
+        for size in count.unique():
+            of_size = count == size
+            flat = rows.of(numbers[of_size]).values.reshape(int(of_size.sum()), -1)
+            which, means = pair_distances(flat, self.prompts[of_size])
+            first = [int((self.prompts == prompt).nonzero()[0, 0]) for prompt in which.tolist()]
+            found.append((means, self.groups[torch.tensor(first, dtype=torch.long)]))
+        means, of_prompts = (torch.cat(column) for column in zip(*found, strict=True))
+        return mean_replicates(means, of_prompts) if len(means) else None
+
+
+@dataclass(frozen=True)
+class _Replicates:
+    """Of a set's distances in a space, each ``(1 + G,)``; no ``fd`` where there are too few rows."""
+
+    fd: np.ndarray | None
+    kid: np.ndarray
+    excess: np.ndarray
+
+
+def _scale(space: str, reference: Tensor) -> Callable[[Tensor], Tensor]:
+    return (lambda rows: comparable(rows, reference)) if space == TEACHER else lambda rows: rows
+
+
+def _estimate(replicates: np.ndarray | None) -> Estimate | None:
+    return None if replicates is None else estimate(replicates)
+
+
+def _ratio(of: np.ndarray | None, to: np.ndarray | None) -> Estimate | None:
+    """None of what is not there, and over a base that is not positive."""
+    if of is None or to is None or not to[0] > 0:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return estimate(of / to)

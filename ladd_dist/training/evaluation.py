@@ -1,0 +1,82 @@
+"""Evaluations of the student while it trains: the same held-out prompts and noise every time."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from ladd_dist.config import Config
+from ladd_dist.distributed.world import World
+from ladd_dist.evaluation.in_training import InTraining
+from ladd_dist.evaluation.results import Evaluated
+from ladd_dist.evaluation.table import columns, spread
+from ladd_dist.log import log, warn
+from ladd_dist.methods.registry import method_of
+from ladd_dist.training.hooks import Hook, RunView
+from ladd_dist.training.tracking import read_rows
+
+EVALUATIONS = "evaluations.jsonl"
+"""The record, in a run's folder: a line is an `Evaluated`."""
+
+
+class Evaluation(Hook):
+    """Measures the averaged weights, see `InTraining`.
+
+    Attributes:
+        latest: of this process, the same on every rank; None before the first.
+
+    Raises:
+        LaddError: as `InTraining`.
+    """
+
+    name = "evaluation"
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.every = config.train.evaluate_every
+        self._folder = Path(config.run_dir)
+        self._evaluate = InTraining(config, world, method_of(config).teacher_blocks(config))
+        self.latest: Evaluated | None = None
+
+    def after_step(self, run: RunView, metrics: Mapping[str, Tensor]) -> None:
+        """Record an evaluation."""
+        with run.student.averaged():
+            drawn = self._evaluate.draw(run.student, run.teacher, run.iteration)
+        self.latest = self._evaluate.measure(drawn, run.iteration)
+        if run.world.is_main:
+            record(self._folder, self.latest)
+            log(f"{run.iteration:>6}  evaluation: {_line(self.latest, list(drawn))}")
+        run.tracker.mirror(run.iteration, _numbers(self.latest, list(drawn)))
+
+
+def record(run_dir: Path, row: Evaluated) -> None:
+    """Append a row to the record; later ones, which a run left that was killed after its last checkpoint, go."""
+    kept = [old for old in read_evaluations(run_dir) if old.iteration < row.iteration]
+    temporary = run_dir / f".{EVALUATIONS}"
+    temporary.write_text("".join(each.model_dump_json() + "\n" for each in (*kept, row)), encoding="utf-8")
+    temporary.replace(run_dir / EVALUATIONS)
+
+
+def read_evaluations(run_dir: str | Path) -> list[Evaluated]:
+    """The evaluations recorded so far, in the order of iterations, but for lines that are none, with a warning."""
+    path, found = Path(run_dir) / EVALUATIONS, []
+    rows, damaged = read_rows(path)
+    for row in rows:
+        with suppress(ValidationError):
+            found.append(Evaluated.model_validate(row))
+    if lost := len(damaged) + len(rows) - len(found):
+        warn(f"{path} has {lost} lines that are damaged or of another version, which are left out")
+    return found
+
+
+def _line(row: Evaluated, names: list[str]) -> str:
+    return ", ".join(f"{name} {spread(row.overall[name].main.excess)}" for name in names)
+
+
+def _numbers(row: Evaluated, names: list[str]) -> dict[str, float]:
+    """The student's, one per name, for W&B."""
+    sets = {name: row.overall[name] for name in names}
+    sets |= {f"{name}/{b}": of_sets[name] for b, of_sets in row.by_bucket.items() for name in names}
+    found = {f"evaluation/{name}/{key}": n for name, of in sets.items() for key, n in columns(of).items()}
+    return {name: number.value for name, number in found.items() if number is not None}
