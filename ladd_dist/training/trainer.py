@@ -33,6 +33,7 @@ from ladd_dist.training.hooks import Hook, Hooks
 from ladd_dist.training.preview import Preview
 from ladd_dist.training.profiler import Profiler
 from ladd_dist.training.tracking import Tracker
+from ladd_dist.training.weights import WeightChanges
 
 
 class Trainer:
@@ -100,6 +101,7 @@ class Trainer:
         self.lock.check()
         tracker = Tracker(self.config, self.world, self.done)
         averages = MetricAverages(self.config, self.world, self.clock, self.done)
+        weights = WeightChanges(self.method.student, self.ema, self.world)
         profiler = Profiler(self.config, self.world)
         bar = progress("train", train.iterations, unit="it", world=self.world, done=self.done)
         asked = exchange.begin()
@@ -120,7 +122,7 @@ class Trainer:
                 last = self.done == train.iterations
                 leaving = last or asked.stop
                 if leaving or self.done % train.log_every == 0:
-                    row = averages.row(self.done)
+                    row = averages.row(self.done, self._rate_factors()) | weights.row()
                     tracker.write(row)
                     hooks.after_row(self.done, row)
                 hooks.after_step(self.done, metrics, last)
@@ -142,6 +144,9 @@ class Trainer:
         grid = self.space.grid(*batch.latents.shape[-2:])
         return self.method.sample(attempt_seed(self.config.seed, self.attempt), iteration, batch, grid)
 
+    def _rate_factors(self) -> dict[str, float]:
+        return {name: engine.rate_factor for name, engine in self.method.trained.items()}
+
     def _shards(self) -> dict[str, dict[str, Shard]]:
         """What a checkpoint holds of each network, the student's average with the student."""
         shards = {name: checkpoint.network_shards(name, engine) for name, engine in self.method.trained.items()}
@@ -159,6 +164,7 @@ class Trainer:
             engine=self.config.engine,
             world_size=self.world.size,
             attempt=self.attempt,
+            rate_factors=self._rate_factors(),
             dataset=self.dataset,
         )
         return self.writer.save({key: shard for part in owned for key, shard in part.items()}, state)
@@ -185,6 +191,7 @@ class Trainer:
         for name, engine in self.method.trained.items():
             engine.publish()
             engine.updates = saved.state.updates[name]
+            engine.rate_factor = saved.state.rate_factors.get(name, 1.0)
         self.reader.load_state_dict(saved.state.data, attempt)
         self.done, self.attempt = saved.state.iteration, attempt
         self.world.position.saved = str(saved.path)
