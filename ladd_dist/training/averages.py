@@ -45,8 +45,6 @@ class MetricAverages:
         Args:
             factors: of the trained networks' learning rates, see `Engine.rate_factor`.
 
-        Raises:
-            LaddError: if too many iterations in a row were skipped.
         """
         train, count = self._config.train, len(self._rows)
         row: Row = {"iteration": done, **self._means()}
@@ -56,13 +54,20 @@ class MetricAverages:
         row["seconds"] = {phase: total / count for phase, total in self._clock.seconds().items()}
         row |= memory_peaks(self._world)
         self._report(done, row)
-        if self._streak >= train.max_skipped:
+        self._rows, self._start = [], time.monotonic()
+        return row
+
+    def check(self, done: int) -> None:
+        """Check that the run goes on; call it after each row.
+
+        Raises:
+            LaddError: if too many iterations in a row were skipped.
+        """
+        if self._streak >= self._config.train.max_skipped:
             raise LaddError(
                 f"training diverged: the last {int(self._streak)} iterations up to {done} had a non-finite loss or "
                 f"gradient and were skipped: {self._method.REMEDY}; the last checkpoint is untouched"
             )
-        self._rows, self._start = [], time.monotonic()
-        return row
 
     def _means(self) -> Row:
         flags = torch.stack([row["skipped"] for row in self._rows]).tolist()
@@ -79,7 +84,7 @@ class MetricAverages:
         means = dict(zip(stacks, (s / n for s, n in zip(sums, counts, strict=True)), strict=True))
         # What was never measured, or is infinite, is left out: JSON has no NaN.
         finite = {key: value.tolist() for key, value in means.items() if value.isfinite().all()}
-        return {"skipped": int(sum(flags)), **finite}
+        return {"skipped": int(sum(flags)), "skipped_share": sum(flags) / len(flags), **finite}
 
     def _report(self, done: int, row: Row) -> None:
         if row["skipped"]:

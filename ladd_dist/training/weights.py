@@ -24,7 +24,7 @@ class WeightChanges:
 
     def restart(self) -> None:
         """Measure from here."""
-        self._before = _chosen(self._student.shards())
+        self._before, self._average = _chosen(self._student.shards()), _chosen(self._ema.shards())
 
     def row(self) -> Row:
         """What to record, the same on every rank.
@@ -32,16 +32,21 @@ class WeightChanges:
         Returns:
             ``update_size``: ``|w - w_before| / |w|``, since the last call.
             ``ema_distance``: ``|ema - w| / |w|``.
+            ``ema_follows``: the part of the way from where it was to where the weights are that the average has gone;
+            negative if it went away from them. Absent where there was no way to go.
         """
         now, average = _chosen(self._student.shards()), _chosen(self._ema.shards())
-        sizes = [now - self._before, average.to(now.device) - now, now]
-        self._before = now
-        squares = torch.stack([size.square().sum() for size in sizes])
-        self._world.mean_([squares])
-        if not squares.isfinite().all() or not squares[2]:
+        moved, apart = now - self._before, now - average.to(now.device)
+        way, gone = now - self._average.to(now.device), (average - self._average).to(now.device)
+        self._before, self._average = now, average
+        products = [(moved, moved), (apart, apart), (now, now), (gone, way), (way, way)]
+        sums = torch.stack([(a * b).sum() for a, b in products])
+        self._world.mean_([sums])
+        if not sums.isfinite().all() or not sums[2]:
             return {}
-        moved, apart, weights = squares.sqrt().tolist()
-        return {"update_size": moved / weights, "ema_distance": apart / weights}
+        sizes = (sums[:2] / sums[2]).sqrt().tolist()
+        follows = {"ema_follows": float(sums[3] / sums[4])} if sums[4] else {}
+        return {"update_size": sizes[0], "ema_distance": sizes[1], **follows}
 
 
 def _chosen(shards: dict[str, Shard]) -> Tensor:
