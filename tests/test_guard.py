@@ -10,6 +10,7 @@ from launch import run_ranks
 
 from ladd_dist.checkpoints.folders import is_pinned, pin, pinned_by, step_folder
 from ladd_dist.checkpoints.reader import open_newest
+from ladd_dist.checkpoints.room import checkpoint_bytes, missing_room
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
@@ -187,6 +188,9 @@ def test_few_checkpoints_are_kept_and_a_users_pin_is_not_touched(tmp_path: Path,
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*") if p.is_dir()) == [
         f"step-{n:08d}" for n in (2, 8, 10, 12)
     ]
+    settings = config.guard
+    kept = config.train.keep_checkpoints + settings.pins(config.train.checkpoint_every)
+    assert kept == 1 + 3 and missing_room(config) == checkpoint_bytes(config) * (kept + 1 - 3)  # 2 is not counted
     pin(step_folder(tmp_path, 2), "guard")
     assert is_pinned(step_folder(tmp_path, 2)) and pinned_by(tmp_path, "") == [2]
 

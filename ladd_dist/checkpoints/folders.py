@@ -11,6 +11,8 @@ LATEST = "latest"
 STEP_FOLDERS = "step-" + "[0-9]" * 8
 """A glob for folders that a run has named itself: what else lies beside them is the user's."""
 
+GUARD = "guard"
+"""Mark of the pins that the guard against collapse sets."""
 _PINNED = ".pinned"
 
 

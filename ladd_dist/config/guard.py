@@ -66,3 +66,7 @@ class GuardConfig(Section):
     def goes_back(self) -> bool:
         """Whether healthy checkpoints are needed."""
         return "go_back" in (self.on_trouble, self.on_collapse)
+
+    def pins(self, checkpoint_every: int) -> int:
+        """Checkpoints that are pinned at a time, at most: healthy ones, and those that may turn out to be."""
+        return self.keep_healthy + self.healthy_after // checkpoint_every + 1 if self.goes_back else 0

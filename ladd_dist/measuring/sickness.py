@@ -1,13 +1,12 @@
 """Ways to make a run of the digits sick on purpose, to see which the guard tells."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ladd_dist.config import Config
 from ladd_dist.data.prompts import read_prompts
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.digits.prompts import digits_in
@@ -118,11 +117,12 @@ SICKNESSES: dict[str, Sickness] = {
 }
 
 
-def train(config: Config, trainer: Trainer, sickness: Sickness, onset: int) -> None:
-    """Train to the end, sick from ``onset`` finished iterations on, or from the first if it is not a late one."""
+def train(trainer: Trainer, sickness: Sickness, onset: int) -> Iterator[int]:
+    """`Trainer.iterations`, sick from ``onset`` finished iterations on, or from the first if it is not a late one."""
     if not sickness.late:
         sickness.begin(trainer)
     for done in trainer.iterations():
+        yield done
         if sickness.late and done == onset:
             sickness.begin(trainer)
         if not sickness.late or done >= onset:

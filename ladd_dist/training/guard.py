@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ladd_dist.checkpoints.folders import pin, pinned_by, step_folder, unpin, unpin_after
+from ladd_dist.checkpoints.folders import GUARD, pin, pinned_by, step_folder, unpin, unpin_after
 from ladd_dist.config import Config
 from ladd_dist.config.guard import Action
 from ladd_dist.distributed.world import World
@@ -26,7 +26,6 @@ from ladd_dist.training.rules import Alarm, alarm, rules_of
 from ladd_dist.training.tracking import Row, read_metrics
 
 ALARMS = "guard.jsonl"
-_MARK = "guard"
 _STRENGTH: tuple[Action, ...] = ("warn", "lower_head_rate", "go_back", "stop")
 
 
@@ -78,7 +77,7 @@ class Guard(Hook):
     def after_checkpoint(self, run: RunView, folder: Path) -> None:
         """Keep it until it is known to be healthy or not."""
         if self._settings.goes_back and run.world.is_main:
-            pin(folder, _MARK)
+            pin(folder, GUARD)
 
     def after_going_back(self, run: RunView) -> None:
         """Forget what came later."""
@@ -113,13 +112,13 @@ class Guard(Hook):
         """Let go of checkpoints that an alarm came too soon after, and of all but some healthy ones."""
         settings = self._settings
         if alarmed:
-            unpin_after(self._run_dir, now - settings.healthy_after, _MARK)
+            unpin_after(self._run_dir, now - settings.healthy_after, GUARD)
         for iteration in self._healthy(now)[: -settings.keep_healthy]:
             unpin(step_folder(self._run_dir, iteration))
 
     def _healthy(self, now: int) -> list[int]:
         """Iterations of checkpoints after which no rule alarmed for long enough, ascending."""
-        return [at for at in pinned_by(self._run_dir, _MARK) if at <= now - self._settings.healthy_after]
+        return [at for at in pinned_by(self._run_dir, GUARD) if at <= now - self._settings.healthy_after]
 
     def _write(self, now: int, alarms: list[Alarm], decision: Decision) -> None:
         to = decision.healthy if decision.action == "go_back" else None
