@@ -141,12 +141,23 @@ def test_the_average_lags_behind_weights_that_move() -> None:
     net = engine(0, width=512)
     ema = Ema(net, 0.5, on_host=False)
     changes = WeightChanges(net, ema, ALONE)
-    assert changes.row() == {"update_size": 0.0, "ema_distance": 0.0}
+    assert changes.row() == {"update_size": 0.0, "ema_distance": 0.0}  # no way to go
     train(net, 1)
     first = changes.row()
-    assert first["update_size"] == first["ema_distance"] > 0
+    assert first["update_size"] == first["ema_distance"] > 0 == first["ema_follows"]
     ema.update(100)
-    assert changes.row() == {"update_size": 0.0, "ema_distance": pytest.approx(first["update_size"] / 2, rel=1e-3)}
+    half = pytest.approx(first["update_size"] / 2, rel=1e-3)
+    assert changes.row() == {"update_size": 0.0, "ema_distance": half, "ema_follows": pytest.approx(0.5, rel=1e-3)}
+
+
+def test_an_average_that_flees_the_weights_is_told() -> None:
+    net = engine(0, width=512)
+    ema = Ema(net, 0.5, on_host=False)
+    changes = WeightChanges(net, ema, ALONE)
+    train(net, 1)
+    for weights, average in zip(ema._weights, ema._average, strict=True):
+        average.lerp_(weights, -0.25)
+    assert changes.row()["ema_follows"] == pytest.approx(-0.25, rel=1e-3)
 
 
 # The record

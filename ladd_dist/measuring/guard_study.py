@@ -1,6 +1,6 @@
 """What the guard tells: runs of the digits made sick on purpose, and healthy ones, watched by it.
 
-Every run is small (one bucket, 12 samples an iteration, 90 iterations), is a folder of its own in ``--out``, and is
+Every run is small (one bucket, 12 samples an iteration, 100 iterations), is a folder of its own in ``--out``, and is
 made once: the same command goes on where it was stopped, and several commands with other ``--seeds`` or ``--kinds``
 may share a folder. It ends with a table, ``study.json`` and ``study.png`` of all runs that are there.
 
@@ -25,14 +25,17 @@ from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, setup
 from ladd_dist.measuring.sickness import HEALTHY, SICKNESSES, train
-from ladd_dist.training.guard import ALARMS
-from ladd_dist.training.rules import RULES
+from ladd_dist.methods.registry import method_of
+from ladd_dist.training.guard import last_alarms
+from ladd_dist.training.rules import RULES, alarm
 from ladd_dist.training.tracking import Row, read_metrics
 from ladd_dist.training.trainer import Trainer
 
-ONSET, ITERATIONS, AFTER = 46, 90, 20
+ONSET, ITERATIONS, AFTER = 40, 100, 6
 """When late sicknesses begin, how long runs are at most, and how long they go on after an alarm."""
 _DONE = "done"
+_WIDE = 3.0
+"""Numbers beyond this are drawn on a logarithmic axis."""
 _SMALL = (
     "device=cpu",
     "synthesis.buckets=[32x32]",
@@ -77,7 +80,8 @@ def make(out: Path, kind: str, seed: int) -> None:
     trainer = Trainer(_config(out, run_dir, seed, *sickness.overrides), _ALONE)
     try:
         for done in train(trainer, sickness, ONSET):
-            if (caught := _first_alarm(run_dir)[0]) is not None and done >= caught + AFTER:
+            if (first := min(last_alarms(run_dir, done).values(), default=done)) + AFTER <= done:
+                log(f"{kind} {seed}: caught at iteration {first}")
                 break
     except LaddError as error:  # the trainer's own limit on iterations that are not finite
         log(f"{kind} {seed}: {error}")
@@ -98,11 +102,14 @@ def prepare(out: Path) -> None:
     synthesize(_config(out, out, 0), _ALONE)
 
 
-def _first_alarm(run_dir: Path) -> tuple[int | None, list[str]]:
-    record = run_dir / ALARMS
-    events = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
-    first = min((event["iteration"] for event in events), default=None)
-    return first, [event["rule"] for event in events if event["iteration"] == first]
+def first_alarm(config: Config, rows: list[Row]) -> tuple[int | None, list[str]]:
+    """The iteration of the first alarm, and the rules that alarm then; None and none if all is well."""
+    milestones = method_of(config).milestones(config)
+    for end, row in enumerate(rows, 1):
+        since = max((at for at in milestones if at <= row["iteration"]), default=0)
+        if rules := [name for name, rule in RULES.items() if alarm(name, rule, rows[:end], since)]:
+            return row["iteration"], rules
+    return None, []
 
 
 def outcomes(out: Path) -> list[Outcome]:
@@ -110,9 +117,9 @@ def outcomes(out: Path) -> list[Outcome]:
     found = []
     for kind, sickness in SICKNESSES.items():
         for done in sorted(out.glob(f"{kind}-*/{_DONE}"), key=lambda path: int(path.parent.name.rsplit("-", 1)[1])):
-            caught, rules = _first_alarm(done.parent)
-            seed, last = int(done.parent.name.rsplit("-", 1)[1]), read_metrics(done.parent)[-1]["iteration"]
-            found.append(Outcome(kind, seed, ONSET if sickness.late else 0, last, caught, rules))
+            seed, rows = int(done.parent.name.rsplit("-", 1)[1]), read_metrics(done.parent)
+            alarmed = first_alarm(_config(out, done.parent, seed), rows)
+            found.append(Outcome(kind, seed, ONSET if sickness.late else 0, rows[-1]["iteration"], *alarmed))
     return found
 
 
@@ -137,10 +144,12 @@ def draw(out: Path, found: list[Outcome]) -> Figure:
 def _panel(axes: Axes, out: Path, kind: str, found: list[Outcome]) -> None:
     sick = [o for o in found if o.kind == kind]
     rule = RULES[next((o.rules[0] for o in sick if o.rules), "blurred")]
-    axes.set_title(f"{SICKNESSES[kind].what}: {rule.metric}", loc="left", fontsize=9.5, fontweight="bold")
+    axes.set_title(f"{SICKNESSES[kind].what}: {rule.metric}", loc="left", fontsize=9, fontweight="bold")
+    greatest = 0.0
     for o in [o for o in found if o.kind == HEALTHY] + sick:
         rows = [row for row in read_metrics(out / f"{o.kind}-{o.seed}") if rule.metric in row]
         x, y = [row["iteration"] for row in rows], [_number(row, rule.metric) for row in rows]
+        greatest = max(greatest, *y)
         healthy = o.kind == HEALTHY
         axes.plot(x, y, color=_SLATE if healthy else _ORANGE, lw=0.7 if healthy else 1.4, alpha=0.6 if healthy else 1)
         if not healthy and o.caught is not None and o.caught in x:
@@ -149,7 +158,8 @@ def _panel(axes: Axes, out: Path, kind: str, found: list[Outcome]) -> None:
         axes.axvline(sick[0].onset, color=_GREY, lw=1, ls=":")
     if rule.of == "number":
         axes.axhline(rule.above if rule.above is not None else rule.below, color=_GREY, lw=1, ls="--")  # type: ignore[arg-type]
-    axes.set_yscale("symlog", linthresh=1)
+    if greatest > _WIDE:
+        axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -14,7 +14,7 @@ from ladd_dist.digits.scans import load_part, render
 from ladd_dist.drawing.pipeline import Pipeline
 from ladd_dist.training.trainer import Trainer
 
-_DRIFT = 1.03
+_DRIFT = 1.07
 
 
 def _nothing(trainer: Trainer) -> None:
@@ -113,7 +113,7 @@ SICKNESSES: dict[str, Sickness] = {
     "real-data": Sickness("scans instead of the teacher's own pictures", begin=_real_data),
     "wrong-average": Sickness("the average moves away from the weights", begin=_wrong_average),
     "not-a-number": Sickness("a weight of the heads is NaN", late=True, begin=_spoil_head),
-    "slow-drift": Sickness("both learning rates grow by 3% an iteration", late=True, again=_raise_rates),
+    "slow-drift": Sickness("both learning rates grow by 7% an iteration", late=True, again=_raise_rates),
 }
 
 

@@ -19,8 +19,8 @@ BASELINE_LEAST = 10
 RULES: Mapping[str, RuleConfig] = {
     # Updates whose gradient is not finite are left out; when most of a row's are, that is no accident.
     "not finite": RuleConfig(metric="skipped_share", above=0.5, window=1, patience=1, severity="collapse"),
-    # The student's latents against the data's of the same batch: healthy ones stay within 0.8 to 1.2. An undistilled
-    # student begins below 1, for its one-step predictions are blurred and alike, and rises: what counts is a fall.
+    # The student's latents against the data's of the same batch: medians of healthy ones stay within 0.8 to 1.2. An
+    # undistilled student may begin below 1, its one-step predictions being blurred and alike: what counts is a fall.
     "washed out": RuleConfig(metric="x0_scale", below=0.75, of="baseline", severity="collapse"),
     "blurred": RuleConfig(metric="x0_detail", below=0.7, of="baseline", severity="collapse"),
     "alike": RuleConfig(metric="x0_diversity", below=0.75, of="baseline", severity="collapse"),
@@ -32,16 +32,18 @@ RULES: Mapping[str, RuleConfig] = {
     # Hinge losses of both kinds near zero leave neither side a gradient: how a public 6B run collapsed, unseen for
     # thousands of steps, with pooled logits.
     "saturated": RuleConfig(metric="d_loss", below=0.1, severity="collapse"),
-    # Knowing nothing costs 2: far above it, the heads are thrown about.
-    "thrown about": RuleConfig(metric="d_loss", above=4.0, severity="collapse"),
+    # Knowing nothing costs 2, and no healthy row cost more than 2.3. Heads that are thrown about calm down within ten
+    # iterations, which may be one row.
+    "thrown about": RuleConfig(metric="d_loss", above=4.0, window=1, patience=1, severity="collapse"),
     # Logits without a spread, a 20th of the hinge's margin: heads that look at nothing, dead or frozen, some or all.
     "flat heads": RuleConfig(metric="head_spread", below=0.05, severity="collapse"),
     "dead head": RuleConfig(metric="head_spread", below=0.01, entry="least"),
     # Limits at which others stop: both accuracies above 95%, a gap between mean logits above 15.
     "certain heads": RuleConfig(metric="head_right", above=0.95, patience=10),
     "wide gap": RuleConfig(metric="gap", above=15.0),
-    # Heads that say the same of everything: 1 for the one kind, 0 for the other.
-    "one-sided heads": RuleConfig(metric="fake_right", below=0.05, patience=10),
+    # Heads that say the same of everything are right about the one kind and wrong about the other.
+    "all real": RuleConfig(metric="fake_right", below=0.1, severity="collapse"),
+    "all fake": RuleConfig(metric="real_right", below=0.1, severity="collapse"),
     # The average goes a part of its way to the weights between two rows; away from them is a wrong sign, and nowhere
     # is no average. A public run trained so and looked normal.
     "average astray": RuleConfig(metric="ema_follows", below=1e-5, window=1, severity="collapse"),

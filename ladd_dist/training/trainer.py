@@ -130,6 +130,7 @@ class Trainer:
                         hooks.after_row(self.done, row)
                     except GoBack as asked_back:
                         self._go_back(asked_back)
+                        bar.n = self.done
                         tracker.rewind(self.done, f"metrics-attempt-{self.attempt - 1}.jsonl")
                         averages = MetricAverages(self.config, self.world, self.clock, self.done)
                         weights.restart()

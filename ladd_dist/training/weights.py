@@ -40,7 +40,8 @@ class WeightChanges:
         way, gone = now - self._average.to(now.device), (average - self._average).to(now.device)
         self._before, self._average = now, average
         products = [(moved, moved), (apart, apart), (now, now), (gone, way), (way, way)]
-        sums = torch.stack([(a * b).sum() for a, b in products])
+        # An engine may hold the weights in host memory, where ranks on GPUs have no collective.
+        sums = torch.stack([(a * b).sum() for a, b in products]).to(self._world.device)
         self._world.mean_([sums])
         if not sums.isfinite().all() or not sums[2]:
             return {}

@@ -118,6 +118,12 @@ class Ladd(LaddStep, Method):
                     Curve("x0_diversity", "other", "diversity"),
                 ),
                 level=(1, "as the data"),
+                band=Band(
+                    0.7,
+                    1.5,
+                    below="the student's latents are washed out, blurred or alike",
+                    above="the student's latents are noisy or too strong",
+                ),
             ),
             Panel("Shift of the mean (standard deviations)", (Curve("x0_shift", "student"),)),
             "Curves of scale, detail and diversity of the student's latents over the data's, and of their shift",
