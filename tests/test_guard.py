@@ -80,6 +80,16 @@ def test_a_run_goes_back_so_often_and_then_stops(tmp_path: Path, dataset: Path) 
     assert saved is not None and saved.state.attempt == 2
 
 
+def test_a_run_that_diverges_goes_back_if_it_may_and_else_ends(tmp_path: Path, dataset: Path) -> None:
+    back, warned = (tmp_path / name for name in ("back", "warned"))
+    trainer = Trainer(guarded(back, dataset, "guard.on_collapse=go_back", "train.max_skipped=1"), ALONE)
+    train(trainer, [4])
+    assert (trainer.done, trainer.attempt) == (8, 1)
+    with pytest.raises(LaddError, match="training diverged: the last 2 iterations up to 6"):
+        train(Trainer(guarded(warned, dataset, "train.max_skipped=2"), ALONE), [4])
+    assert [row["iteration"] for row in read_metrics(warned)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_without_a_healthy_checkpoint_it_stops(tmp_path: Path, dataset: Path) -> None:
     trainer = Trainer(guarded(tmp_path, dataset, "guard.on_collapse=go_back"), ALONE)
     with pytest.raises(LaddError, match="no checkpoint is 2 healthy iterations old: stopped") as stopped:
@@ -177,20 +187,20 @@ def test_alarms_of_what_a_run_has_gone_back_from_are_forgotten(tmp_path: Path) -
 
 
 def test_few_checkpoints_are_kept_and_a_users_pin_is_not_touched(tmp_path: Path, dataset: Path) -> None:
-    config = guarded(tmp_path, dataset, "guard.on_collapse=go_back", "train.iterations=12")
+    config = guarded(tmp_path, dataset, "guard.on_collapse=go_back", "guard.healthy_after=4", "train.iterations=12")
     trainer = Trainer(config, ALONE)
     for done in trainer.iterations():
         if done == 2:
             pinned = step_folder(tmp_path, 2)
             pinned.with_name("step-00000002.pinned").write_text("")  # in the place of the guard's own
-    # 10 is healthy, 12 may turn out to be, and one that is not pinned is kept.
-    assert pinned_by(tmp_path, "guard") == [10, 12]
+    # 8 is healthy, 10 and 12 may turn out to be, and one that is not pinned is kept.
+    assert pinned_by(tmp_path, "guard") == [8, 10, 12]
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*") if p.is_dir()) == [
-        f"step-{n:08d}" for n in (2, 8, 10, 12)
+        f"step-{n:08d}" for n in (2, 6, 8, 10, 12)
     ]
     settings = config.guard
     kept = config.train.keep_checkpoints + settings.pins(config.train.checkpoint_every)
-    assert kept == 1 + 3 and missing_room(config) == checkpoint_bytes(config) * (kept + 1 - 3)  # 2 is not counted
+    assert kept == 1 + 4 and missing_room(config) == checkpoint_bytes(config) * (kept + 1 - 4)  # 2 is not counted
     pin(step_folder(tmp_path, 2), "guard")
     assert is_pinned(step_folder(tmp_path, 2)) and pinned_by(tmp_path, "") == [2]
 

@@ -148,10 +148,10 @@ def test_a_baseline_moves_along_with_the_run() -> None:
 def test_rows_that_did_not_record_a_number_are_passed_over() -> None:
     """An evaluation's distance, say, in every tenth row."""
     rule = RuleConfig(metric="distance", above=2.0, window=1, patience=2)
-    rows = [row | ({"distance": 3.0} if row["iteration"] % 10 == 0 else {}) for row in rows_of([1.0] * 20)]
+    rows = [row | ({"distance": 3.0} if row["iteration"] % 10 == 0 else {}) for row in rows_of([1.0] * 30)]
     assert alarm("far", rule, rows[:10]) is None
-    assert alarm("far", rule, rows[:19]) is None  # nothing new in the newest row
-    assert alarm("far", rule, rows) == Alarm("far", rule, 3.0, 2.0)
+    assert alarm("far", rule, rows[:20]) == alarm("far", rule, rows) == Alarm("far", rule, 3.0, 2.0)
+    assert alarm("far", rule, rows[:29]) is None  # nothing new in the newest row
     assert alarm("far", rule, []) is None
 
 
