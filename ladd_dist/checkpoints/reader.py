@@ -64,6 +64,8 @@ class RunState(BaseModel):
     world_size: int
     attempt: int = 0
     """How often the run has gone back to an earlier checkpoint; from 1 on it makes other noise and another order."""
+    rate_factors: dict[str, float] = {}
+    """Of each network's learning rate, see `Engine.rate_factor`; empty in checkpoints of older versions."""
     dataset: Manifest | None = None
     """What it was trained on since it was last started; None in checkpoints of older versions."""
 

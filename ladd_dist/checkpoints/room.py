@@ -1,6 +1,6 @@
 """Disk space for a run's checkpoints, from the networks' shapes."""
 
-from ladd_dist.checkpoints.folders import STEP_FOLDERS, checkpoints_of, is_pinned
+from ladd_dist.checkpoints.folders import GUARD, STEP_FOLDERS, checkpoints_of, is_pinned, pinned_by
 from ladd_dist.config import Config
 from ladd_dist.engines.base import STATE_KINDS
 from ladd_dist.methods.base import STUDENT
@@ -19,4 +19,6 @@ def checkpoint_bytes(config: Config) -> int:
 def missing_room(config: Config) -> int:
     """Bytes that a run will still need: it keeps some checkpoints, and writes one before it drops another."""
     there = sum(not is_pinned(folder) for folder in checkpoints_of(config.run_dir).glob(STEP_FOLDERS))
-    return checkpoint_bytes(config) * max(1, config.train.keep_checkpoints + 1 - there)
+    there += len(pinned_by(config.run_dir, GUARD))
+    kept = config.train.keep_checkpoints + config.guard.pins(config.train.checkpoint_every)
+    return checkpoint_bytes(config) * max(1, kept + 1 - there)

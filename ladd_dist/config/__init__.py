@@ -7,6 +7,7 @@ A key that the schema does not know, a value of the wrong type and a combination
 
 from ladd_dist.config.drawing import EvaluationConfig, SamplingConfig, SynthesisConfig
 from ladd_dist.config.engines import Fsdp2Config, OptimizerConfig, Zero3Config
+from ladd_dist.config.guard import GuardConfig, RuleConfig
 from ladd_dist.config.loading import load
 from ladd_dist.config.method import DpoConfig, FlowMatchingConfig, LaddConfig, MethodSection
 from ladd_dist.config.networks import DiscriminatorConfig, KernelsConfig, LoraConfig, StudentConfig, TeacherConfig
@@ -22,12 +23,14 @@ __all__ = [
     "EvaluationConfig",
     "FlowMatchingConfig",
     "Fsdp2Config",
+    "GuardConfig",
     "KernelsConfig",
     "LaddConfig",
     "LoraConfig",
     "MethodSection",
     "OptimizerConfig",
     "ProfileConfig",
+    "RuleConfig",
     "SamplingConfig",
     "Section",
     "StudentConfig",

@@ -7,6 +7,7 @@ from pydantic import model_validator
 
 from ladd_dist.config.drawing import EvaluationConfig, SamplingConfig, SynthesisConfig
 from ladd_dist.config.engines import Fsdp2Config, OptimizerConfig, Zero3Config
+from ladd_dist.config.guard import GuardConfig
 from ladd_dist.config.method import LaddConfig, MethodConfig
 from ladd_dist.config.networks import DiscriminatorConfig, KernelsConfig, StudentConfig, TeacherConfig
 from ladd_dist.config.section import Section
@@ -35,6 +36,7 @@ class Config(Section):
     head_optimizer: OptimizerConfig | None = None
     """Of the discriminator's heads: needed by methods that train them, such as ``ladd``."""
     train: TrainConfig
+    guard: GuardConfig = GuardConfig()
     data: DataConfig
     synthesis: SynthesisConfig
     sampling: SamplingConfig = SamplingConfig()
@@ -57,6 +59,13 @@ class Config(Section):
         }
         for key in (key for key, set_ in given.items() if set_):
             raise ValueError(f"{key} is the discriminator's, but method.name={self.method.name} has none: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _guarded_heads(self) -> "Config":
+        for key in ("on_trouble", "on_collapse"):
+            if getattr(self.guard, key) == "lower_head_rate" and not self.method.trains_heads:
+                raise ValueError(f"guard.{key}=lower_head_rate, but method.name={self.method.name} trains no heads")
         return self
 
     @model_validator(mode="after")

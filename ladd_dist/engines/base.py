@@ -58,6 +58,8 @@ class Engine(ABC):
     module: nn.Module
     owner: bool = True
     """Whether this rank's shards are the ones to save; the others hold copies of another rank's."""
+    rate_factor: float = 1.0
+    """What its scheduled learning rate is multiplied by, see `methods.base.rate`; 1 until a guard lowers it."""
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Forward pass; the engine owns the graph. All that tells it from other passes is in its arguments."""

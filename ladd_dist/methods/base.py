@@ -17,12 +17,15 @@ from ladd_dist.diffusion.batch import Batch
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine
+from ladd_dist.engines.learning_rate import learning_rate
 from ladd_dist.methods.charts import Chart
 
 Metrics = dict[str, Tensor]
 """By name: 0-d tensors, or vectors with an entry for each of what `Method.ENTRY` names; on the device, not averaged
-over ranks. ``skipped`` is 1 where an update was left out for a gradient that is not finite. Others may be there in
-some iterations only, on every rank alike, such as those of one bucket, see `by_bucket`."""
+over ranks. ``skipped`` is 1 where an update was left out for a gradient that is not finite. NaN in any other
+iteration stands for what was not there to be measured, such as a noise level that no sample has; averages leave it
+out. Others may be there in some iterations only, on every rank alike, such as those of one bucket, see
+`by_bucket`."""
 
 STUDENT = "student"
 """The trained network that every method has: it is averaged, previewed, evaluated and exported."""
@@ -173,6 +176,11 @@ def optimizer(config: Config, section: str) -> OptimizerConfig:
     """The settings in a section that `Method.OPTIMIZERS` names."""
     found: OptimizerConfig = getattr(config, section)
     return found
+
+
+def rate(config: Config, section: str, index: int, factor: float = 1.0) -> float:
+    """The learning rate of iteration ``index`` (from 0) by a section's schedule, times an `Engine.rate_factor`."""
+    return factor * learning_rate(optimizer(config, section), index, config.train.iterations)
 
 
 def rate_key(section: str) -> str:

@@ -25,8 +25,7 @@ from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine
 from ladd_dist.engines.build import build_engine
-from ladd_dist.engines.learning_rate import learning_rate
-from ladd_dist.methods.base import Method, Metrics, Networks, by_bucket
+from ladd_dist.methods.base import Method, Metrics, Networks, by_bucket, rate
 from ladd_dist.methods.charts import Chart, Curve, Panel
 from ladd_dist.methods.finite import nan_unless_finite
 from ladd_dist.methods.networks import meta_student, student_blueprint
@@ -117,7 +116,7 @@ class Dpo(Method):
         logs = [self._accumulate(s, 1 / len(samples), s is samples[-1]) for s in samples]
         means = {key: torch.stack([log[key] for log in logs]).mean(0) for key in logs[0]}
         self.clock.mark("optimizer")
-        norm = self.student.step(learning_rate(self.config.student_optimizer, index, self.config.train.iterations))
+        norm = self.student.step(rate(self.config, "student_optimizer", index, self.student.rate_factor))
         skipped = (~norm.isfinite()).float()
         return by_bucket(means, samples[0].bucket) | {"student_grad_norm": norm, "skipped": skipped}
 

@@ -20,8 +20,7 @@ from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine
 from ladd_dist.engines.build import build_engine
-from ladd_dist.engines.learning_rate import learning_rate
-from ladd_dist.methods.base import Method, Metrics, Networks
+from ladd_dist.methods.base import Method, Metrics, Networks, rate
 from ladd_dist.methods.charts import Chart, Curve, Panel
 from ladd_dist.methods.finite import nan_unless_finite
 from ladd_dist.methods.networks import meta_student, student_blueprint
@@ -85,7 +84,7 @@ class FlowMatching(Method):
         """One update of the student."""
         losses = [self._accumulate(s, 1 / len(samples), s is samples[-1]) for s in samples]
         self.clock.mark("optimizer")
-        norm = self.student.step(learning_rate(self.config.student_optimizer, index, self.config.train.iterations))
+        norm = self.student.step(rate(self.config, "student_optimizer", index, self.student.rate_factor))
         skipped = (~norm.isfinite()).float()
         return {"loss": sum(losses) / len(losses), "student_grad_norm": norm, "skipped": skipped}  # type: ignore[dict-item]
 

@@ -35,14 +35,14 @@ _DEPTHS = LinearSegmentedColormap.from_list("depths", matplotlib.colormaps["viri
 
 
 def draw_charts(rows: Rows, config: Config, folder: Path) -> list[Path]:
-    """Write the method's charts and ``speed.png``, two panels each.
+    """Write the method's charts and ``speed.png``, two panels each; those that an older version's rows lack are not.
 
     Args:
         rows: of ``metrics.jsonl``, at least one.
     """
     method = method_of(config)
     figures: dict[str, Callable[[Axes, Axes], None]] = {
-        chart.name: partial(_draw_chart, rows, config, chart) for chart in method.CHARTS
+        chart.name: partial(_draw_chart, rows, config, chart) for chart in method.CHARTS if _has(rows, chart.top)
     }
     figures[SPEED] = partial(_speed, rows, [rate_key(section) for section in method.OPTIMIZERS.values()])
     paths = []
@@ -61,7 +61,7 @@ def draw_charts(rows: Rows, config: Config, folder: Path) -> list[Path]:
 def _draw_chart(rows: Rows, config: Config, chart: Chart, top: Axes, bottom: Axes) -> None:
     for axes, panel in zip((top, bottom), chart.panels, strict=True):
         axes.set_title(panel.title, loc="left")
-        recorded = [curve for curve in panel.curves if any(curve.metric in row for row in rows)]
+        recorded = [curve for curve in panel.curves if _recorded(rows, curve)]
         for curve, style in zip(recorded, cycle(_LINES), strict=False):
             if panel.by_block:
                 _curves_by_block(axes, rows, curve, style)
@@ -71,6 +71,14 @@ def _draw_chart(rows: Rows, config: Config, chart: Chart, top: Axes, bottom: Axe
     if chart.top.by_block:
         count = entries(rows, chart.top.curves[0].metric)
         _depth_bar(list(method_of(config).blocks(config) or range(count)), top, bottom)
+
+
+def _has(rows: Rows, panel: Panel) -> bool:
+    return any(_recorded(rows, curve) for curve in panel.curves)
+
+
+def _recorded(rows: Rows, curve: Curve) -> bool:
+    return any(curve.metric in row for row in rows)
 
 
 def _scale(axes: Axes, panel: Panel, rows: Rows) -> None:

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,10 +11,9 @@ from torch import Tensor
 from ladd_dist.config import Config
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
-from ladd_dist.engines.learning_rate import learning_rate
 from ladd_dist.errors import LaddError
 from ladd_dist.log import Eta, log, warn
-from ladd_dist.methods.base import Metrics, optimizer, rate_key
+from ladd_dist.methods.base import Metrics, rate, rate_key
 from ladd_dist.methods.registry import method_of
 from ladd_dist.training.tracking import MEMORY, Row
 
@@ -37,29 +37,37 @@ class MetricAverages:
         self._rows.append(metrics)
         self._streak = (self._streak + 1) * metrics["skipped"]
 
-    def row(self, done: int) -> Row:
+    def row(self, done: int, factors: Mapping[str, float]) -> Row:
         """Average over iterations and ranks, print a line, and start anew.
 
         Skipped iterations are counted, and left out of the averages.
 
-        Raises:
-            LaddError: if too many iterations in a row were skipped.
+        Args:
+            factors: of the trained networks' learning rates, see `Engine.rate_factor`.
+
         """
         train, count = self._config.train, len(self._rows)
         row: Row = {"iteration": done, **self._means()}
         row["samples_per_second"] = count * train.global_batch / (time.monotonic() - self._start)
-        for section in self._method.OPTIMIZERS.values():
-            row[rate_key(section)] = learning_rate(optimizer(self._config, section), done - 1, train.iterations)
+        for network, section in self._method.OPTIMIZERS.items():
+            row[rate_key(section)] = rate(self._config, section, done - 1, factors[network])
         row["seconds"] = {phase: total / count for phase, total in self._clock.seconds().items()}
         row |= memory_peaks(self._world)
         self._report(done, row)
-        if self._streak >= train.max_skipped:
+        self._rows, self._start = [], time.monotonic()
+        return row
+
+    def check(self, done: int) -> None:
+        """Check that the run goes on; call it after each row.
+
+        Raises:
+            LaddError: if too many iterations in a row were skipped.
+        """
+        if self._streak >= self._config.train.max_skipped:
             raise LaddError(
                 f"training diverged: the last {int(self._streak)} iterations up to {done} had a non-finite loss or "
                 f"gradient and were skipped: {self._method.REMEDY}; the last checkpoint is untouched"
             )
-        self._rows, self._start = [], time.monotonic()
-        return row
 
     def _means(self) -> Row:
         flags = torch.stack([row["skipped"] for row in self._rows]).tolist()
@@ -69,11 +77,14 @@ class MetricAverages:
             for key, value in row.items():
                 columns[key].append(value)
         columns.pop("skipped", None)
-        means = {key: torch.stack(values).mean(0) for key, values in columns.items()}
-        self._world.mean_(list(means.values()))
-        # What is no number in every iteration is left out: JSON has no NaN.
+        stacks = {key: torch.stack(values) for key, values in columns.items()}
+        sums = [stack.nansum(0) for stack in stacks.values()]
+        counts = [(~stack.isnan()).float().sum(0) for stack in stacks.values()]
+        self._world.mean_([*sums, *counts])
+        means = dict(zip(stacks, (s / n for s, n in zip(sums, counts, strict=True)), strict=True))
+        # What was never measured, or is infinite, is left out: JSON has no NaN.
         finite = {key: value.tolist() for key, value in means.items() if value.isfinite().all()}
-        return {"skipped": int(sum(flags)), **finite}
+        return {"skipped": int(sum(flags)), "skipped_share": sum(flags) / len(flags), **finite}
 
     def _report(self, done: int, row: Row) -> None:
         if row["skipped"]:

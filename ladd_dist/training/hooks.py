@@ -85,6 +85,19 @@ class LockstepStudent:
             )
 
 
+class GoBack(Exception):
+    """Raised in `Hook.after_row` on every rank: the run goes on from an earlier checkpoint, as another attempt.
+
+    Args:
+        iteration: the checkpoint's.
+        reason: why, in words.
+    """
+
+    def __init__(self, iteration: int, reason: str) -> None:
+        super().__init__(reason)
+        self.iteration = iteration
+
+
 @dataclass(frozen=True)
 class RunView:
     """What a hook is given of the run; ``iteration`` counts finished iterations."""
@@ -119,7 +132,14 @@ class Hook:
         """
 
     def after_row(self, run: RunView, row: Row) -> None:
-        """Rank 0 has recorded a row of ``metrics.jsonl``, averaged over ranks and iterations since the last one."""
+        """Rank 0 has recorded a row of ``metrics.jsonl``, averaged over ranks and iterations since the last one.
+
+        Raises:
+            GoBack: to go back to an earlier checkpoint.
+        """
+
+    def after_going_back(self, run: RunView) -> None:
+        """The run has gone back to the checkpoint of ``run.iteration``: rows and checkpoints after it are gone."""
 
     def before_checkpoint(self, run: RunView) -> None:
         """A checkpoint is about to be copied from the networks."""
@@ -165,6 +185,10 @@ class Hooks:
     def after_row(self, iteration: int, row: Row) -> None:
         """See `Hook.after_row`."""
         self._visit("after_row", self._hooks, iteration, lambda hook, run: hook.after_row(run, row))
+
+    def after_going_back(self, iteration: int) -> None:
+        """See `Hook.after_going_back`."""
+        self._visit("after_going_back", self._hooks, iteration, lambda hook, run: hook.after_going_back(run))
 
     def before_checkpoint(self, iteration: int) -> None:
         """See `Hook.before_checkpoint`."""

@@ -1,6 +1,7 @@
 """Where numbers go: ``metrics.jsonl`` is the record, the console and a page show it, W&B mirrors it."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,23 @@ class Tracker:
     """
 
     def __init__(self, config: Config, world: World, iteration: int) -> None:
-        self._active = world.is_main
+        self._config, self._active = config, world.is_main
         if not self._active:
             return
         folder = Path(config.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         config.save(folder / "config.yaml")
+        self._open(folder, iteration)
+
+    def rewind(self, iteration: int, aside: str) -> None:
+        """Go on after an earlier iteration; the record as it was is kept under another name in its folder."""
+        if self._active:
+            self.close()
+            folder = Path(self._config.run_dir)
+            shutil.copy(folder / METRICS, folder / aside)
+            self._open(folder, iteration)
+
+    def _open(self, folder: Path, iteration: int) -> None:
         record = folder / METRICS
         rows, damaged = read_rows(record)
         if damaged:
@@ -48,6 +60,7 @@ class Tracker:
         kept = [row for row in rows if row["iteration"] <= iteration]
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(record)
+        config = self._config
         self._file, self._method = record.open("a", encoding="utf-8"), method_of(config)
         self._mirror, self._page = Mirror(config, folder, iteration), LivePage(config, folder)
 

@@ -18,7 +18,7 @@ from ladd_dist.engines.base import Shard
 from ladd_dist.engines.build import check_launch
 from ladd_dist.engines.ema import Ema
 from ladd_dist.engines.learning_rate import rate_changes
-from ladd_dist.errors import Requeue
+from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.files.run_lock import RunLock
 from ladd_dist.log import log, progress, warn
 from ladd_dist.methods.base import STUDENT
@@ -30,10 +30,12 @@ from ladd_dist.supervision.requests import RequestExchange
 from ladd_dist.supervision.signals import Signals
 from ladd_dist.training.averages import MetricAverages
 from ladd_dist.training.evaluation import Evaluation
-from ladd_dist.training.hooks import Hook, Hooks
+from ladd_dist.training.guard import Guard
+from ladd_dist.training.hooks import GoBack, Hook, Hooks
 from ladd_dist.training.preview import Preview
 from ladd_dist.training.profiler import Profiler
 from ladd_dist.training.tracking import Tracker
+from ladd_dist.training.weights import WeightChanges
 
 
 class Trainer:
@@ -72,6 +74,7 @@ class Trainer:
         self.done, self.attempt = 0, 0
         self._resume()
         self.writer = CheckpointWriter(config, world, self.lock)
+        self.hooks.append(Guard(config, world, self.method.trained, self.done))
 
     def run(self) -> None:
         """Train to ``train.iterations``; log that a run is finished if it is there already.
@@ -102,6 +105,7 @@ class Trainer:
         self.lock.check()
         tracker = Tracker(self.config, self.world, self.done)
         averages = MetricAverages(self.config, self.world, self.clock, self.done)
+        weights = WeightChanges(self.method.student, self.ema, self.world)
         profiler = Profiler(self.config, self.world)
         bar = progress("train", train.iterations, unit="it", world=self.world, done=self.done)
         asked = exchange.begin()
@@ -123,9 +127,19 @@ class Trainer:
                 last = self.done == train.iterations
                 leaving = last or asked.stop
                 if leaving or self.done % train.log_every == 0:
-                    row = averages.row(self.done)
+                    row = averages.row(self.done, self._rate_factors()) | weights.row()
                     tracker.write(row)
-                    hooks.after_row(self.done, row)
+                    try:
+                        hooks.after_row(self.done, row)
+                    except GoBack as asked_back:
+                        self._go_back(asked_back)
+                        bar.n = self.done
+                        tracker.rewind(self.done, f"metrics-attempt-{self.attempt - 1}.jsonl")
+                        averages = MetricAverages(self.config, self.world, self.clock, self.done)
+                        weights.restart()
+                        hooks.after_going_back(self.done)
+                        continue
+                    averages.check(self.done)
                 hooks.after_step(self.done, metrics, last)
                 if leaving or self.done % train.checkpoint_every == 0:
                     hooks.before_checkpoint(self.done)
@@ -145,6 +159,9 @@ class Trainer:
         grid = self.space.grid(*batch.latents.shape[-2:])
         return self.method.sample(attempt_seed(self.config.seed, self.attempt), iteration, batch, grid)
 
+    def _rate_factors(self) -> dict[str, float]:
+        return {name: engine.rate_factor for name, engine in self.method.trained.items()}
+
     def _shards(self) -> dict[str, dict[str, Shard]]:
         """What a checkpoint holds of each network, the student's average with the student."""
         shards = {name: checkpoint.network_shards(name, engine) for name, engine in self.method.trained.items()}
@@ -162,6 +179,7 @@ class Trainer:
             engine=self.config.engine,
             world_size=self.world.size,
             attempt=self.attempt,
+            rate_factors=self._rate_factors(),
             dataset=self.dataset,
         )
         return self.writer.save({key: shard for part in owned for key, shard in part.items()}, state)
@@ -188,9 +206,26 @@ class Trainer:
         for name, engine in self.method.trained.items():
             engine.publish()
             engine.updates = saved.state.updates[name]
+            engine.rate_factor = saved.state.rate_factors.get(name, 1.0)
         self.reader.load_state_dict(saved.state.data, attempt)
         self.done, self.attempt = saved.state.iteration, attempt
         self.world.position.saved = str(saved.path)
+
+    def _go_back(self, asked: GoBack) -> None:
+        """Restore an earlier checkpoint, and make it the newest, of another attempt: what came later is dropped.
+
+        Raises:
+            LaddError: if the run has gone back too often.
+        """
+        limit = self.config.guard.max_go_backs
+        if self.attempt >= limit:
+            raise LaddError(f"{asked}: stopped, for the run has gone back guard.max_go_backs={limit} times already")
+        self.writer.wait()
+        self.restore(checkpoint.open_iteration(self.config.run_dir, asked.iteration, self.world), self.attempt + 1)
+        self._save()
+        self.writer.wait()
+        if self.world.is_main:
+            warn(f"{asked}: gone back to iteration {self.done}, as attempt {self.attempt}")
 
     def _tell_rate_changes(self, saved: checkpoint.Checkpoint) -> None:
         iteration = saved.state.iteration

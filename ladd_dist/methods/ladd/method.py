@@ -92,6 +92,54 @@ class Ladd(LaddStep, Method):
             "Curves of the gradient norms of student and heads, and the R1 penalty",
             "Gradient norms of both networks and the gradient penalty on the heads, on logarithmic scales.",
         ),
+        Chart(
+            "heads",
+            Panel(
+                "Share of positions judged rightly, per head",
+                (Curve("head_right", "other", "real and fake"),),
+                level=(0.5, "chance"),
+                by_block=True,
+            ),
+            Panel(
+                "Positions beyond the hinge's margin, all heads (%)",
+                (Curve("real_saturated", "data", "real", 100), Curve("fake_saturated", "student", "fake", 100)),
+                percent=True,
+            ),
+            "Curves of every head's accuracy, and of the share of positions without a gradient",
+            "Heads at chance see nothing; those whose positions are all beyond the margin learn nothing more.",
+        ),
+        Chart(
+            "outputs",
+            Panel(
+                "The student's latents over the data's",
+                (
+                    Curve("x0_scale", "student", "scale"),
+                    Curve("x0_detail", "data", "detail"),
+                    Curve("x0_diversity", "other", "diversity"),
+                ),
+                level=(1, "as the data"),
+                band=Band(
+                    0.7,
+                    1.5,
+                    below="the student's latents are washed out, blurred or alike",
+                    above="the student's latents are noisy or too strong",
+                ),
+            ),
+            Panel("Shift of the mean (standard deviations)", (Curve("x0_shift", "student"),)),
+            "Curves of scale, detail and diversity of the student's latents over the data's, and of their shift",
+            "Predictions against the latents that they were made from: a healthy student's are alike in all.",
+        ),
+        Chart(
+            "weights",
+            Panel(
+                "Relative change of the student's weights",
+                (Curve("update_size", "student", "in a row"), Curve("ema_distance", "other", "from their average")),
+                log=True,
+            ),
+            Panel("Gradient norm in the latents", (Curve("latent_grad_norm", "student"),), log=True),
+            "Curves of how far the student's weights move, and of how far they are from their average",
+            "How far the weights move between two rows and are from their average, which must follow them.",
+        ),
     )
 
     def __init__(self, config: Config, student: Engine, teacher: Teacher, heads: Engine, clock: Clock) -> None:

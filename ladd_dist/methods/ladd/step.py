@@ -30,11 +30,11 @@ from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.flow import add_noise, x0_from_velocity
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.engines.base import Engine
-from ladd_dist.engines.learning_rate import learning_rate
-from ladd_dist.methods.base import Metrics, optimizer
+from ladd_dist.methods.base import Metrics, rate
 from ladd_dist.methods.finite import nan_unless_finite
 from ladd_dist.methods.ladd.losses import PerHead, Role, adversarial_loss, distillation, r1_penalty
 from ladd_dist.methods.ladd.sample import Sample, settings
+from ladd_dist.methods.ladd.statistics import Opinions, against_data, opinions, told_apart
 from ladd_dist.models.backbone import FeatureGroups
 
 Teacher = Callable[..., Any]
@@ -69,6 +69,28 @@ class Fake:
     x0_hat: Tensor
     cut: Tensor
     features: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What consecutive heads make of one term's latents.
+
+    Attributes:
+        per_head: loss and statistics of each.
+        seen: how they judge each sample, for the record.
+        r1: the penalty, ``(heads,)``.
+    """
+
+    per_head: PerHead
+    seen: Opinions
+    r1: Tensor
+
+    @classmethod
+    def cat(cls, groups: "list[Judged]") -> "Judged":
+        """All heads' of one group of heads after the other."""
+        per_head = PerHead(*map(torch.cat, zip(*(group.per_head for group in groups), strict=True)))
+        seen = Opinions(*map(torch.cat, zip(*(group.seen for group in groups), strict=True)))
+        return cls(per_head, seen, torch.cat([group.r1 for group in groups]))
 
 
 class LaddStep:
@@ -109,7 +131,7 @@ class LaddStep:
             logs[number] |= self.train_student(sample, fake, share, last=number + 1 == len(samples))
         student_norm = self.update(self.student, "student_optimizer", index)
 
-        means = {key: torch.stack([log[key] for log in logs]).mean(0) for key in logs[0]}
+        means = {key: torch.stack([log[key] for log in logs]).nanmean(0) for key in logs[0]}
         skipped = ~(student_norm.isfinite() & head_norm.isfinite())
         norms = {"student_grad_norm": student_norm, "head_grad_norm": head_norm}
         return means | norms | {"skipped": skipped.float()}
@@ -133,20 +155,21 @@ class LaddStep:
         cond = sample.batch.cond
         real_term, fake_term = Term("real", sample.r, cond), Term("fake", sample.s, cond)
         x_r = add_noise(sample.batch.latents, sample.draws.real_noise, sample.r)
-        real, r1 = self.judge_while_teacher_runs(x_r, real_term, sample, share)
+        real = self.judge_while_teacher_runs(x_r, real_term, sample, share)
         if fake is not None:
-            judged, _ = self.judge([f.detach() for f in fake.features], fake_term, sample, share)
+            judged = self.judge([f.detach() for f in fake.features], fake_term, sample, share)
         else:
             with torch.no_grad():
                 x_s = add_noise(self.denoise(sample), sample.draws.fake_noise, sample.s)
-            judged, _ = self.judge_while_teacher_runs(x_s, fake_term, sample, share)
+            judged = self.judge_while_teacher_runs(x_s, fake_term, sample, share)
         return self.train_on_mismatched(x_r, sample, share) | {
-            "d_loss": real.loss.mean() + judged.loss.mean(),
-            "r1": r1.mean(),
-            "real_logit": real.logit,
-            "fake_logit": judged.logit,
-            "real_right": real.right.mean(),
-            "fake_right": judged.right.mean(),
+            "d_loss": real.per_head.loss.mean() + judged.per_head.loss.mean(),
+            "r1": real.r1.mean(),
+            "real_logit": real.per_head.logit,
+            "fake_logit": judged.per_head.logit,
+            "real_right": real.per_head.right.mean(),
+            "fake_right": judged.per_head.right.mean(),
+            **told_apart(real.seen, judged.seen, sample.r, sample.s),
         }
 
     def train_on_mismatched(self, x_r: Tensor, sample: Sample, share: float) -> Metrics:
@@ -155,12 +178,12 @@ class LaddStep:
         if not weight:
             return {}
         assert cond is not None  # `Method.mismatched_prompts` asks for it
-        wrong, _ = self.judge_while_teacher_runs(x_r, Term("fake", sample.r, cond), sample, weight * share)
+        wrong = self.judge_while_teacher_runs(x_r, Term("fake", sample.r, cond), sample, weight * share).per_head
         return {"mismatched_logit": wrong.logit, "mismatched_right": wrong.right.mean()}
 
-    def judge_while_teacher_runs(self, x: Tensor, term: Term, sample: Sample, share: float) -> tuple[PerHead, Tensor]:
+    def judge_while_teacher_runs(self, x: Tensor, term: Term, sample: Sample, share: float) -> Judged:
         """`judge` noised latents ``x``, group by group as the teacher's blocks give their features."""
-        judged: list[tuple[PerHead, Tensor]] = []
+        judged: list[Judged] = []
 
         def judge(first: int, features: list[Tensor]) -> None:
             with torch.enable_grad():
@@ -171,19 +194,13 @@ class LaddStep:
         groups = FeatureGroups(self.config.discriminator.kept_features, len(self.taps), judge)
         with torch.no_grad():  # not inference_mode: the heads' autograd must accept these features
             self.teacher(x, term.level, term.cond, self.taps, groups)
-        per_head, penalties = zip(*judged, strict=True)
-        return PerHead(*(torch.cat(parts) for parts in zip(*per_head, strict=True))), torch.cat(penalties)
+        return Judged.cat(judged)
 
-    def judge(
-        self, features: list[Tensor], term: Term, sample: Sample, share: float, first: int = 0
-    ) -> tuple[PerHead, Tensor]:
+    def judge(self, features: list[Tensor], term: Term, sample: Sample, share: float, first: int = 0) -> Judged:
         """Let heads judge their blocks' features, and accumulate the gradient of their part of one of L_D's terms.
 
         Args:
             features: one ``(B, N, D)`` for each of consecutive heads, the first of which has the number ``first``.
-
-        Returns:
-            Loss and statistics of each of these heads, and their R1 penalty, ``(heads,)``.
         """
         weight = self.method.r1_weight if term.role == "real" else 0.0
         features = [f.requires_grad_(weight > 0) for f in features]
@@ -195,7 +212,8 @@ class LaddStep:
         loss = (result.loss.mean() + weight * r1) * (len(features) / len(self.taps))
         self.clock.mark("head backward")
         self.heads.backward(share * loss * nan_unless_finite(loss))
-        return PerHead(*(t.detach() for t in result)), r1.detach().expand(len(features))
+        per_head = PerHead(*(t.detach() for t in result))
+        return Judged(per_head, opinions(logits, term.role), r1.detach().expand(len(features)))
 
     def train_student(self, sample: Sample, fake: Fake, share: float, last: bool) -> Metrics:
         """Accumulate the gradient of ``share * (L_G + distillation)`` in the student."""
@@ -210,7 +228,8 @@ class LaddStep:
             metrics["distillation"] = distillation(fake.x0_hat, sample.batch.latents, sample.t)
             loss = loss + weight * metrics["distillation"]
         self.student.backward(share * loss * nan_unless_finite(torch.stack(list(metrics.values()))), last)
-        return {key: value.detach() for key, value in metrics.items()}
+        latents = {"latent_grad_norm": gradient.norm(), **against_data(fake.x0_hat, sample.batch.latents)}
+        return {key: value.detach() for key, value in (metrics | latents).items()}
 
     def loss(self, logits: Tensor, role: Role) -> PerHead:
         """The configured adversarial loss."""
@@ -219,4 +238,4 @@ class LaddStep:
     def update(self, network: Engine, section: str, index: int) -> Tensor:
         """Step a network's optimizer; returns the gradient's norm."""
         self.clock.mark("optimizer")
-        return network.step(learning_rate(optimizer(self.config, section), index, self.config.train.iterations))
+        return network.step(rate(self.config, section, index, network.rate_factor))

@@ -1,0 +1,99 @@
+"""What an iteration says of its own health, from tensors that it has anyway: pure functions, without a host sync.
+
+`training.rules` says which of these numbers tell a sick run.
+
+Shapes: G heads, B samples; logits ``(G, B, H, W)``, latents ``(B, C, H, W)``, noise levels ``(B,)``.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ladd_dist.methods.base import Metrics
+from ladd_dist.methods.ladd.losses import Role
+
+NOISE_BANDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Edges of the bands of noise levels by which heads are looked at: each has a meaning at every resolution."""
+
+
+class Opinions(NamedTuple):
+    """How heads judge samples, fp32 ``(G, B)``, each a mean over positions; ``spread`` is ``(G,)``."""
+
+    logit: Tensor
+    right: Tensor
+    """Share of positions on the right side of 0."""
+    saturated: Tensor
+    """Share of positions beyond the hinge's margin of 1, from which a hinge loss has no gradient."""
+    spread: Tensor
+    """Standard deviation of a head's logits over samples and positions: 0 for a head that looks at nothing."""
+
+
+def opinions(logits: Tensor, role: Role) -> Opinions:
+    """`Opinions` of logits that a head should have above 0 in the role ``real``, below 0 in the others."""
+    logits = logits.detach()
+    signed = logits if role == "real" else -logits
+    right, saturated = ((signed > margin).float().mean((2, 3)) for margin in (0, 1))
+    return Opinions(logits.mean((2, 3)), right, saturated, logits.flatten(1).std(1, correction=0))
+
+
+def told_apart(real: Opinions, fake: Opinions, real_level: Tensor, fake_level: Tensor) -> Metrics:
+    """How well heads tell real from fake.
+
+    Returns:
+        ``gap`` between mean logits, ``*_saturated``; by head ``head_right``, the accuracy on both kinds alike, and
+        ``head_spread``; by band of noise level accuracy and logit of both kinds, NaN for a band without a sample.
+    """
+    by_band: Metrics = {}
+    for kind, seen, level in (("real", real, real_level), ("fake", fake, fake_level)):
+        by_band |= by_noise(f"{kind}_right", seen.right, level) | by_noise(f"{kind}_logit", seen.logit, level)
+    return by_band | {
+        "gap": real.logit.mean() - fake.logit.mean(),
+        "real_saturated": real.saturated.mean(),
+        "fake_saturated": fake.saturated.mean(),
+        "head_right": (real.right.mean(1) + fake.right.mean(1)) / 2,
+        "head_spread": (real.spread + fake.spread) / 2,
+    }
+
+
+def by_noise(name: str, values: Tensor, level: Tensor) -> Metrics:
+    """Means of ``(G, B)`` over heads and the samples in each band, such as ``fake_right/noise_0.25-0.50``."""
+    by_sample = values.mean(0)
+    means = {}
+    for low, high in pairwise(NOISE_BANDS):
+        inside = (level >= low) & (level < high)
+        means[f"{name}/noise_{low:.2f}-{high:.2f}"] = (by_sample * inside).sum() / inside.sum()
+    return means
+
+
+def against_data(x0_hat: Tensor, x0: Tensor) -> Metrics:
+    """The student's predictions against the latents that they were made from; a healthy student's are alike.
+
+    Returns:
+        ``x0_shift``: the largest distance of a channel's mean, in standard deviations of the data.
+        ``x0_scale``: ratio of standard deviations.
+        ``x0_detail``: ratio of the energy in the highest frequencies, by squared differences of neighbours.
+        ``x0_diversity``: ratio of the mean distance between two samples of the batch.
+        ``data_diversity``: that of the data, over what independent numbers would have: 0 for constant data.
+        Not finite for data without any variation; diversities are NaN for a single sample, which has no pair.
+    """
+    ours, data = x0_hat.detach().float(), x0.float()
+    shift = (ours.mean((0, 2, 3)) - data.mean((0, 2, 3))).abs().max()
+    scale = data.std(correction=0)
+    return {
+        "x0_shift": shift / scale,
+        "x0_scale": ours.std(correction=0) / scale,
+        "x0_detail": _detail(ours) / _detail(data),
+        "x0_diversity": _distance(ours) / _distance(data),
+        "data_diversity": _distance(data) / (scale * (2 * data[0].numel()) ** 0.5).clamp(min=1e-12),
+    }
+
+
+def _detail(x: Tensor) -> Tensor:
+    return x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean()
+
+
+def _distance(x: Tensor) -> Tensor:
+    """Mean Euclidean distance between two samples."""
+    return torch.pdist(x.flatten(1)).mean()

@@ -1,0 +1,158 @@
+"""The guard against collapse: looks at every recorded row, says what is wrong with it, and acts as configured.
+
+    RUN_DIR/guard.jsonl    every alarm: iteration, rule, value, bound, action
+    RUN_DIR/checkpoints/step-*.pinned    of checkpoints that are healthy or may turn out to be, where it may go back
+
+Rank 0 decides, by the record, and tells the other ranks. What it knows of earlier rows, alarms and healthy
+checkpoints is on disk, so that a run that was killed goes on as if it had not been.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ladd_dist.checkpoints.folders import GUARD, pin, pinned_by, step_folder, unpin, unpin_after
+from ladd_dist.config import Config
+from ladd_dist.config.guard import Action
+from ladd_dist.distributed.world import World
+from ladd_dist.engines.base import Engine
+from ladd_dist.errors import LaddError
+from ladd_dist.log import warn
+from ladd_dist.methods.registry import method_of
+from ladd_dist.training.hooks import GoBack, Hook, RunView
+from ladd_dist.training.rules import Alarm, alarm, rules_of
+from ladd_dist.training.tracking import Row, read_metrics
+
+ALARMS = "guard.jsonl"
+_STRENGTH: tuple[Action, ...] = ("warn", "lower_head_rate", "go_back", "stop")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all ranks do: the strongest of the alarms' actions, why, and the healthy iteration, if there is one."""
+
+    action: Action
+    reason: str
+    healthy: int | None
+
+
+class Guard(Hook):
+    """Applies `training.rules` to a run.
+
+    Args:
+        trained: the method's engines by network.
+        done: iterations finished before.
+
+    Raises:
+        LaddError: if the configuration leaves out a rule that does not exist.
+    """
+
+    name = "guard"
+
+    def __init__(self, config: Config, world: World, trained: Mapping[str, Engine], done: int) -> None:
+        self._settings, self._run_dir, self._world = config.guard, Path(config.run_dir), world
+        self._rules, method = rules_of(config.guard), method_of(config)
+        self._heads = [trained[name] for name, section in method.OPTIMIZERS.items() if section == "head_optimizer"]
+        self._milestones = method.milestones(config)
+        self._remember(done)
+
+    def _remember(self, done: int) -> None:
+        if self._world.is_main:
+            self._rows = [row for row in read_metrics(self._run_dir) if row["iteration"] <= done]
+            self._alarms = last_alarms(self._run_dir, done)
+
+    def after_row(self, run: RunView, row: Row) -> None:
+        """Look, decide on rank 0, and act on every rank.
+
+        Raises:
+            GoBack: if the run is to go back.
+            LaddError: if it is to stop.
+        """
+        decision = run.world.gather(self._decide(row) if run.world.is_main else None)[0]
+        if decision is not None:
+            self._act(decision)
+
+    def after_checkpoint(self, run: RunView, folder: Path) -> None:
+        """Keep it until it is known to be healthy or not."""
+        if self._settings.goes_back and run.world.is_main:
+            pin(folder, GUARD)
+
+    def after_going_back(self, run: RunView) -> None:
+        """Forget what came later."""
+        self._remember(run.iteration)
+
+    def _decide(self, row: Row) -> Decision | None:
+        now = row["iteration"]
+        self._rows.append(row)
+        alarms = [found for name in self._rules if (found := self._look(name, now))]
+        self._sort_checkpoints(now, bool(alarms))
+        if not alarms:
+            return None
+        self._alarms |= {found.rule: now for found in alarms}
+        decision = Decision(
+            max(map(self._action, alarms), key=_STRENGTH.index),
+            f"iteration {now}: {'; '.join(map(str, alarms))}",
+            max(self._healthy(now), default=None),
+        )
+        self._write(now, alarms, decision)
+        return decision
+
+    def _look(self, name: str, now: int) -> Alarm | None:
+        if now - self._alarms.get(name, -self._settings.quiet) < self._settings.quiet:
+            return None
+        since = max((at for at in self._milestones if at <= now), default=0)
+        return alarm(name, self._rules[name], self._rows, since)
+
+    def _action(self, found: Alarm) -> Action:
+        return self._settings.on_collapse if found.config.severity == "collapse" else self._settings.on_trouble
+
+    def _sort_checkpoints(self, now: int, alarmed: bool) -> None:
+        """Let go of checkpoints that an alarm came too soon after, and of all but some healthy ones."""
+        settings = self._settings
+        if alarmed:
+            unpin_after(self._run_dir, now - settings.healthy_after, GUARD)
+        for iteration in self._healthy(now)[: -settings.keep_healthy]:
+            unpin(step_folder(self._run_dir, iteration))
+
+    def _healthy(self, now: int) -> list[int]:
+        """Iterations of checkpoints after which no rule alarmed for long enough, ascending."""
+        return [at for at in pinned_by(self._run_dir, GUARD) if at <= now - self._settings.healthy_after]
+
+    def _write(self, now: int, alarms: list[Alarm], decision: Decision) -> None:
+        to = decision.healthy if decision.action == "go_back" else None
+        with (self._run_dir / ALARMS).open("a", encoding="utf-8") as file:
+            for found in alarms:
+                event = {"iteration": now, "rule": found.rule, "metric": found.config.metric, "value": found.value}
+                event |= {"bound": found.bound, "severity": found.config.severity, "action": self._action(found)}
+                file.write(json.dumps(event | {"back_to": to}) + "\n")
+
+    def _act(self, decision: Decision) -> None:
+        settings, reason = self._settings, f"guard: {decision.reason}"
+        if decision.action == "stop":
+            raise LaddError(f"{reason}: stopped as configured; the last checkpoint is untouched")
+        if decision.action == "go_back":
+            if decision.healthy is None:
+                raise LaddError(
+                    f"{reason}: no checkpoint is {settings.healthy_after} healthy iterations old: stopped"
+                )
+            raise GoBack(decision.healthy, reason)
+        if decision.action == "lower_head_rate":
+            for heads in self._heads:
+                heads.rate_factor *= settings.head_rate_factor
+            reason += f": the heads' learning rate is multiplied by {settings.head_rate_factor:g}"
+        if self._world.is_main:
+            warn(reason)
+
+
+def last_alarms(run_dir: Path, done: int) -> dict[str, int]:
+    """The iteration at which each rule alarmed last, up to ``done``, in what the run has not gone back from."""
+    path, alarms = run_dir / ALARMS, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with suppress(ValueError):  # a line that a kill cut short
+            event = json.loads(line)
+            alarms.append((event["rule"], event["iteration"]))
+            if (to := event["back_to"]) is not None:
+                alarms = [(rule, at) for rule, at in alarms if at <= to]
+    return {rule: at for rule, at in alarms if at <= done}
