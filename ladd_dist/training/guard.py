@@ -8,6 +8,7 @@ checkpoints is on disk, so that a run that was killed goes on as if it had not b
 """
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from ladd_dist.training.rules import Alarm, alarm, rules_of
 from ladd_dist.training.tracking import Row, read_metrics
 
 ALARMS = "guard.jsonl"
+_ROWS = 1000
+"""The newest rows, which are all that rules see: looking costs the same however long the run is."""
 _STRENGTH: tuple[Action, ...] = ("warn", "lower_head_rate", "go_back", "stop")
 
 
@@ -60,7 +63,8 @@ class Guard(Hook):
 
     def _remember(self, done: int) -> None:
         if self._world.is_main:
-            self._rows = [row for row in read_metrics(self._run_dir) if row["iteration"] <= done]
+            rows = (row for row in read_metrics(self._run_dir) if row["iteration"] <= done)
+            self._rows = deque(rows, maxlen=_ROWS)
             self._alarms = last_alarms(self._run_dir, done)
 
     def after_row(self, run: RunView, row: Row) -> None:

@@ -95,7 +95,7 @@ def alarm(name: str, rule: RuleConfig, rows: Sequence[Row], since: int = 0) -> A
     """Whether a rule holds at the newest row, and has for as many rows in a row as it takes.
 
     Args:
-        rows: all that are recorded, in their order.
+        rows: the newest that are recorded, in their order.
         since: iteration after which rows count for a baseline: before it, the run was another one, as in its warm-up.
     """
     if not rows or rule.metric not in rows[-1]:
