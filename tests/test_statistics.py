@@ -57,12 +57,15 @@ def test_heads_that_look_at_nothing_have_no_spread_and_are_not_right() -> None:
 
 
 def test_bands_of_noise_hold_every_sample_once() -> None:
-    values, level = noise(3, 64), torch.linspace(0.01, 0.7, 64)
-    bands = by_noise("fake_logit", values, level)
-    assert list(bands)[1] == "fake_logit/noise_0.25-0.50" and len(bands) == 4
-    assert bands["fake_logit/noise_0.75-1.00"].isnan()  # no sample there
+    logits, level = noise(3, 64, 2, 2), torch.linspace(0.01, 0.7, 64)
+    seen = opinions(logits, "fake")
+    bands = by_noise("fake", seen, level)
+    assert list(bands)[5] == "fake_logit/noise_0.25-0.50" and len(bands) == 8
     inside = (level >= 0.25) & (level < 0.5)
-    torch.testing.assert_close(bands["fake_logit/noise_0.25-0.50"], values[:, inside].mean())
+    for what, values in (("right", seen.right), ("logit", seen.logit)):
+        assert bands[f"fake_{what}/noise_0.75-1.00"].isnan()  # no sample there
+        torch.testing.assert_close(bands[f"fake_{what}/noise_0.25-0.50"], values[:, inside].mean())
+    assert by_noise("fake", seen, level + 0.3)["fake_right/noise_0.75-1.00"].isfinite()  # 1 is in the last one
 
 
 # Latents

@@ -131,7 +131,9 @@ class LaddStep:
             logs[number] |= self.train_student(sample, fake, share, last=number + 1 == len(samples))
         student_norm = self.update(self.student, "student_optimizer", index)
 
-        means = {key: torch.stack([log[key] for log in logs]).nanmean(0) for key in logs[0]}
+        means = logs[0]
+        if len(logs) > 1:
+            means = {key: torch.stack([log[key] for log in logs]).nanmean(0) for key in means}
         skipped = ~(student_norm.isfinite() & head_norm.isfinite())
         norms = {"student_grad_norm": student_norm, "head_grad_norm": head_norm}
         return means | norms | {"skipped": skipped.float()}
