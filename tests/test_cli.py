@@ -553,7 +553,7 @@ def test_another_students_checkpoint_is_named(refused: Refused, copied_run: Path
 
 
 def test_an_unknown_judge_is_named(refused: Refused, copied_run: Path) -> None:
-    assert "evaluation.judge=inception is unknown: use 'digits' or 'clip:FOLDER'" in refused(
+    assert "evaluation.judge=inception is unknown: use 'digits', 'teacher' or 'clip:FOLDER'" in refused(
         "evaluate.py", "evaluation.judge=inception"
     )
     line = refused("evaluate.py", "evaluation.judge=clip:/nowhere/clip")

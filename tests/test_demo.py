@@ -76,7 +76,7 @@ def test_pictures_page_and_export_are_there(demo):
     assert (run_dir / "report/index.html").stat().st_size > 100_000
     last = f"previews/{load(run_dir / 'config.yaml').train.iterations:08d}/32x32.png"
     for picture in ("report/comparison.png", "report/losses.png", "samples/sheet.png", last):
-        assert min(Image.open(run_dir / picture).size) > 60
+        assert min(Image.open(run_dir / picture).size) > 32
     pipe = StableDiffusion3Pipeline.from_pretrained(run_dir / "export", trust_remote_code=True)
     size = {"height": 32, "width": 32}
     (image,) = pipe("a three", num_inference_steps=1, guidance_scale=1.0, max_sequence_length=10, **size).images

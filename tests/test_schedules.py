@@ -24,7 +24,8 @@ from ladd_dist.drawing import pipeline, synthesis
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone
 from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.evaluate import entrants, evaluate
+from ladd_dist.evaluation.entrants import students, teachers
+from ladd_dist.evaluation.evaluate import evaluate
 from ladd_dist.models.registry import family_of
 from ladd_dist.training.preview import Preview
 
@@ -163,9 +164,11 @@ def sample(config: Config) -> None:
     launcher["main"](Launch(args, config, ALONE))
 
 
-def test_the_defaults_entrants_have_the_names_of_before(tmp_path: Path) -> None:
-    names = [entrant.name for entrant in entrants(tiny_config(tmp_path, tmp_path))]
-    assert names == ["teacher_guided", "teacher_4", "teacher_1", "student_4", "student_2", "student_1"]
+def test_teacher_and_student_are_compared_in_every_number_of_the_default_steps(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tmp_path)
+    undistilled = ["teacher_4", "teacher_4_renoised", "teacher_2", "teacher_2_renoised", "teacher_1"]
+    assert [entrant.name for entrant in teachers(config)] == ["teacher_guided", *undistilled]
+    assert [entrant.name for entrant in students(config)] == ["student_4", "student_2", "student_1"]
 
 
 def test_a_checkpoint_of_other_times_is_refused(tmp_path: Path, dataset: Path) -> None:
