@@ -146,7 +146,7 @@ def test_everything_that_draws_follows_the_configured_times(
     monkeypatch.setattr(pipeline, "sample_ode", euler)
 
     results = evaluate(config, ALONE, str(checkpoint.path), "ema")
-    names = ["teacher_guided", "teacher_3", "teacher_1", "student_3", "student_1"]
+    names = ["teacher_guided", "teacher_3", "teacher_3_renoised", "teacher_1", "student_3", "student_1"]
     assert [s.name for s in results.sets] == names
     assert results.undistilled is not None and results.undistilled.label == "teacher, 3 steps"
     assert set(student) == {tuple(THREE), (1.0,)} and set(undistilled) == {(*THREE, 0.0), (1.0, 0.0)}
