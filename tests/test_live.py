@@ -168,7 +168,7 @@ def test_what_has_left_its_healthy_band_is_said(run: Config) -> None:
         row |= {"real_right": 0.99, "d_loss": 0.05}
     first, second = departures(rows, Ladd.CHARTS)
     assert first.startswith("Discriminator loss: 0.05 is below the healthy 0.2 to 2.1: ")
-    assert "judged rightly, all heads (%), real: 99 is above the healthy 35 to 95: the heads have won" in second
+    assert "judged rightly, all heads (%), real: 99 is above the healthy 15 to 95: the heads have won" in second
     write_metrics(Path(run.run_dir), rows)
     assert f"{first}." in write_live(Path(run.run_dir), every=30, going_on=True).read_text().replace("&#39;", "'")
 

@@ -71,7 +71,7 @@ class Ladd(LaddStep, Method):
                     Curve("mismatched_right", "other", "mismatched prompt", 100),
                 ),
                 band=Band(
-                    35,
+                    15,
                     95,
                     below="the heads take one kind for the other",
                     above="the heads have won, and tell the student little of how to do better",
@@ -95,13 +95,13 @@ class Ladd(LaddStep, Method):
         Chart(
             "heads",
             Panel(
-                "Share of positions judged rightly, per head",
+                "Judged rightly, by head",
                 (Curve("head_right", "other", "real and fake"),),
                 level=(0.5, "chance"),
                 by_block=True,
             ),
             Panel(
-                "Positions beyond the hinge's margin, all heads (%)",
+                "Beyond the hinge's margin (%)",
                 (Curve("real_saturated", "data", "real", 100), Curve("fake_saturated", "student", "fake", 100)),
                 percent=True,
             ),
@@ -111,13 +111,13 @@ class Ladd(LaddStep, Method):
         Chart(
             "outputs",
             Panel(
-                "The student's latents over the data's",
+                "Latents / data",
                 (
                     Curve("x0_scale", "student", "scale"),
                     Curve("x0_detail", "data", "detail"),
                     Curve("x0_diversity", "other", "diversity"),
                 ),
-                level=(1, "as the data"),
+                level=(1, "equal"),
                 band=Band(
                     0.7,
                     1.5,
@@ -132,7 +132,7 @@ class Ladd(LaddStep, Method):
         Chart(
             "weights",
             Panel(
-                "Relative change of the student's weights",
+                "Relative change of weights",
                 (Curve("update_size", "student", "in a row"), Curve("ema_distance", "other", "from their average")),
                 log=True,
             ),
