@@ -1,12 +1,24 @@
-"""Types of command line arguments: what they may be, and how they are read."""
+"""Command line arguments: what they may be, how they are read, and how a command of one process ends."""
 
 import argparse
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from ladd_dist.config.values import MAX_COUNT, MAX_SEED, Count, Seed, expand_path
+from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
+
+
+def run_command(command: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
+    """Run ``main`` with the command line's arguments; input that it refuses is one line and `EXIT_BAD_INPUT`."""
+    try:
+        main(command.parse_intermixed_args())
+    except LaddError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
 
 
 def as_text(argument: str) -> str:

@@ -5,7 +5,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch._inductor.config as inductor
 from torch import nn
 
 VARIANTS = 6
@@ -26,6 +25,8 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     not the call: the hooks with which engines gather and release a block stay outside. What cannot be compiled
     whole, and more than `VARIANTS` of one kind of block, raise when they run, where torch would go on uncompiled.
     """
+    import torch._inductor.config as inductor  # a second of imports, for runs that compile
+
     # The key by which inductor finds its code on disk holds its settings and not the width that it takes from the
     # processor where they leave it open: code for 512 bits gave NaN in a process of 256. None leaves others open.
     inductor.cpp.simdlen = _VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())

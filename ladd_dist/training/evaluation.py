@@ -24,9 +24,6 @@ EVALUATIONS = "evaluations.jsonl"
 class Evaluation(Hook):
     """Measures the averaged weights, see `InTraining`.
 
-    Attributes:
-        latest: of this process, the same on every rank; None before the first.
-
     Raises:
         LaddError: as `InTraining`.
     """
@@ -37,17 +34,16 @@ class Evaluation(Hook):
         self.every = config.train.evaluate_every
         self._folder = Path(config.run_dir)
         self._evaluate = InTraining(config, world, method_of(config).teacher_blocks(config))
-        self.latest: Evaluated | None = None
 
     def after_step(self, run: RunView, metrics: Mapping[str, Tensor]) -> None:
         """Record an evaluation."""
         with run.student.averaged():
             drawn = self._evaluate.draw(run.student, run.teacher, run.iteration)
-        self.latest = self._evaluate.measure(drawn, run.iteration)
+        found = self._evaluate.measure(drawn, run.iteration)
         if run.world.is_main:
-            record(self._folder, self.latest)
-            log(f"{run.iteration:>6}  evaluation: {_line(self.latest, list(drawn))}")
-        run.tracker.mirror(run.iteration, _numbers(self.latest, list(drawn)))
+            record(self._folder, found)
+            log(f"{run.iteration:>6}  evaluation: {_line(found, list(drawn))}")
+        run.tracker.mirror(run.iteration, _numbers(found, list(drawn)))
 
 
 def record(run_dir: Path, row: Evaluated) -> None:

@@ -91,7 +91,8 @@ class Guard(Hook):
         now = row["iteration"]
         self._rows.append(row)
         alarms = [found for name in self._rules if (found := self._look(name, now))]
-        self._sort_checkpoints(now, bool(alarms))
+        if self._settings.goes_back:
+            self._sort_checkpoints(now, bool(alarms))
         if not alarms:
             return None
         self._alarms |= {found.rule: now for found in alarms}

@@ -1,13 +1,11 @@
 """Make a blind page that asks people which of two models' pictures are better."""
 
 import argparse
-import sys
 
 import torch
 
-from ladd_dist.config.arguments import as_path, as_text
+from ladd_dist.config.arguments import as_path, as_text, run_command
 from ladd_dist.distributed.world import World
-from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
 from ladd_dist.files.disk import real_path
 from ladd_dist.human.page import check_place, shown, write_page
 from ladd_dist.human.sets import how_matched, read_sets
@@ -64,8 +62,4 @@ def command_line() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        main(command_line().parse_intermixed_args())
-    except LaddError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+    run_command(command_line(), main)

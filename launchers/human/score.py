@@ -1,10 +1,8 @@
 """What raters' answers to a blind page say: win rates and Elo with intervals, and the bar chart."""
 
 import argparse
-import sys
 
-from ladd_dist.config.arguments import as_path
-from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
+from ladd_dist.config.arguments import as_path, run_command
 from ladd_dist.files.disk import real_path
 from ladd_dist.files.folders import check_replaceable, replacing
 from ladd_dist.human.answers import read_votes
@@ -49,8 +47,4 @@ def command_line() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        main(command_line().parse_intermixed_args())
-    except LaddError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+    run_command(command_line(), main)

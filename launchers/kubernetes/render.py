@@ -2,12 +2,10 @@
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
 from ladd_dist.config import load
-from ladd_dist.config.arguments import as_path, as_text
-from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
+from ladd_dist.config.arguments import as_path, as_text, run_command
 from ladd_dist.jobs.cluster import JOBS
 from ladd_dist.kubernetes.cluster import load_clusters
 from ladd_dist.kubernetes.job import KINDS, Job
@@ -51,8 +49,4 @@ def command_line() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        main(command_line().parse_intermixed_args())
-    except LaddError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+    run_command(command_line(), main)

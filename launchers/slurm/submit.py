@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 from ladd_dist.config import load
-from ladd_dist.config.arguments import as_path, as_text
-from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
+from ladd_dist.config.arguments import as_path, as_text, run_command
 from ladd_dist.jobs.cluster import JOBS
 from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.slurm.cluster import load_clusters
@@ -61,9 +60,6 @@ def command_line() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     try:
-        main(command_line().parse_intermixed_args())
-    except LaddError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        run_command(command_line(), main)
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing is left submitted")

@@ -64,7 +64,7 @@ def by_noise(kind: str, seen: Opinions, level: Tensor) -> Metrics:
     band = (level * NOISE_BANDS).long().clamp(max=NOISE_BANDS - 1)
     inside = (band.unsqueeze(1) == torch.arange(NOISE_BANDS, device=band.device)).float()
     means = (values.unsqueeze(2) * inside).sum(1) / inside.sum(0)
-    edges = [f"{band / NOISE_BANDS:.2f}" for band in range(NOISE_BANDS + 1)]
+    edges = [f"{edge / NOISE_BANDS:.2f}" for edge in range(NOISE_BANDS + 1)]
     names = [f"{kind}_{what}/noise_{low}-{high}" for what in ("right", "logit") for low, high in pairwise(edges)]
     return dict(zip(names, means.flatten().unbind(), strict=True))
 
