@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from kernels.architectures import ARCHITECTURES, named
 from kernels.errors import KernelError, KernelUnavailable
 
 Implementation = Literal["auto", "triton", "reference"]
@@ -23,8 +24,6 @@ DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp
 """Dtypes that the kernels compute in -> their names in tables of configurations and measurements."""
 ENVIRONMENT = "LADD_KERNELS"
 INTERPRETER = "TRITON_INTERPRET"
-FIRST_CAPABILITY = (8, 0)
-"""The oldest GPUs that the ahead-of-time gate compiles for (A100)."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,18 @@ def triton_obstacle(device: torch.device) -> str:
         return ""
     if device.type != "cuda":
         return f"there is no Triton for device {device.type}"
-    if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
-        return f"{torch.cuda.get_device_name(device)} is older than capability {FIRST_CAPABILITY[0]}.0"
+    if (arch := architecture(device)) not in ARCHITECTURES:
+        checked = ", ".join(map(named, ARCHITECTURES))
+        return f"{torch.cuda.get_device_name(device)} has capability {named(arch)}, the kernels are for {checked}"
     return ""
+
+
+def architecture(device: torch.device) -> int:
+    """Ten times a GPU's compute capability, such as 90; the interpreter uses the oldest one's configurations."""
+    if device.type != "cuda":
+        return min(ARCHITECTURES)
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

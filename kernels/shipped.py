@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ARCHS = (80, 90, 100)
-"""Compute capabilities compiled for: A100; H100 and H200; B200."""
-
 
 @dataclass(frozen=True)
 class Shipped:
@@ -18,7 +15,7 @@ class Shipped:
 
     Args:
         name: what the table calls it, such as ``forward bf16 d64``.
-        arch: one of `ARCHS`.
+        arch: one of `ARCHITECTURES`.
         kernel: the ``@triton.jit`` function.
         signature: argument -> Triton type (``*bf16``, ``i32``, ``fp32``, ``tensordesc<bf16[1,64]>``), in order;
             constants are listed in ``constexprs`` alone. Pointers are compiled as aligned to 16 bytes.

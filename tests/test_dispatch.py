@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from kernels import dispatch
+from kernels.architectures import ARCHITECTURES
+from kernels.attention.configs import ATTENTION_HEAD_DIMS, launch
 from kernels.errors import KernelError, KernelUnavailable
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -41,12 +43,28 @@ def test_the_cpu_runs_the_reference_and_says_why():
     assert str(dispatch.resolve(CPU)) == "reference (there is no Triton for device cpu)"
 
 
-@pytest.mark.parametrize(("version", "runs"), [((7, 5), "reference"), ((8, 0), "triton"), ((9, 0), "triton")])
-def test_a_gpu_runs_triton_from_the_gates_first_architecture_on(capability, version, runs):
+@pytest.mark.parametrize(("version", "runs"), [
+    ((7, 5), "reference"), ((8, 0), "triton"), ((8, 6), "triton"), ((8, 7), "reference"), ((8, 9), "triton"),
+    ((9, 0), "triton"), ((10, 3), "triton"), ((11, 0), "reference"), ((12, 0), "triton"), ((12, 1), "triton"),
+    ((13, 0), "reference"),
+])  # fmt: skip
+def test_a_gpu_runs_triton_if_the_gate_compiles_for_it(capability, version, runs):
     capability(*version)
     choice = dispatch.resolve(GPU)
     assert choice.implementation == runs
     assert "Pretended GPU" in choice.reason
+    words = (
+        f"has capability {version[0]}.{version[1]}, the kernels are for 8.0, 8.6, 8.9, 9.0, 10.0, 10.3, 12.0, 12.1"
+    )
+    assert (words in choice.reason) == (runs == "reference")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("kernel", ["forward", "backward_q", "backward_kv"])
+def test_every_such_gpu_has_launch_configurations(kernel, arch):
+    for dtype in dispatch.DTYPE_NAMES.values():
+        for head_dim in ATTENTION_HEAD_DIMS:
+            assert launch(kernel, arch, dtype, head_dim).warps
 
 
 def test_the_environment_replaces_auto_and_an_argument_wins(capability, monkeypatch):

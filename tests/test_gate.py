@@ -6,9 +6,11 @@ import sys
 import pytest
 from conftest import ROOT
 
+from kernels.architectures import ARCHITECTURES
+from kernels.gate.__main__ import DEFAULT
 from kernels.gate.compile import Compiled, broken, planned_blocks
 from kernels.gate.families import FAMILIES, shipped
-from kernels.shipped import ARCHS, Shipped
+from kernels.shipped import Shipped
 
 
 def config(**changes):
@@ -27,6 +29,8 @@ def compiled(**changes):
     [
         (90, 128, 0, 8, 2), (90, 129, 0, 8, 1), (90, 255, 0, 8, 1), (90, 168, 0, 4, 3), (80, 32, 0, 4, 16),
         (90, 32, 113 * 1024, 4, 2), (80, 32, 82 * 1024, 4, 1), (90, 16, 0, 1, 32),
+        (89, 16, 99 * 1024, 4, 1), (89, 16, 99 * 1024 + 1, 4, 0), (120, 16, 100 * 1024, 4, 0), (86, 16, 0, 1, 16),
+        (89, 16, 0, 1, 24), (86, 16, 0, 8, 6), (103, 16, 227 * 1024, 4, 1),
     ],
 )  # fmt: skip
 def test_planned_blocks(arch, registers, shared, warps, blocks):
@@ -48,14 +52,24 @@ def test_what_breaks_a_promise():
 
 def test_every_family_ships_to_every_architecture_without_torch():
     code = (
-        "import sys\nfrom kernels.gate.families import FAMILIES, shipped\nfrom kernels.shipped import ARCHS\n"
+        "import sys\nfrom kernels.architectures import ARCHITECTURES\n"
+        "from kernels.gate.families import FAMILIES, shipped\n"
         "for family in FAMILIES:\n"
-        "    configs = list(shipped([family], list(ARCHS)))\n"
-        "    assert {c.arch for c in configs} == set(ARCHS), family\n"
+        "    configs = list(shipped([family], list(ARCHITECTURES)))\n"
+        "    assert {c.arch for c in configs} == set(ARCHITECTURES), family\n"
         "    assert len({(c.name, c.arch) for c in configs}) == len(configs), family\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=600)
+
+
+def test_every_table_of_configurations_is_compiled():
+    """And what is not compiled by default has the limits of what is."""
+    assert {ARCHITECTURES[arch].table for arch in DEFAULT} == {a.table for a in ARCHITECTURES.values()}
+    for has in ARCHITECTURES.values():
+        least = ARCHITECTURES[has.table]
+        assert (has.shared, has.warps) == (least.shared, least.warps)
+        assert has.blocks >= least.blocks
 
 
 def test_joint_attention_ships_what_it_launches():
@@ -63,7 +77,6 @@ def test_joint_attention_ships_what_it_launches():
     kernels = ("prepare", "pack", "forward", "bounded", "backward_q", "backward_kv", "unprepare")
     wanted = {f"{k} {dtype} d{d}" for k in kernels for dtype in ("bf16", "fp16", "fp32") for d in (32, 64, 128)}
     assert names == wanted - {f"bounded fp16 d{d}" for d in (32, 64, 128)}
-    assert set(ARCHS) == {80, 90, 100}
     assert "joint_attention" in FAMILIES
 
 

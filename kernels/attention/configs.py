@@ -7,6 +7,8 @@ versions of triton; the others were never timed, and are the largest that fit.
 
 from dataclasses import dataclass
 
+from kernels.architectures import ARCHITECTURES
+
 ATTENTION_HEAD_DIMS = (32, 64, 128)
 """Channels per head that the kernels are built for."""
 PREPARE_WARPS = 4
@@ -28,7 +30,7 @@ class Launch:
 
 def launch(kernel: str, arch: int, dtype: str, head_dim: int) -> Launch:
     """The configuration of ``forward`` (with or without running maximum), ``backward_q`` or ``backward_kv``."""
-    table = _FP32 if dtype == "fp32" else {80: _SM80, 90: _SM90, 100: _SM100}[arch]
+    table = _FP32 if dtype == "fp32" else _TABLES[ARCHITECTURES[arch].table]
     return table[kernel][head_dim]
 
 
@@ -42,6 +44,10 @@ _SM80 = {
     "backward_q": {32: Launch(64, 64, 4, 2, 3), 64: Launch(64, 64, 4, 2, 2), 128: Launch(64, 64, 8, 2)},
     "backward_kv": {32: Launch(64, 64, 4, 2, 2), 64: Launch(32, 64, 4, 2, 2), 128: Launch(32, 64, 8, 2)},
 }
+_SM86 = _SM80 | {
+    "forward": {32: Launch(128, 64, 4, 3, 2), 64: Launch(64, 64, 4, 3, 2), 128: Launch(64, 32, 8, 2)},
+    "backward_q": {32: Launch(64, 64, 4, 2, 3), 64: Launch(64, 64, 8, 2), 128: Launch(64, 64, 8, 2)},
+}
 _SM90 = {
     "forward": {32: Launch(128, 64, 4, 3, 2), 64: Launch(128, 64, 4, 3, 2), 128: Launch(128, 64, 8, 2)},
     "backward_q": {32: Launch(64, 64, 4, 3, 3), 64: Launch(64, 64, 4, 3, 3), 128: Launch(64, 64, 4, 2, 2)},
@@ -50,6 +56,7 @@ _SM90 = {
 _SM100 = _SM90 | {
     "forward": {32: Launch(128, 64, 4, 3, 2), 64: Launch(128, 64, 8, 3), 128: Launch(128, 32, 8, 2)},
 }
+_TABLES = {80: _SM80, 86: _SM86, 90: _SM90, 100: _SM100}
 _FP32 = {
     "forward": {32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 8, 1), 128: Launch(32, 32, 8, 1)},
     "backward_q": {32: Launch(32, 32, 16, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1)},

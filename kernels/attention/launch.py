@@ -14,7 +14,7 @@ from kernels.attention.configs import Launch
 from kernels.attention.forward import attention_forward
 from kernels.attention.streams import Norms, Streams
 from kernels.attention.tiles import prepare, unprepare
-from kernels.dispatch import DTYPE_NAMES, on
+from kernels.dispatch import DTYPE_NAMES, architecture, on
 
 _PASS = {"num_warps": configs.PREPARE_WARPS, "num_stages": 1, "enable_fp_fusion": True}
 
@@ -42,7 +42,7 @@ class Launcher:
         self.weights = NormWeights(*(ones if weight is None else weight for weight in norms))
         self.lengths = (self.heads, self.image_length, self.text_length)
         self.dtype = DTYPE_NAMES[x.q.dtype]
-        self.arch = _arch(x.q.device)
+        self.arch = architecture(x.q.device)
         self.constants: dict[str, Any] = {
             "HEAD_DIM": self.head_dim,
             "IMAGE_NORM": norms.q is not None,
@@ -109,14 +109,6 @@ class Launcher:
 def _ones(device: torch.device, head_dim: int) -> Tensor:
     """The norm weights of a stream without norm."""
     return torch.ones(head_dim, device=device)
-
-
-def _arch(device: torch.device) -> int:
-    """The architecture whose launch configurations a device uses; the interpreter uses the oldest one's."""
-    if device.type != "cuda":
-        return 80
-    major = torch.cuda.get_device_capability(device)[0]
-    return 100 if major >= 10 else 10 * major
 
 
 def forward(x: Streams, norms: Norms, eps: float) -> tuple[Tensor, Tensor, Tensor]:

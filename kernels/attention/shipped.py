@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from kernels.architectures import ARCHITECTURES
 from kernels.attention import backward, forward, tiles
 from kernels.attention.configs import ATTENTION_HEAD_DIMS, PACK_ROWS, PREPARE_WARPS, Launch, launch, precision
-from kernels.shipped import ARCHS, Shipped
+from kernels.shipped import Shipped
 
 _DTYPES = ("bf16", "fp16", "fp32")
 _CONSTANTS: dict[str, dict[str, Any]] = {
@@ -28,7 +29,7 @@ _FUNCTIONS = {
 
 def shipped() -> Iterator[Shipped]:
     """Every configuration of every kernel, with both norms and all gradients: the most that a launch can ask for."""
-    for arch in ARCHS:
+    for arch in ARCHITECTURES:
         for dtype in _DTYPES:
             for head_dim in ATTENTION_HEAD_DIMS:
                 for block in sorted(_prepared_blocks(arch, dtype, head_dim)):

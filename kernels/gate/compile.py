@@ -10,15 +10,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.architectures import ARCHITECTURES
 from kernels.shipped import Shipped
 
-MMA = {80: "HMMA", 90: "HGMMA", 100: "UTC[A-Z]*MMA"}
-"""Tensor-core instruction that each architecture's code has to use; older ones run at a fraction of the speed."""
 _REGISTERS = 65536
-_WARPS = 64
-_BLOCKS = 32
-_SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
-"""Shared memory of a multiprocessor in bytes; a block uses 1 KiB of it for the system."""
 _SYSTEM_SHARED = 1024
 
 
@@ -61,14 +56,15 @@ def _inspect(config: Shipped, cubin: bytes, shared: int) -> Compiled:
         file.flush()
         usage = _cuobjdump("--dump-resource-usage", file.name)
         sass = _cuobjdump("--dump-sass", file.name)
+    mma = ARCHITECTURES[config.arch].mma
     registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
     return Compiled(
         registers=registers,
         stack=stack,
         spills=_count("(?:LDL|STL)", sass),
         shared=shared,
-        mma=_count(MMA[config.arch], sass),
-        slow_mma=_count("HMMA", sass) if config.arch > 80 else 0,
+        mma=_count(mma, sass),
+        slow_mma=_count("HMMA", sass) if mma != "HMMA" else 0,
         blocks=planned_blocks(config.arch, registers, shared, config.num_warps),
     )
 
@@ -91,8 +87,8 @@ def planned_blocks(arch: int, registers: int, shared: int, warps: int) -> int:
     Registers are given out per warp, rounded up to 8 per thread.
     """
     by_registers = _REGISTERS // (32 * (-(-max(registers, 1) // 8) * 8)) // warps
-    by_shared = _SHARED[arch] // (shared + _SYSTEM_SHARED)
-    return min(by_registers, by_shared, _WARPS // warps, _BLOCKS)
+    has = ARCHITECTURES[arch]
+    return min(by_registers, has.shared // (shared + _SYSTEM_SHARED), has.warps // warps, has.blocks)
 
 
 def broken(config: Shipped, compiled: Compiled) -> list[str]:
@@ -103,7 +99,7 @@ def broken(config: Shipped, compiled: Compiled) -> list[str]:
     if compiled.blocks < config.blocks:
         faults.append(f"{compiled.blocks} blocks fit, {config.blocks} required")
     if config.tensor_cores and not compiled.mma:
-        faults.append(f"no {MMA[config.arch]}")
+        faults.append(f"no {ARCHITECTURES[config.arch].mma}")
     if config.tensor_cores and compiled.slow_mma:
         faults.append(f"{compiled.slow_mma} HMMA")
     return faults

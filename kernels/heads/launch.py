@@ -7,6 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels.dispatch import architecture
 from kernels.heads.convolution import convolve, pack_filters, unpack_filters, weight_gradient
 from kernels.heads.pointwise import (
     activate,
@@ -100,7 +101,7 @@ def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     forward = bias is not None
     strides = (1, packed.shape[3]) if forward else (packed.shape[3], 1)
     n = packed.shape[2] if forward else packed.shape[3]
-    tiles = conv_tiles(height * width, k, n, x.itemsize, forward)
+    tiles = conv_tiles(height * width, k, n, x.itemsize, forward, architecture(x.device))
     count = triton.cdiv(height * width, tiles.BLOCK_M)
     y = torch.empty(*x.shape[:-1], n, dtype=x.dtype, device=x.device)
     partial = torch.empty(2, heads * batch, count if forward else 0, n, dtype=torch.float32, device=x.device)

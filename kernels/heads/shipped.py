@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from kernels.architectures import ARCHITECTURES
 from kernels.heads import convolution, pointwise
 from kernels.heads.tiles import POINTWISE_C, POINTWISE_M, Tiles, conv_tiles, weight_tiles
-from kernels.shipped import ARCHS, Shipped
+from kernels.shipped import Shipped
 
 _POSITIONS, _WIDE, _NARROW, _GROUPS = 4096, 256, 128, 32
 _SIZES = {"bf16": 2, "fp16": 2}
@@ -14,7 +15,7 @@ _INTEGERS = ("images", "batch", "height", "width", "positions", "tiles")
 
 def shipped() -> Iterator[Shipped]:
     """Of the two 16-bit dtypes; fp32 has no tensor-core path and is for checking."""
-    for arch in ARCHS:
+    for arch in ARCHITECTURES:
         for dtype, size in _SIZES.items():
             yield from _convolutions(arch, dtype, size)
             yield from _weight_gradients(arch, dtype, size)
@@ -38,7 +39,7 @@ def _convolutions(arch: int, dtype: str, size: int) -> Iterator[Shipped]:
             arch,
             signature,
             {"K": k, "N": n, "FORWARD": forward, unit: 1},
-            conv_tiles(_POSITIONS, k, n, size, forward),
+            conv_tiles(_POSITIONS, k, n, size, forward, arch),
             (wide,),
             blocks=2 if arch == 90 else 1,
         )

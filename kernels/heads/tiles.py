@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from kernels.architectures import ARCHITECTURES
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -19,15 +21,17 @@ def power(n: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << (n - 1).bit_length()))
 
 
-def conv_tiles(positions: int, k: int, n: int, itemsize: int, forward: bool) -> Tiles:
+def conv_tiles(positions: int, k: int, n: int, itemsize: int, forward: bool, arch: int) -> Tiles:
     """Of `convolve` from ``k`` to ``n`` channels. ``BLOCK_K`` divides ``k``, a multiple of 16; the rest is masked.
 
-    Four warps are faster on an H200; forward, the statistics would then not fit into a B200's registers.
+    Four warps are faster on an H200; forward, the statistics would then not fit into a B200's registers, and nowhere
+    does the rest into those of the multiprocessors with 100 KiB of shared memory.
     """
     wide = itemsize == 2  # fp32 runs without tensor cores: smaller tiles keep its accumulators in registers
     deep = next(block for block in (64, 32, 16) if k % block == 0 and (wide or block <= 32))
     m, n = power(positions, 16, 128 if wide else 64), power(n, 16, 128 if wide else 64)
-    return Tiles(m, n, deep, num_warps=8 if forward and m * n >= 128 * 64 else 4, num_stages=3 if wide else 2)
+    tight = forward or ARCHITECTURES[arch].table == 86
+    return Tiles(m, n, deep, num_warps=8 if tight and m * n >= 128 * 64 else 4, num_stages=3 if wide else 2)
 
 
 def weight_tiles(positions: int, k: int, n: int, itemsize: int) -> Tiles:

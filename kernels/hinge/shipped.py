@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
+from kernels.architectures import ARCHITECTURES
 from kernels.hinge.kernel import ADDED, TILE, hinge_finish, hinge_gradient, hinge_tile
-from kernels.shipped import ARCHS, Shipped
+from kernels.shipped import Shipped
 
 _ROLES = ("real", "fake", "generator")
 
 
 def shipped() -> Iterator[Shipped]:
     """Logits and losses are fp32 always."""
-    for arch in ARCHS:
+    for arch in ARCHITECTURES:
         for role in _ROLES:
             for kernel in (hinge_tile, hinge_gradient):
                 yield _config(arch, f"{kernel.__name__} {role}", kernel, ("size",), {"ROLE": role, "BLOCK": TILE})
