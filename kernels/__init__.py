@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kernels.attention.backends import SDPA_BACKENDS as SDPA_BACKENDS
+    from kernels.attention.backends import sdpa_by as sdpa_by
+    from kernels.attention.backends import sdpa_obstacle as sdpa_obstacle
     from kernels.attention.configs import ATTENTION_HEAD_DIMS as ATTENTION_HEAD_DIMS
     from kernels.attention.op import joint_attention as joint_attention
     from kernels.dispatch import DTYPE_NAMES as DTYPE_NAMES
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from kernels.measured import fastest as fastest
 
 _EXPORTS: dict[str, str] = {
+    "SDPA_BACKENDS": "attention.backends",
+    "sdpa_by": "attention.backends",
+    "sdpa_obstacle": "attention.backends",
     "ATTENTION_HEAD_DIMS": "attention.configs",
     "joint_attention": "attention.op",
     "Choice": "dispatch",

@@ -16,26 +16,31 @@ Row = dict[str, Any]
 
 
 def fastest(
-    where: Mapping[str, Any], near: tuple[str, int], ours: Iterable[str], theirs: str, table: Path = TABLE
+    where: Mapping[str, Any],
+    near: tuple[str, int],
+    ours: Iterable[str],
+    theirs: Iterable[str],
+    table: Path = TABLE,
 ) -> tuple[str, Row] | None:
     """The fastest provider, forward and backward end to end, and the row of the table that says so.
 
     Args:
         where: keys and values that a row has to have, such as ``op``, ``gpu``, ``dtype`` and sizes that do not scale.
         near: name and value of the size by which the nearest of those rows is taken.
-        ours: the benchmark's names of our providers; rows without any of them are left out.
-        theirs: the provider to beat; rows without it are left out.
+        ours: the benchmark's names of our providers.
+        theirs: those of the providers to beat; a row counts that has one of them and another of all these names.
 
     Returns:
         None where nothing was measured.
     """
-    names, (size, value) = [*ours, theirs], near
+    others, (size, value) = set(theirs), near
+    names = {*ours, *others}
     rows = [row for row in json.loads(table.read_text(encoding="utf-8")) if where.items() <= row.items()]
-    rows = [row for row in rows if theirs in row["p50_ms"] and len(set(names) & set(row["p50_ms"])) > 1]
+    rows = [row for row in rows if others & set(row["p50_ms"]) and len(names & set(row["p50_ms"])) > 1]
     if not rows:
         return None
     row = min(rows, key=lambda row: abs(math.log(row[size] / value)))
-    return min(set(names) & set(row["p50_ms"]), key=row["p50_ms"].__getitem__), row
+    return min(names & set(row["p50_ms"]), key=row["p50_ms"].__getitem__), row
 
 
 def condense(rows: Iterable[Mapping[str, Any]]) -> list[Row]:

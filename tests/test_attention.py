@@ -1,6 +1,7 @@
 """kernels.attention: what is picked and said, and a student that computes the same whichever runs."""
 
 import json
+import re
 from pathlib import Path
 from unittest.mock import patch
 
@@ -10,12 +11,15 @@ from conftest import tiny_config
 from diffusers import SD3Transformer2DModel
 from ranks import ENGINES, ranks
 from torch import Tensor
+from torch.nn.attention import SDPBackend
+from torch.profiler import profile
 
-from kernels import measured
+from kernels import SDPA_BACKENDS, measured, sdpa_obstacle
 from ladd_dist.config import Config, load
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
+from ladd_dist.models.sd3 import attention as chosen
 from ladd_dist.models.sd3.attention import Attention, JointAttentionProcessor, choose_attention, set_attention
 from ladd_dist.models.sd3.transformer import Sd3Backbone
 from ladd_dist.training.tracking import read_metrics
@@ -32,10 +36,18 @@ def choose(setting: str, config: dict, device: torch.device, compiled: bool = Fa
     return choose_attention(setting, config, device, torch.bfloat16, compiled)
 
 
+FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
 @pytest.fixture
 def gpu(monkeypatch):
+    """One that has what a Hopper GPU has in bf16; returns a function that takes a backend away."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Pretended GPU")
+    missing = set()
+    obstacle = "{} is not there".format
+    monkeypatch.setattr(chosen, "sdpa_obstacle", lambda name, *_: obstacle(name) if name in missing else "")
+    return missing.add
 
 
 @pytest.fixture
@@ -71,20 +83,40 @@ def test_the_cpu_keeps_diffusers_numbers():
 def test_triton_where_it_cannot_run_is_refused(gpu, config, device, words):
     with pytest.raises(LaddError, match=words):
         choose("triton", config, device)
-    assert not choose("auto", config, device).fused
+    choice = choose("auto", config, device)
+    assert choice.implementation == ("diffusers" if device == CPU else "flash")
+    assert re.search(words if device == GPU else "no Triton", choice.reason)
 
 
-def test_a_named_attention_is_taken(gpu):
-    assert choose("triton", LARGE, GPU).fused
-    assert not choose("sdpa", LARGE, GPU).fused
+@pytest.mark.parametrize("name", ["triton", *SDPA_BACKENDS])
+def test_a_named_attention_is_taken_or_refused(gpu, name):
+    assert choose(name, LARGE, GPU) == Attention(name, "own", f"as kernels.attention={name} asks")
+    gpu(name)
+    if name != "triton":
+        with pytest.raises(
+            LaddError, match=f"^kernels.attention={name}: {name} is not there; set kernels.att.*=auto$"
+        ):
+            choose(name, LARGE, GPU)
 
 
-def test_auto_says_that_nothing_was_measured(gpu, table):
+def test_auto_names_what_it_takes_where_nothing_was_measured(gpu, table):
     table()
-    choice = choose("auto", LARGE, GPU)
-    assert str(choice) == (
-        "diffusers over SDPA (nothing was measured on Pretended GPU in bf16: run make gpu-check there)"
-    )
+    words = "no faster one was measured on Pretended GPU in bf16: run make gpu-check there, or name one"
+    assert str(choose("auto", LARGE, GPU)) == f"diffusers over PyTorch's flash attention ({words})"
+    gpu("flash")
+    assert str(choose("auto", LARGE, GPU)) == f"diffusers over PyTorch's efficient attention ({words})"
+    gpu("efficient")
+    with pytest.raises(LaddError, match="kernels.attention=auto: efficient is not there; choose another train.prec"):
+        choose("auto", LARGE, GPU)
+
+
+def test_pytorch_itself_says_what_the_cpu_has():
+    assert sdpa_obstacle("flash", CPU, torch.float32, 64) == ""
+    assert choose("flash", LARGE, CPU).implementation == "flash"
+    for name in ("cudnn", "efficient"):
+        words = f"PyTorch has no {name} attention in bf16 with head_dim 64 on cpu; set kernels.attention=auto"
+        with pytest.raises(LaddError, match=words):
+            choose(name, LARGE, CPU)
 
 
 def test_the_shipped_table_holds_nothing_that_was_not_measured():
@@ -94,12 +126,27 @@ def test_the_shipped_table_holds_nothing_that_was_not_measured():
 def test_auto_takes_the_fastest_at_the_nearest_size(gpu, table):
     table(times(4096), times(1024, triton=9.0))
     assert choose("auto", LARGE, GPU) == Attention(
-        True, "own", "ms at 4096 image tokens on Pretended GPU: triton 1.000, triton + flash backward 1.100, "
+        "triton", "own", "ms at 4096 image tokens on Pretended GPU: triton 1.000, triton + flash backward 1.100, "
         "diffusers eager 1.200",
     )  # fmt: skip
-    assert not choose("auto", LARGE, GPU, compiled=True).fused
+    # PyTorch's choice was faster, and nobody knows which it was.
+    assert choose("auto", LARGE, GPU, compiled=True).reason.startswith("no faster one was measured")
     assert choose("auto", LARGE | {"sample_size": 64}, GPU).backward == "flash"
-    assert not choose("auto", LARGE | {"attention_head_dim": 128}, GPU).fused
+    assert choose("auto", LARGE | {"attention_head_dim": 128}, GPU).implementation == "flash"
+
+
+def test_auto_takes_pytorchs_fastest_by_name(gpu, table):
+    around = {f"compiled around SDPA {name}": ms for name, ms in (("flash", 1.5), ("cuDNN", 0.8), ("efficient", 3.0))}
+    table(times(4096, **around))
+    assert str(choose("auto", LARGE, GPU, compiled=True)) == (
+        "diffusers over PyTorch's cudnn attention (ms at 4096 image tokens on Pretended GPU: triton 1.000, "
+        "triton + flash backward 1.100, compiled around SDPA flash 1.500, compiled around SDPA cuDNN 0.800, "
+        "compiled around SDPA efficient 3.000)"
+    )
+    assert choose("auto", LARGE, GPU).implementation == "triton"
+    gpu("cudnn")
+    assert choose("auto", LARGE, GPU, compiled=True).implementation == "triton"
+    assert choose("auto", LARGE | {"qk_norm": "layer_norm"}, GPU, compiled=True).implementation == "flash"
 
 
 def test_the_table_is_made_of_end_to_end_rows_of_both_passes():
@@ -117,7 +164,7 @@ def test_the_table_is_made_of_end_to_end_rows_of_both_passes():
 def test_the_setting_is_strict():
     assert load("configs/tiny_cpu.yaml").kernels.attention == "auto"
     with pytest.raises(LaddError, match="kernels.attention"):
-        load("configs/tiny_cpu.yaml", ["kernels.attention=flash"])
+        load("configs/tiny_cpu.yaml", ["kernels.attention=sdpa"])
 
 
 def make_student() -> Sd3Backbone:
@@ -167,11 +214,33 @@ def test_compiled_blocks_hold_the_operator_whole():
 
 def test_every_attention_gets_the_processor():
     net = make_student().net
-    set_attention(net, Attention(False, "own", ""))
-    assert not any(isinstance(p, JointAttentionProcessor) for p in net.attn_processors.values())
-    set_attention(net, Attention(True, "flash", ""))
+    before = net.attn_processors
+    set_attention(net, Attention("diffusers", "own", ""))
+    assert net.attn_processors == before
+    set_attention(net, Attention("triton", "flash", ""))
     assert len(net.attn_processors) == 4
     assert all(isinstance(p, JointAttentionProcessor) and p.backward == "flash" for p in net.attn_processors.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("way", ["eager", "compiled"])
+@pytest.mark.parametrize(("backend", "operators"), [("flash", {FLASH, f"{FLASH}_backward"}), ("math", set())])
+def test_a_named_backend_holds_in_both_passes(backend, operators, way, checkpointing, monkeypatch):
+    """Compiled and while a block is computed again, too. The one that the CPU would not choose stands for all."""
+    monkeypatch.setitem(SDPA_BACKENDS, "math", SDPBackend.MATH)
+    backbone = make_student()
+    plain, plain_gradients = student_results(backbone)
+    set_attention(backbone.net, Attention(backend, "own", ""))
+    named = Sd3Backbone(backbone.net, activation_checkpointing=checkpointing)
+    if way == "compiled":
+        torch._dynamo.reset()  # only so many versions of the blocks that all tests share
+        for block in named.wrap_points():
+            block.compile(backend="aot_eager", fullgraph=True)
+    with profile() as seen:
+        out, gradients = student_results(named)
+    torch.testing.assert_close(out, plain)
+    torch.testing.assert_close(gradients, plain_gradients)
+    assert {event.key for event in seen.key_averages() if "flash" in event.key} == operators
 
 
 def test_a_mask_is_refused():

@@ -152,8 +152,7 @@ def _differentiate(ctx: Any, d_out: Tensor, d_text_out: Tensor, _: Tensor) -> tu
 
 def _refuse(ctx: Any, *_: Any) -> None:
     raise RuntimeError(
-        "joint_attention has no second derivative: differentiate twice through diffusers' own attention "
-        "(kernels.attention=sdpa), or take the penalty on the heads' inputs"
+        "joint_attention has no second derivative: take the penalty on the heads' inputs, behind the attention"
     )
 
 

@@ -87,9 +87,10 @@ class DiscriminatorConfig(Section):
 class KernelsConfig(Section):
     """Which implementation computes what; a name that cannot run where the run is placed is an error."""
 
-    attention: Literal["auto", "triton", "sdpa"] = "auto"
-    """Of student and teacher: this repository's fused kernel or diffusers' own over PyTorch's SDPA. ``auto`` takes
-    the kernel on GPUs where `kernels.bench` found it faster, and says at start what it picked and why."""
+    attention: Literal["auto", "triton", "flash", "cudnn", "efficient"] = "auto"
+    """Of student and teacher: this repository's fused kernel, or diffusers' own over the named one of PyTorch's.
+    ``auto`` takes what `kernels.bench` found fastest on this GPU, ``flash`` where nothing was measured (or, if that
+    cannot run, ``efficient``), diffusers' as it is on the CPU, and says at start what it picked and why."""
     heads: Literal["auto", "triton", "torch"] = "auto"
     """The discriminator's heads and their losses: this repository's kernels or PyTorch's grouped convolutions.
     ``auto`` takes the kernels on GPUs where `kernels.bench` found them faster. R1's pass is PyTorch's always."""

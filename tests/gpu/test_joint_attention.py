@@ -1,9 +1,12 @@
 """The compiled joint attention kernels against float64, on the GPU at hand."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-from kernels import joint_attention
+from kernels import SDPA_BACKENDS, joint_attention, sdpa_by, sdpa_obstacle
 from kernels.attention import reference
 from kernels.attention.streams import Norms, Streams
 
@@ -63,6 +66,16 @@ def test_both_softmaxes(weight):
 def test_a_librarys_backward(library, text, dtype):
     inputs = problem(dtype, 64, 2, 300, text)
     check(ours(*inputs, backward=library), expected(*inputs), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("backend", SDPA_BACKENDS)
+def test_pytorchs_own_attention_runs_exactly_where_it_says_so(backend, dtype, head_dim):
+    q, k, v = torch.randn(3, 1, 2, 300, head_dim, device="cuda", dtype=dtype).requires_grad_().unbind()
+    refused = sdpa_obstacle(backend, q.device, dtype, head_dim)
+    with pytest.raises(RuntimeError) if refused else nullcontext(), sdpa_by(backend):
+        scaled_dot_product_attention(q, k, v).sum().backward()
 
 
 def test_equal_bits_every_time():

@@ -27,7 +27,7 @@ def test_the_whole_student_computes_the_same():
     )  # fmt: skip
     backbone = Sd3Backbone(net, activation_checkpointing=True)
     expected = results(backbone)
-    set_attention(net, Attention(True, "own", "this test's choice"))
+    set_attention(net, Attention("triton", "own", "this test's choice"))
     got = results(backbone)
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -203,7 +203,7 @@ def _obstacle(config: DiscriminatorConfig, device: torch.device) -> str:
 def _measured(config: DiscriminatorConfig, heads: int, device: torch.device, dtype: torch.dtype) -> Choice:
     gpu, name = torch.cuda.get_device_name(device), DTYPE_NAMES[dtype]
     where = {"op": "grouped_heads", "gpu": gpu, "dtype": name, "k": config.width, "n": config.out_width}
-    found = fastest(where, ("heads", heads), ["triton"], "grouped")
+    found = fastest(where, ("heads", heads), ["triton"], ["grouped"])
     if found is None:
         return Choice(
             "reference", f"nothing was measured on {gpu} in {name} at these widths: run make gpu-check there"

@@ -1,77 +1,89 @@
-"""Which attention a transformer runs: diffusers' own over SDPA, or this repository's fused kernel.
+"""Which attention a transformer runs: this repository's fused kernel, or diffusers' own over one of PyTorch's.
 
 `choose_attention` decides once per network, before it is placed, and its words go to the log; `set_attention` puts
 the processor in.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
+from diffusers.models.attention_processor import JointAttnProcessor2_0
 from torch import Tensor, nn
 
 from kernels import (
     ATTENTION_HEAD_DIMS,
     DTYPE_NAMES,
-    Choice,
-    KernelUnavailable,
-    choose,
+    SDPA_BACKENDS,
     fastest,
     joint_attention,
+    sdpa_by,
+    sdpa_obstacle,
     triton_obstacle,
 )
 from ladd_dist.errors import LaddError
 
 _OURS = {"triton": "own", "triton + flash backward": "flash", "triton + cuDNN backward": "cudnn"}
 """The benchmark's names of our kernel -> whose backward pass it takes."""
+_THEIRS = {"SDPA flash": "flash", "SDPA cuDNN": "cudnn", "SDPA efficient": "efficient"}
+"""The benchmark's names of PyTorch's attention -> ours."""
+_UNMEASURED = ("flash", "efficient")
+"""What a GPU runs where nothing was measured: the first that can. Flash attention is PyTorch's oldest for training in
+16 bits; the other one runs fp32 and any head_dim."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What runs, and why in words for the log."""
+    """What runs, and why in words for the log.
 
-    fused: bool
+    Args:
+        implementation: ``triton``, one of `SDPA_BACKENDS`, or ``diffusers`` for its own as it is.
+        backward: of ``triton``, whose backward pass.
+    """
+
+    implementation: str
     backward: str
     reason: str
 
     def __str__(self) -> str:
-        name = "diffusers over SDPA" if not self.fused else "fused Triton kernel"
-        library = f", backward by {self.backward}" if self.fused and self.backward != "own" else ""
+        named = f"diffusers over PyTorch's {self.implementation} attention"
+        name = {"triton": "fused Triton kernel", "diffusers": "diffusers over SDPA"}.get(self.implementation, named)
+        library = f", backward by {self.backward}" if self.backward != "own" else ""
         return f"{name}{library} ({self.reason})"
 
 
 def choose_attention(
-    setting: Literal["auto", "triton", "sdpa"],
-    config: dict[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
-    compiled: bool,
+    setting: str, config: dict[str, Any], device: torch.device, dtype: torch.dtype, compiled: bool
 ) -> Attention:
     """Pick the attention of a network.
 
-    ``auto`` takes the fused kernel where it was measured to be fastest on this GPU, nearest to the network's native
-    size.
+    ``auto`` takes what was measured to be fastest on this GPU, nearest to the network's native size.
 
     Args:
         setting: ``kernels.attention``.
         config: the diffusers transformer's.
         dtype: compute precision.
-        compiled: whether the network's blocks are, which is what the kernel then has to beat.
+        compiled: whether the network's blocks are.
 
     Raises:
-        LaddError: if ``setting`` is triton and it cannot run.
+        LaddError: if what ``setting`` names cannot run.
     """
-    measured = partial(_measured, config, device, dtype, compiled)
-    try:
-        choice = choose("kernels.attention", setting, _obstacle(config, device), measured)
-    except KernelUnavailable as why:
-        raise LaddError(f"kernels.attention=triton: {why}; set kernels.attention=auto or sdpa") from None
-    return Attention(choice.implementation in _OURS, _OURS.get(choice.implementation, "own"), choice.reason)
+    obstacles = {"triton": _fused_obstacle(config, device)}
+    if setting == "auto" and device.type != "cuda":
+        return Attention("diffusers", "own", obstacles["triton"] or "the interpreter runs only when asked for")
+    head_dim = config["attention_head_dim"]
+    obstacles |= {name: sdpa_obstacle(name, device, dtype, head_dim) for name in SDPA_BACKENDS}
+    if setting == "auto":
+        runs = [name for name, obstacle in obstacles.items() if not obstacle]
+        return _measured(config, device, dtype, compiled, runs) or _unmeasured(device, dtype, obstacles)
+    if obstacles[setting]:
+        raise LaddError(f"kernels.attention={setting}: {obstacles[setting]}; set kernels.attention=auto")
+    return Attention(setting, "own", f"as kernels.attention={setting} asks")
 
 
-def _obstacle(config: dict[str, Any], device: torch.device) -> str:
+def _fused_obstacle(config: dict[str, Any], device: torch.device) -> str:
     """Why the fused kernel cannot run, or an empty string."""
     if (head_dim := config["attention_head_dim"]) not in ATTENTION_HEAD_DIMS:
         return f"the kernel has no head_dim of {head_dim}, only {', '.join(map(str, ATTENTION_HEAD_DIMS))}"
@@ -80,25 +92,65 @@ def _obstacle(config: dict[str, Any], device: torch.device) -> str:
     return triton_obstacle(device)
 
 
-def _measured(config: dict[str, Any], device: torch.device, dtype: torch.dtype, compiled: bool) -> Choice:
-    """The fastest by the table: a name of `_OURS`, or ``reference``."""
-    gpu, precision = torch.cuda.get_device_name(device), DTYPE_NAMES[dtype]
-    theirs = "diffusers compiled" if compiled else "diffusers eager"
+def _measured(
+    config: dict[str, Any], device: torch.device, dtype: torch.dtype, compiled: bool, runs: list[str]
+) -> Attention | None:
+    """The fastest by the table, of those that run; None where nothing was measured, or nothing that has a name."""
+    way, gpu = "compiled" if compiled else "eager", torch.cuda.get_device_name(device)
     tokens = (config["sample_size"] // config["patch_size"]) ** 2
-    where = {"op": "joint_attention", "gpu": gpu, "dtype": precision, "head_dim": config["attention_head_dim"]}
-    found = fastest(where, ("image", tokens), _OURS, theirs)
-    if found is None:
-        return Choice("reference", f"nothing was measured on {gpu} in {precision}: run make gpu-check there")
-    name, row = found
-    times = ", ".join(f"{key} {row['p50_ms'][key]:.3f}" for key in (*_OURS, theirs) if key in row["p50_ms"])
-    reason = f"ms at {row['image']} image tokens on {gpu}: {times}"
-    return Choice(name if name in _OURS else "reference", reason)
+    where = {
+        "op": "joint_attention", "gpu": gpu, "dtype": DTYPE_NAMES[dtype], "head_dim": config["attention_head_dim"],
+    }  # fmt: skip
+    ours = {name: ("triton", backward) for name, backward in _OURS.items() if "triton" in runs}
+    theirs = {f"{way} around {name}": (backend, "own") for name, backend in _THEIRS.items() if backend in runs}
+    named = ours | theirs
+    # Older rows have of diffusers only what PyTorch chose then: enough to know that ours is faster.
+    for others in ([*theirs], [f"diffusers {way}"]):
+        if found := fastest(where, ("image", tokens), ours, others):
+            name, row = found
+            times = ", ".join(f"{key} {row['p50_ms'][key]:.3f}" for key in (*ours, *others) if key in row["p50_ms"])
+            reason = f"ms at {row['image']} image tokens on {gpu}: {times}"
+            return Attention(*named[name], reason) if name in named else None
+    return None
+
+
+def _unmeasured(device: torch.device, dtype: torch.dtype, obstacles: Mapping[str, str]) -> Attention:
+    gpu = torch.cuda.get_device_name(device)
+    for name in _UNMEASURED:
+        if not obstacles[name]:
+            precision = DTYPE_NAMES[dtype]
+            reason = f"no faster one was measured on {gpu} in {precision}: run make gpu-check there, or name one"
+            if obstacles["triton"]:
+                reason += f"; ours cannot run: {obstacles['triton']}"
+            return Attention(name, "own", reason)
+    raise LaddError(f"kernels.attention=auto: {obstacles[_UNMEASURED[-1]]}; choose another train.precision")
 
 
 def set_attention(net: SD3Transformer2DModel, attention: Attention) -> None:
     """Make every attention of the network run what was chosen."""
-    if attention.fused:
+    if attention.implementation == "triton":
         net.set_attn_processor(JointAttentionProcessor("triton", attention.backward))
+    elif attention.implementation in SDPA_BACKENDS:
+        net.set_attn_processor(NamedAttentionProcessor(attention.implementation))
+
+
+class NamedAttentionProcessor(JointAttnProcessor2_0):
+    """diffusers' own attention processor of SD3's blocks over one of `SDPA_BACKENDS`."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """As diffusers'."""
+        with sdpa_by(self.backend):
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
 
 
 class JointAttentionProcessor:
@@ -126,7 +178,7 @@ class JointAttentionProcessor:
             LaddError: for an attention mask, which SD3 never has.
         """
         if attention_mask is not None:
-            raise LaddError("joint attention takes no attention_mask: set kernels.attention=sdpa")
+            raise LaddError("joint attention takes no attention_mask: set kernels.attention=efficient")
         image = _heads(attn, hidden_states, attn.to_q, attn.to_k, attn.to_v)
         norms: dict[str, Any] = {"norm_q": _weight(attn.norm_q), "norm_k": _weight(attn.norm_k)}
         text: tuple[Tensor, ...] = ()
