@@ -1,22 +1,24 @@
 """Benchmarks without a GPU: they say so, check, and write nothing; tables are made of rows alone."""
 
 import json
+import sys
 from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
 from conftest import NEEDS_VECTORS
 from test_joint_attention import norms, streams
 from torch.nn import functional
-from torch.nn.attention import SDPBackend
 
 from kernels.attention import reference
 from kernels.attention.streams import Norms
 from kernels.bench import __main__ as command
 from kernels.bench.case import BENCHES, Check, bench, relative_error
 from kernels.bench.compiled import compile_whole
+from kernels.bench.flash_libraries import FLASH_LIBRARIES, flash_libraries
 from kernels.bench.joint_attention import _sample
-from kernels.bench.joint_attention_providers import Provider, _forced, diffusers_way
+from kernels.bench.joint_attention_providers import Provider, _sdpa, diffusers_way
 from kernels.bench.report import table, write
 
 
@@ -72,7 +74,7 @@ def test_diffusers_way_is_the_reference():
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_VECTORS)])
 def test_compiled_ways_hold_a_forced_backend_and_a_kept_graph(backend):
     x, weights = streams(torch.float32), Norms(*norms(torch.float32).values())
-    attend = partial(_forced, SDPBackend.MATH)
+    attend = partial(_sdpa, "flash")
     compiled = compile_whole(diffusers_way, backend)
     upstream = (torch.ones_like(x.q), torch.ones_like(x.text_q))
     runs = [
@@ -81,6 +83,26 @@ def test_compiled_ways_hold_a_forced_backend_and_a_kept_graph(backend):
     ]
     for _ in range(2):
         torch.testing.assert_close(runs[0](), runs[1](), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("returned", ["output", "output and log-sum-exp"])
+def test_flash_attention_packages_are_providers_where_they_can_be_imported(returned, monkeypatch):
+    def flash_attn_func(q, k, v):
+        out = functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+        return out if returned == "output" else (out, None)
+
+    for module in FLASH_LIBRARIES.values():
+        monkeypatch.setitem(sys.modules, module, None)
+    assert flash_libraries()[0] == {}
+    package = ModuleType("flash_attn_interface")
+    package.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", package)
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))  # as generation 4 alone leaves it
+    found, absent = flash_libraries()
+    assert list(found) == ["FA3"]
+    assert all("flash_attn_func cannot be imported" in absent[name] for name in ("FA2", "FA4"))
+    q, k, v = torch.randn(3, 2, 3, 7, 4).unbind()
+    torch.testing.assert_close(found["FA3"](q, k, v), functional.scaled_dot_product_attention(q, k, v))
 
 
 def test_a_providers_passes_agree():

@@ -1,27 +1,22 @@
-"""What joint attention is timed against: diffusers' way, every SDPA backend, FlexAttention and flash-attn."""
+"""What joint attention is timed against: diffusers' way, every SDPA backend, FlexAttention and flash-attention."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernels.attention.backends import sdpa_by
 from kernels.attention.streams import Norms, Streams
 from kernels.bench.case import Run
 from kernels.bench.compiled import compile_whole
+from kernels.bench.flash_libraries import FLASH_LIBRARIES, Attend, flash_libraries
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention of packed ``(B, H, T, D)`` tensors."""
 Outputs = tuple[Tensor, ...]
-_BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cuDNN": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
+_SDPA = {"SDPA flash": "flash", "SDPA cuDNN": "cudnn", "SDPA efficient": "efficient"}
+"""Providers -> names of `kernels.attention.backends`."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +40,9 @@ class Provider:
 
 def attends() -> tuple[dict[str, Attend], dict[str, str]]:
     """Every way to attend that runs on this GPU, and why others do not."""
-    found: dict[str, Attend] = {f"SDPA {n}": partial(_forced, backend) for n, backend in _BACKENDS.items()}
-    found["FlexAttention"] = _flex()
-    absent = {}
-    if find_spec("flash_attn"):
-        found["flash-attn"] = _flash_attn
-    else:
-        absent["flash-attn"] = "not installed"
+    libraries, absent = flash_libraries()
+    found: dict[str, Attend] = {name: partial(_sdpa, backend) for name, backend in _SDPA.items()}
+    found |= {"FlexAttention": _flex()} | libraries
     for name in list(found):
         if reason := _fails(found[name]):
             absent[name] = reason
@@ -59,8 +50,8 @@ def attends() -> tuple[dict[str, Attend], dict[str, str]]:
     return found, absent
 
 
-def _forced(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(backend):
+def _sdpa(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_by(backend):
         return functional.scaled_dot_product_attention(q, k, v)
 
 
@@ -70,28 +61,26 @@ def _flex() -> Attend:
     return torch.compile(flex_attention)
 
 
-def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    from flash_attn import flash_attn_func
-
-    return flash_attn_func(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
-
-
 def _fails(attend: Attend) -> str:
     """Why a small forward and backward pass does not run, or an empty string."""
     q, k, v = (torch.randn(1, 1, 256, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     try:
         attend(q, k, v).sum().backward()
-    except (RuntimeError, ImportError) as error:
+    except Exception as error:  # packages raise what they like on GPUs that they do not know
         return " ".join(str(error).split())[:120]
     return ""
 
 
 def diffusers_way(x: Streams, norms: Norms, eps: float, attend: Attend) -> Outputs:
     """Norms, two concatenations per operand and a call, as in diffusers' SD3 processor."""
+    return split(attend(*joined(x, norms, eps)), x.q.shape[1])
+
+
+def joined(x: Streams, norms: Norms, eps: float) -> Outputs:
+    """Normalised queries, keys and values of both streams, ``(B, H, T, D)``."""
     image = _norm(x.q, norms.q, eps), _norm(x.k, norms.k, eps), x.v
     text = _norm(x.text_q, norms.text_q, eps), _norm(x.text_k, norms.text_k, eps), x.text_v
-    packed = (torch.cat([a.transpose(1, 2), b.transpose(1, 2)], 2) for a, b in zip(image, text, strict=True))
-    return _split(attend(*packed), x.q.shape[1])
+    return tuple(torch.cat([a.transpose(1, 2), b.transpose(1, 2)], 2) for a, b in zip(image, text, strict=True))
 
 
 def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -102,7 +91,8 @@ def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return (x * torch.rsqrt(variance + eps)).to(x.dtype) * weight
 
 
-def _split(out: Tensor, image: int) -> Outputs:
+def split(out: Tensor, image: int) -> Outputs:
+    """Both streams' rows of a joint ``(B, H, T, D)``."""
     joint = out.transpose(1, 2).contiguous()
     return joint[:, :image], joint[:, image:]
 
@@ -110,14 +100,28 @@ def _split(out: Tensor, image: int) -> Outputs:
 def whole_providers(
     x: Streams, norms: Norms, upstream: Outputs, eps: float
 ) -> tuple[dict[str, Provider], dict[str, str]]:
-    """From the projections' outputs on: eager, compiled, and compiled around each way to attend."""
+    """From the projections' outputs on: eager and compiled, around PyTorch's choice and around each way to attend.
+
+    torch.compile cannot see into the flash-attention packages: they are called between two compiled parts.
+    """
     found, absent = attends()
     leaves = [t for t in (*x, *norms) if t is not None]
     sdpa, compiled = functional.scaled_dot_product_attention, compile_whole(diffusers_way)
     forwards = {
         "diffusers eager": partial(diffusers_way, x, norms, eps, sdpa),
         "diffusers compiled": partial(compiled, x, norms, eps, sdpa),
-    } | {f"compiled around {name}": partial(compiled, x, norms, eps, attend) for name, attend in found.items()}
+    }
+    forwards |= {f"eager around {name}": partial(diffusers_way, x, norms, eps, found[name]) for name in found}
+    prepare, finish = compile_whole(joined), compile_whole(split)
+
+    def between(attend: Attend) -> Outputs:
+        return finish(attend(*prepare(x, norms, eps)), x.q.shape[1])
+
+    for name, attend in found.items():
+        opaque = name in FLASH_LIBRARIES
+        forwards[f"compiled around {name}"] = (
+            partial(between, attend) if opaque else partial(compiled, x, norms, eps, attend)
+        )
     return {name: Provider(forward, leaves, upstream) for name, forward in forwards.items()}, absent
 
 
