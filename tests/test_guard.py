@@ -14,9 +14,13 @@ from ladd_dist.checkpoints.room import checkpoint_bytes, missing_room
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
+from ladd_dist.evaluation.results import Estimate, Evaluated, Measures, TeacherDistance
 from ladd_dist.measuring.sickness import SICKNESSES
 from ladd_dist.supervision.supervisor import print_error
+from ladd_dist.training.evaluation import guarded as guarded_row
+from ladd_dist.training.evaluation import read_evaluations, record
 from ladd_dist.training.guard import ALARMS, Guard, last_alarms
+from ladd_dist.training.hooks import Hook, RunView
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
 
@@ -111,6 +115,86 @@ def test_ranks_go_back_together(tmp_path: Path, dataset: Path) -> None:
     config = guarded(tmp_path, dataset, "guard.on_collapse=go_back", "engine=fsdp2", "train.micro_batch=null")
     first, second = run_ranks(_train_on, config, size=2)
     assert first == second == (8, 1, [1, 2, 3, 4, 3, 4, 5, 6, 7, 8])
+
+
+# Evaluations
+
+WORSE = "guard.rules={worse: {metric: evaluation/student_4/excess, above: 1.5, of: best, window: 1, patience: 1}}"
+EVALUATED = ["train.evaluate_every=2", "guard.without=['better, then worse']", "guard.on_trouble=go_back", WORSE]
+
+
+class Scripted(Hook):
+    """In the place of the evaluation hook: records a student that is best at iteration 4, and only then."""
+
+    name = "evaluation"
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.every, self._folder = config.train.evaluate_every, Path(config.run_dir)
+
+    def after_step(self, run: RunView, metrics: Any) -> None:
+        if run.world.is_main:
+            excess = Estimate(value=10.0 if run.iteration == 4 else 20.0)
+            measures = Measures(pictures=9, judge=TeacherDistance(kid=excess, excess=excess))
+            found = {"student_4": measures, "student_1": measures, "teacher_4": measures}
+            record(self._folder, Evaluated(iteration=run.iteration, judge="none", overall=found, by_bucket={}))
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ladd_dist.training.trainer.Evaluation", Scripted)
+
+
+def test_a_student_that_becomes_worse_goes_back(tmp_path: Path, dataset: Path, scripted: None) -> None:
+    config = guarded(tmp_path, dataset, *EVALUATED, "guard.max_go_backs=1", "train.iterations=6")
+    trainer = Trainer(config, ALONE)
+    with pytest.raises(LaddError, match="gone back guard.max_go_backs=1 times already"):
+        train(trainer, [])
+    first, second = events(tmp_path)
+    assert first == second and (first["iteration"], first["back_to"], first["bound"]) == (6, 4, 15)
+    assert first["metric"] == "evaluation/student_4/excess"
+    assert [row.iteration for row in read_evaluations(tmp_path)] == [2, 4, 6]
+
+
+def test_a_run_that_was_killed_knows_its_best_evaluation(tmp_path: Path, dataset: Path, scripted: None) -> None:
+    config = guarded(tmp_path, dataset, "train.evaluate_every=2", WORSE, "train.iterations=6")
+    train_to(config, 4)
+    assert not (tmp_path / ALARMS).exists()
+    Trainer(config, ALONE).run()
+    assert [(event["rule"], event["iteration"], event["bound"]) for event in events(tmp_path)] == [("worse", 6, 15)]
+
+
+def test_evaluations_of_the_warm_up_do_not_count(tmp_path: Path, dataset: Path, scripted: None) -> None:
+    settings = ["train.evaluate_every=2", WORSE, "train.iterations=6", "method.warmup_iterations=4"]
+    Trainer(guarded(tmp_path, dataset, *settings), ALONE).run()
+    assert not (tmp_path / ALARMS).exists()
+
+
+def _train_scripted(world: World, config: Config) -> tuple[int, int, list[int]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ladd_dist.training.trainer.Evaluation", Scripted)
+        trainer = Trainer(config, world)
+        seen = []
+        with pytest.raises(LaddError):
+            for done in trainer.iterations():
+                seen.append(done)
+    return trainer.done, trainer.attempt, seen
+
+
+def test_ranks_go_back_together_after_an_evaluation(tmp_path: Path, dataset: Path) -> None:
+    settings = [*EVALUATED, "guard.max_go_backs=1", "train.iterations=6", "engine=fsdp2", "train.micro_batch=null"]
+    first, second = run_ranks(_train_scripted, guarded(tmp_path, dataset, *settings), size=2)
+    assert first == second == (6, 1, [1, 2, 3, 4, 5, 5])
+
+
+def test_the_most_steps_have_a_name_of_their_own_whatever_their_number() -> None:
+    few, many = (Estimate(value=value) for value in (1.0, 2.0))
+    overall = {
+        name: Measures(pictures=9, judge=TeacherDistance(kid=excess, excess=excess))
+        for name, excess in (("teacher_2", few), ("student_1", few), ("student_2", many))
+    }
+    row = guarded_row(Evaluated(iteration=7, judge="none", overall=overall, by_bucket={}))
+    assert row["evaluation/student/excess"] == row["evaluation/student_2/excess"] == many and row["iteration"] == 7
+    assert row["evaluation/student_1/excess"] == few and not any("teacher" in name for name in row)
 
 
 # Other actions
@@ -215,6 +299,7 @@ def test_few_checkpoints_are_kept_and_a_users_pin_is_not_touched(tmp_path: Path,
             ["guard.without=[no gradient]"],
             "guard.without names 'no gradient', which is no rule: known are",
         ),
+        ([WORSE], "guard.rules names evaluation/student_4/excess in 'worse', but train.evaluate_every=0"),
         (["guard.quiet=600"], "quiet=600 must not exceed healthy_after=2"),
         (["guard.on_collapse=panic"], "guard.on_collapse"),
         (["guard.rules={mine: {metric: gap}}"], "a rule on gap needs one of above and below"),

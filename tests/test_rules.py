@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ladd_dist.config import GuardConfig, RuleConfig
+from ladd_dist.evaluation.results import Estimate
 from ladd_dist.training.rules import BASELINE_LEAST, BASELINE_ROWS, RULES, Alarm, alarm, rules_of
 
 HEALTHY: dict[str, Any] = {
@@ -28,6 +29,8 @@ HEALTHY: dict[str, Any] = {
     "update_size": 0.01,
     "student_grad_norm": 2.0,
     "head_grad_norm": 1.5,
+    "evaluation/student/ratio": 0.4,
+    "evaluation/student/excess": 10.0,
 }
 SICK: dict[str, Any] = {
     "not finite": 1.0,
@@ -52,22 +55,29 @@ SICK: dict[str, Any] = {
     "steep student": 50.0,
     "steep heads": 50.0,
     "weights run": 0.1,
+    "worse than undistilled": 2.0,
+    "better, then worse": 30.0,
 }
 
 
 def history(count: int, first: int = 10, noise: float = 0.0, seed: int = 0, **values: Any) -> list[dict[str, Any]]:
-    """Rows, with every number times ``exp(noise * gauss)``."""
+    """Rows, with every number times ``exp(noise * gauss)``; those of evaluations have intervals of as much noise."""
     rng = random.Random(seed)
 
-    def shaken(value: Any) -> Any:
+    def shaken(key: str, value: Any) -> Any:
         if isinstance(value, list):
-            return [shaken(v) for v in value]
-        return value * 2.718281828 ** (noise * max(-3.0, min(3.0, rng.gauss(0, 1))))
+            return [shaken(key, v) for v in value]
+        value *= 2.718281828 ** (noise * max(-3.0, min(3.0, rng.gauss(0, 1))))
+        return measured(value, 2 * noise) if key.startswith("evaluation/") else value
 
     return [
-        {"iteration": first + 10 * i, **{key: shaken(value) for key, value in (HEALTHY | values).items()}}
+        {"iteration": first + 10 * i, **{key: shaken(key, value) for key, value in (HEALTHY | values).items()}}
         for i in range(count)
     ]
+
+
+def measured(value: float, share: float) -> Estimate:
+    return Estimate(value=value, low=value * (1 - share), high=value * (1 + share))
 
 
 def fires(rows: list[dict[str, Any]], since: int = 0) -> set[str]:
@@ -117,7 +127,7 @@ def test_the_page_lists_every_rule_as_it_is() -> None:
     page = (ROOT / "docs/collapse.md").read_text()
     for name, rule in RULES.items():
         side, bound = ("above", rule.above) if rule.above is not None else ("below", rule.below)
-        of = " x baseline" if rule.of == "baseline" else ""
+        of = "" if rule.of == "number" else f" x {rule.of}"
         head = " of any head" if rule.entry == "least" else ""
         condition = f"`{rule.metric}`{head} {side} {bound:g}{of}; {rule.window}, {rule.patience}"
         assert f"| {name} | {condition} | {rule.severity} |" in page
@@ -158,6 +168,48 @@ def test_rows_that_did_not_record_a_number_are_passed_over() -> None:
 def test_an_alarm_says_what_is_beyond_what() -> None:
     found = alarm("fall", FALL, rows_of([2.0] * 20 + [0.5]))
     assert str(found) == "fall: x 0.5 is below 1 (by the run's own baseline)"
+
+
+# Evaluations
+
+
+def evaluations(*numbers: Estimate) -> list[dict[str, Any]]:
+    return [{"iteration": 10 * (i + 1), "evaluation/student/excess": number} for i, number in enumerate(numbers)]
+
+
+WORSE = RuleConfig(metric="evaluation/student/excess", above=1.5, of="best", window=1, patience=1)
+FAR = RuleConfig(metric="evaluation/student/excess", above=1.0, window=1, patience=1)
+
+
+def test_an_evaluation_is_beyond_a_bound_with_its_whole_interval() -> None:
+    assert alarm("far", FAR, evaluations(measured(1.5, 0.5))) is None
+    found = alarm("far", FAR, evaluations(measured(2.0, 0.25)))
+    assert found is not None and found.value == 1.5
+    assert str(found) == "far: evaluation/student/excess 1.5 is above 1 with its whole interval"
+    assert alarm("far", FAR, evaluations(Estimate(value=1.1))) is not None  # of too few prompts for an interval
+    near = RuleConfig(metric="evaluation/student/excess", below=1.0, window=1, patience=1)
+    assert alarm("near", near, evaluations(measured(0.9, 0.2))) is None
+    assert alarm("near", near, evaluations(measured(0.8, 0.2))) is not None
+
+
+def test_a_student_that_was_better_is_told_from_one_that_is_not_good_yet() -> None:
+    def worse(*values: float, share: float = 0.1, since: int = 0) -> bool:
+        return alarm("worse", WORSE, evaluations(*(measured(v, share) for v in values)), since) is not None
+
+    assert not worse(20) and not worse(20, 10, 14)
+    assert worse(20, 10, 10, 19) and worse(20, 10, 13, 18)
+    assert not worse(20, 10, 10, 19, share=0.4)  # the intervals, 6 to 14 and 11.4 to 26.6, overlap
+    assert not worse(2, 10, 12, since=10), "the best of a warm-up is another run's"
+    assert worse(2, 10, 12)
+
+
+def test_a_best_near_zero_has_no_multiples_within_its_own_interval() -> None:
+    best = Estimate(value=-0.1, low=-1.1, high=0.9)
+    assert alarm("worse", WORSE, evaluations(best, Estimate(value=0.8, low=0.5, high=1.1))) is None
+    assert alarm("worse", WORSE, evaluations(best, Estimate(value=2.0, low=1.0, high=3.0))) is not None
+    falling = RuleConfig(metric="evaluation/student/excess", below=0.5, of="best", window=1, patience=1)
+    assert alarm("read", falling, evaluations(measured(1.0, 0.1), measured(0.5, 0.1))) is None
+    assert alarm("read", falling, evaluations(measured(1.0, 0.1), measured(0.4, 0.1))) is not None
 
 
 def test_rules_are_added_replaced_and_left_out() -> None:

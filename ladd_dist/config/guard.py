@@ -12,14 +12,20 @@ Severity = Literal["trouble", "collapse"]
 
 
 class RuleConfig(Section):
-    """A condition on one recorded number: its median over a window of rows is beyond a bound, row after row."""
+    """A condition on one recorded number: its median over a window of rows is beyond a bound, row after row.
+
+    Of an evaluation's number it is the whole interval that must be beyond.
+    """
 
     metric: str
-    """Of ``metrics.jsonl``, by its name there. Rows without it are passed over."""
+    """Of ``metrics.jsonl``, by its name there, or of ``evaluations.jsonl``, by its name in W&B, such as
+    ``evaluation/student_4/excess``; ``evaluation/student`` is the student at its most steps. Rows without it are
+    passed over."""
     above: Number | None = None
     below: Number | None = None
-    of: Literal["number", "baseline"] = "number"
-    """Whether the bound is a number, or a multiple of the metric's own median over the rows before."""
+    of: Literal["number", "baseline", "best"] = "number"
+    """Whether the bound is a number, or a multiple of the metric's own median over the rows before, or of the best of
+    them: the lowest for ``above``, the greatest for ``below``."""
     entry: Literal["mean", "least", "greatest"] = "mean"
     """What is taken of a metric with several entries, such as one for each head."""
     window: Count = 5
@@ -27,6 +33,11 @@ class RuleConfig(Section):
     patience: Count = 3
     """Rows in a row at which the condition must hold."""
     severity: Severity = "trouble"
+
+    @property
+    def of_evaluations(self) -> bool:
+        """Whether it judges evaluations, not rows of ``metrics.jsonl``."""
+        return self.metric.startswith("evaluation/")
 
     @model_validator(mode="after")
     def _one_bound(self) -> "RuleConfig":

@@ -62,10 +62,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _guarded_heads(self) -> "Config":
+    def _guarded(self) -> "Config":
         for key in ("on_trouble", "on_collapse"):
             if getattr(self.guard, key) == "lower_head_rate" and not self.method.trains_heads:
                 raise ValueError(f"guard.{key}=lower_head_rate, but method.name={self.method.name} trains no heads")
+        for name, rule in self.guard.rules.items():
+            if rule.of_evaluations and not self.train.evaluate_every:
+                raise ValueError(
+                    f"guard.rules names {rule.metric} in {name!r}, but train.evaluate_every=0 makes no evaluations: "
+                    "set it, or remove the rule"
+                )
         return self
 
     @model_validator(mode="after")

@@ -6,14 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.evaluation.draw import OTHER_HALF
-from ladd_dist.evaluation.drawn import Drawn, Rows
+from ladd_dist.evaluation.drawn import Drawn, Keyed, Rows, load_rows, save_rows
 from ladd_dist.evaluation.reference import Listed
 from ladd_dist.models.fingerprint import fingerprint
 
@@ -53,28 +49,19 @@ def keep(file: Path, baselines: Baselines, source: str) -> None:
     Args:
         source: see `made_from`.
     """
-    rows = {(name, look): of for name, of_set in baselines.sets.items() for look, of in of_set.rows.items()}
+    rows: Keyed = {(name, look): of for name, of_set in baselines.sets.items() for look, of in of_set.rows.items()}
     rows |= {(OTHER_HALF, look): of for look, of in baselines.other_half.rows.items()}
     rows |= {(_REFERENCE, bucket): of for bucket, of in baselines.reference.items()}
-    tensors = {json.dumps([*key, part]): tensor for key, of in rows.items() for part, tensor in of._asdict().items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}")
-    save_file(tensors, temporary, {_MADE_FROM: source})
-    temporary.replace(file)
+    save_rows(file, rows, {_MADE_FROM: source})
 
 
 def kept(file: Path, source: str) -> Baselines | None:
     """Those of the file; None if it is not there, not whole, or of another source."""
-    found: dict[str, dict[str, dict[str, Tensor]]] = {}
-    try:
-        with safe_open(file, "pt") as stored:
-            if (stored.metadata() or {}).get(_MADE_FROM) != source:
-                return None
-            for key in stored.keys():  # noqa: SIM118 - it is no mapping
-                name, look, part = json.loads(key)
-                found.setdefault(name, {}).setdefault(look, {})[part] = stored.get_tensor(key)
-    except (OSError, SafetensorError):
+    there = load_rows(file)
+    if there is None or there[1].get(_MADE_FROM) != source:
         return None
-    sets = {name: {look: Rows(**parts) for look, parts in of_set.items()} for name, of_set in found.items()}
+    sets: dict[str, dict[str, Rows]] = {}
+    for (name, look), rows in there[0].items():
+        sets.setdefault(name, {})[look] = rows
     reference, half = sets.pop(_REFERENCE, {}), sets.pop(OTHER_HALF)
     return Baselines({name: Drawn(rows, 0) for name, rows in sets.items()}, Drawn(half, 0), reference)

@@ -1,10 +1,14 @@
 """What is kept of a drawn set: numbers of its pictures, over all ranks and in the order of pictures."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ladd_dist.distributed.world import World
@@ -58,3 +62,34 @@ class Collected:
         parts: list[dict[str, Rows]] = world.gather({name: Rows.joined(rows) for name, rows in self._rows.items()})
         names = dict.fromkeys(name for part in parts for name in part)
         return {name: Rows.joined(part[name] for part in parts if name in part) for name in names}
+
+
+Keyed = dict[tuple[str, ...], Rows]
+"""Rows by names of a caller's choice."""
+
+
+def save_rows(file: Path, rows: Keyed, facts: Mapping[str, str]) -> None:
+    """Write them, whole or not at all.
+
+    Args:
+        facts: words of the caller's, to be read back with them.
+    """
+    tensors = {json.dumps([*key, part]): tensor for key, of in rows.items() for part, tensor in of._asdict().items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}")
+    save_file(tensors, temporary, dict(facts))
+    temporary.replace(file)
+
+
+def load_rows(file: Path) -> tuple[Keyed, dict[str, str]] | None:
+    """What `save_rows` wrote, rows and facts; None if it is not there or not whole."""
+    found: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    try:
+        with safe_open(file, "pt") as stored:
+            facts = stored.metadata() or {}
+            for name in stored.keys():  # noqa: SIM118 - it is no mapping
+                *key, part = json.loads(name)
+                found.setdefault(tuple(key), {})[part] = stored.get_tensor(name)
+    except (OSError, SafetensorError):
+        return None
+    return {key: Rows(**parts) for key, parts in found.items()}, facts

@@ -10,15 +10,16 @@ from torch import Tensor
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.evaluation.in_training import InTraining
-from ladd_dist.evaluation.results import Evaluated
+from ladd_dist.evaluation.results import Estimate, Evaluated
 from ladd_dist.evaluation.table import columns, spread
 from ladd_dist.log import log, warn
 from ladd_dist.methods.registry import method_of
 from ladd_dist.training.hooks import Hook, RunView
-from ladd_dist.training.tracking import read_rows
+from ladd_dist.training.tracking import Row, read_rows
 
 EVALUATIONS = "evaluations.jsonl"
 """The record, in a run's folder: a line is an `Evaluated`."""
+_STUDENTS = "student_"
 
 
 class Evaluation(Hook):
@@ -43,7 +44,7 @@ class Evaluation(Hook):
         if run.world.is_main:
             record(self._folder, found)
             log(f"{run.iteration:>6}  evaluation: {_line(found, list(drawn))}")
-        run.tracker.mirror(run.iteration, _numbers(found, list(drawn)))
+        run.tracker.mirror(run.iteration, {name: number.value for name, number in numbers(found).items()})
 
 
 def record(run_dir: Path, row: Evaluated) -> None:
@@ -70,9 +71,18 @@ def _line(row: Evaluated, names: list[str]) -> str:
     return ", ".join(f"{name} {spread(row.overall[name].main.excess)}" for name in names)
 
 
-def _numbers(row: Evaluated, names: list[str]) -> dict[str, float]:
-    """The student's, one per name, for W&B."""
-    sets = {name: row.overall[name] for name in names}
-    sets |= {f"{name}/{b}": of_sets[name] for b, of_sets in row.by_bucket.items() for name in names}
+def numbers(row: Evaluated) -> dict[str, Estimate]:
+    """The student's, by the names that W&B shows them under, such as ``evaluation/student_4/excess``."""
+    sets = {name: of for name, of in row.overall.items() if name.startswith(_STUDENTS)}
+    sets |= {f"{name}/{b}": of for b, of_sets in row.by_bucket.items() for name, of in of_sets.items()}
     found = {f"evaluation/{name}/{key}": n for name, of in sets.items() for key, n in columns(of).items()}
-    return {name: number.value for name, number in found.items() if number is not None}
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def guarded(row: Evaluated) -> Row:
+    """As rules of the guard see it: `numbers`, and again as ``evaluation/student/...`` those in the most steps."""
+    found = numbers(row)
+    most = max(int(name.removeprefix(_STUDENTS)) for name in row.overall if name.startswith(_STUDENTS))
+    first = f"evaluation/{_STUDENTS}{most}/"
+    alike = {name.replace(first, "evaluation/student/"): n for name, n in found.items() if name.startswith(first)}
+    return {"iteration": row.iteration, **found, **alike}

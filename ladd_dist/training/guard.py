@@ -1,27 +1,30 @@
-"""The guard against collapse: looks at every recorded row, says what is wrong with it, and acts as configured.
+"""The guard against collapse: looks at every row and evaluation, says what is wrong with it, and acts as configured.
 
     RUN_DIR/guard.jsonl    every alarm: iteration, rule, value, bound, action
     RUN_DIR/checkpoints/step-*.pinned    of checkpoints that are healthy or may turn out to be, where it may go back
 
-Rank 0 decides, by the record, and tells the other ranks. What it knows of earlier rows, alarms and healthy
-checkpoints is on disk, so that a run that was killed goes on as if it had not been.
+Rank 0 decides, by the record, and tells the other ranks. What it knows of earlier rows, evaluations, alarms and
+healthy checkpoints is on disk, so that a run that was killed goes on as if it had not been.
 """
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from ladd_dist.checkpoints.folders import GUARD, pin, pinned_by, step_folder, unpin, unpin_after
 from ladd_dist.config import Config
-from ladd_dist.config.guard import Action
+from ladd_dist.config.guard import Action, RuleConfig
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine
 from ladd_dist.errors import LaddError
 from ladd_dist.log import warn
 from ladd_dist.methods.registry import method_of
+from ladd_dist.training.evaluation import guarded, read_evaluations
 from ladd_dist.training.hooks import GoBack, Hook, RunView
 from ladd_dist.training.rules import Alarm, alarm, rules_of
 from ladd_dist.training.tracking import Row, read_metrics
@@ -56,7 +59,10 @@ class Guard(Hook):
 
     def __init__(self, config: Config, world: World, trained: Mapping[str, Engine], done: int) -> None:
         self._settings, self._run_dir, self._world = config.guard, Path(config.run_dir), world
-        self._rules, method = rules_of(config.guard), method_of(config)
+        self.every = config.train.evaluate_every or config.train.iterations
+        rules, method = rules_of(config.guard), method_of(config)
+        self._rules = {name: rule for name, rule in rules.items() if not rule.of_evaluations}
+        self._distances = {name: rule for name, rule in rules.items() if rule.of_evaluations}
         self._heads = [trained[name] for name, section in method.OPTIMIZERS.items() if section == "head_optimizer"]
         self._milestones = method.milestones(config)
         self._remember(done)
@@ -74,9 +80,23 @@ class Guard(Hook):
             GoBack: if the run is to go back.
             LaddError: if it is to stop.
         """
-        decision = run.world.gather(self._decide(row) if run.world.is_main else None)[0]
-        if decision is not None:
-            self._act(decision)
+        if run.world.is_main:
+            self._rows.append(row)
+        self._judge(self._rules, self._rows if run.world.is_main else [], run.iteration)
+
+    def after_step(self, run: RunView, metrics: Mapping[str, Tensor]) -> None:
+        """Look at the evaluation that was just made, if one was, and act as of a row.
+
+        Those of the warm-up do not count: of the digits' healthy students some were far worse in it than the teacher.
+
+        Raises:
+            GoBack: if the run is to go back.
+            LaddError: if it is to stop.
+        """
+        found = read_evaluations(self._run_dir) if run.world.is_main and run.config.train.evaluate_every else []
+        since = self._since(run.iteration)
+        rows = [guarded(row) for row in found if since < row.iteration <= run.iteration]
+        self._judge(self._distances, rows, run.iteration)
 
     def after_checkpoint(self, run: RunView, folder: Path) -> None:
         """Keep it until it is known to be healthy or not."""
@@ -87,10 +107,22 @@ class Guard(Hook):
         """Forget what came later."""
         self._remember(run.iteration)
 
-    def _decide(self, row: Row) -> Decision | None:
-        now = row["iteration"]
-        self._rows.append(row)
-        alarms = [found for name in self._rules if (found := self._look(name, now))]
+    def _judge(self, rules: Mapping[str, RuleConfig], rows: Sequence[Row], now: int) -> None:
+        """Decide on rank 0, and act on every rank.
+
+        Args:
+            rows: rank 0's.
+        """
+        decision = self._world.gather(self._decide(rules, rows, now) if self._world.is_main else None)[0]
+        if decision is not None:
+            self._act(decision)
+
+    def _decide(self, rules: Mapping[str, RuleConfig], rows: Sequence[Row], now: int) -> Decision | None:
+        alarms = [
+            found
+            for name, rule in rules.items()
+            if not self._is_quiet(name, now) and (found := alarm(name, rule, rows, self._since(now)))
+        ]
         if self._settings.goes_back:
             self._sort_checkpoints(now, bool(alarms))
         if not alarms:
@@ -104,11 +136,12 @@ class Guard(Hook):
         self._write(now, alarms, decision)
         return decision
 
-    def _look(self, name: str, now: int) -> Alarm | None:
-        if now - self._alarms.get(name, -self._settings.quiet) < self._settings.quiet:
-            return None
-        since = max((at for at in self._milestones if at <= now), default=0)
-        return alarm(name, self._rules[name], self._rows, since)
+    def _since(self, now: int) -> int:
+        """The last iteration at which the run became another one, such as the warm-up's end."""
+        return max((at for at in self._milestones if at <= now), default=0)
+
+    def _is_quiet(self, name: str, now: int) -> bool:
+        return now - self._alarms.get(name, -self._settings.quiet) < self._settings.quiet
 
     def _action(self, found: Alarm) -> Action:
         return self._settings.on_collapse if found.config.severity == "collapse" else self._settings.on_trouble

@@ -86,7 +86,8 @@ class LockstepStudent:
 
 
 class GoBack(Exception):
-    """Raised in `Hook.after_row` on every rank: the run goes on from an earlier checkpoint, as another attempt.
+    """Raised in `Hook.after_row` or `Hook.after_step` on every rank: the run goes on from an earlier checkpoint, as
+    another attempt.
 
     Args:
         iteration: the checkpoint's.
@@ -129,6 +130,9 @@ class Hook:
 
         Args:
             metrics: the iteration's `methods.base.Metrics`, on the device and of this rank alone.
+
+        Raises:
+            GoBack: to go back to an earlier checkpoint.
         """
 
     def after_row(self, run: RunView, row: Row) -> None:

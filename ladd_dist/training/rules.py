@@ -1,4 +1,4 @@
-"""What tells a sick run: conditions on the rows of ``metrics.jsonl``, as pure functions.
+"""What tells a sick run: conditions on the rows of ``metrics.jsonl`` and on evaluations, as pure functions.
 
 ``docs/collapse.md`` shows the curves behind the bounds.
 """
@@ -6,9 +6,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Literal
 
 from ladd_dist.config import GuardConfig, RuleConfig
 from ladd_dist.errors import LaddError
+from ladd_dist.evaluation.results import Estimate
 from ladd_dist.training.tracking import Row
 
 BASELINE_ROWS = 100
@@ -55,6 +57,14 @@ RULES: Mapping[str, RuleConfig] = {
     "steep heads": RuleConfig(metric="head_grad_norm", above=10.0, of="baseline"),
     # A learning rate that grows by itself, or a loss that pulls ever harder.
     "weights run": RuleConfig(metric="update_size", above=5.0, of="baseline", severity="collapse"),
+    # What the student draws, measured while it trains. Evaluations are few and each has an interval, which must lie
+    # beyond the bound as a whole, twice in a row. Students of the digits begin within the interval around 1.
+    "worse than undistilled": RuleConfig(
+        metric="evaluation/student/ratio", above=1.0, window=1, patience=2, severity="collapse"
+    ),
+    "better, then worse": RuleConfig(
+        metric="evaluation/student/excess", above=1.5, of="best", window=1, patience=2, severity="collapse"
+    ),
 }
 """By name."""
 
@@ -64,7 +74,7 @@ class Alarm:
     """A rule that holds.
 
     Attributes:
-        value: the median of the newest window.
+        value: the median of the newest window; of evaluations, that of the ends of intervals next to the bound.
         bound: what it is beyond.
     """
 
@@ -75,8 +85,9 @@ class Alarm:
 
     def __str__(self) -> str:
         side = "above" if self.config.above is not None else "below"
-        baseline = " (by the run's own baseline)" if self.config.of == "baseline" else ""
-        return f"{self.rule}: {self.config.metric} {self.value:.4g} is {side} {self.bound:.4g}{baseline}"
+        whose = "" if self.config.of == "number" else f" (by the run's own {self.config.of})"
+        end = " with its whole interval" if self.config.of_evaluations else ""
+        return f"{self.rule}: {self.config.metric} {self.value:.4g} is {side} {self.bound:.4g}{end}{whose}"
 
 
 def rules_of(config: GuardConfig) -> dict[str, RuleConfig]:
@@ -96,7 +107,8 @@ def alarm(name: str, rule: RuleConfig, rows: Sequence[Row], since: int = 0) -> A
 
     Args:
         rows: the newest that are recorded, in their order.
-        since: iteration after which rows count for a baseline: before it, the run was another one, as in its warm-up.
+        since: iteration after which rows count for a baseline or a best: before it, the run was another one, as in
+            its warm-up.
     """
     if not rows or rule.metric not in rows[-1]:
         return None
@@ -104,25 +116,50 @@ def alarm(name: str, rule: RuleConfig, rows: Sequence[Row], since: int = 0) -> A
     bound = _bound(rule, measured, since)
     if bound is None or len(measured) < rule.window + rule.patience - 1:
         return None
-    values = [_value(rule, row) for row in measured[-(rule.window + rule.patience - 1) :]]
+    values = [_nearest(rule, row) for row in measured[-(rule.window + rule.patience - 1) :]]
     medians = [median(values[start : start + rule.window]) for start in range(rule.patience)]
     beyond = (m > bound if rule.above is not None else m < bound for m in medians)
     return Alarm(name, rule, medians[-1], bound) if all(beyond) else None
 
 
 def _bound(rule: RuleConfig, measured: Sequence[Row], since: int) -> float | None:
-    """The bound as a number; None where there is no baseline yet."""
+    """The bound as a number; None where there is no baseline or best yet."""
     bound = rule.above if rule.above is not None else rule.below
     assert bound is not None
     if rule.of == "number":
         return bound
     judged = rule.window + rule.patience - 1
-    before = [row for row in measured[:-judged] if row["iteration"] > since][-BASELINE_ROWS:]
+    before = [row for row in measured[:-judged] if row["iteration"] > since]
+    if rule.of == "best":
+        return _beyond_best(rule, bound, before) if before else None
+    before = before[-BASELINE_ROWS:]
     return bound * median(_value(rule, row) for row in before) if len(before) >= BASELINE_LEAST else None
+
+
+def _beyond_best(rule: RuleConfig, factor: float, before: Sequence[Row]) -> float:
+    """A multiple of the best, but none within its interval: one near 0, or below, has multiples that say nothing."""
+    if rule.above is not None:
+        best = min(before, key=lambda row: _value(rule, row))
+        return max(factor * _value(rule, best), _end(best[rule.metric], "high", _value(rule, best)))
+    best = max(before, key=lambda row: _value(rule, row))
+    return min(factor * _value(rule, best), _end(best[rule.metric], "low", _value(rule, best)))
+
+
+def _nearest(rule: RuleConfig, row: Row) -> float:
+    """What must be beyond the bound: of a number with an interval, the end next to it."""
+    return _end(row[rule.metric], "low" if rule.above is not None else "high", _value(rule, row))
+
+
+def _end(number: object, end: Literal["low", "high"], value: float) -> float:
+    """Of its interval; itself where there is none."""
+    found = getattr(number, end) if isinstance(number, Estimate) else None
+    return value if found is None else found
 
 
 def _value(rule: RuleConfig, row: Row) -> float:
     value = row[rule.metric]
+    if isinstance(value, Estimate):
+        return value.value
     if not isinstance(value, list):
         return float(value)
     return fmean(value) if rule.entry == "mean" else min(value) if rule.entry == "least" else max(value)

@@ -126,21 +126,21 @@ class Trainer:
                 self.lock.check()
                 last = self.done == train.iterations
                 leaving = last or asked.stop
-                if leaving or self.done % train.log_every == 0:
-                    row = averages.row(self.done, self._rate_factors()) | weights.row()
-                    tracker.write(row)
-                    try:
+                try:
+                    if leaving or self.done % train.log_every == 0:
+                        row = averages.row(self.done, self._rate_factors()) | weights.row()
+                        tracker.write(row)
                         hooks.after_row(self.done, row)
-                    except GoBack as asked_back:
-                        self._go_back(asked_back)
-                        bar.n = self.done
-                        tracker.rewind(self.done, f"metrics-attempt-{self.attempt - 1}.jsonl")
-                        averages = MetricAverages(self.config, self.world, self.clock, self.done)
-                        weights.restart()
-                        hooks.after_going_back(self.done)
-                        continue
-                    averages.check(self.done)
-                hooks.after_step(self.done, metrics, last)
+                        averages.check(self.done)
+                    hooks.after_step(self.done, metrics, last)
+                except GoBack as asked_back:
+                    self._go_back(asked_back)
+                    bar.n = self.done
+                    tracker.rewind(self.done, f"metrics-attempt-{self.attempt - 1}.jsonl")
+                    averages = MetricAverages(self.config, self.world, self.clock, self.done)
+                    weights.restart()
+                    hooks.after_going_back(self.done)
+                    continue
                 if leaving or self.done % train.checkpoint_every == 0:
                     hooks.before_checkpoint(self.done)
                     hooks.after_checkpoint(self.done, self._save())
