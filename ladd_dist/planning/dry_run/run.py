@@ -66,7 +66,9 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
         RuntimeError: as torch raises it, such as for tensors on different devices.
     """
     if config.engine == "zero3":
-        raise LaddError("--dry-run: DeepSpeed's ZeRO-3 starts on no fake tensors; set engine=fsdp2 for a dry run")
+        raise LaddError(
+            "--dry-run: engine=zero3 compares numbers between ranks, and fake ones have none: set engine=fsdp2"
+        )
     accumulation = config.accumulation(size)
     with _ranks(config, size) as world:
         check_launch(config, world)
@@ -83,11 +85,9 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
                     method.iteration(index, samples)
                     ema.update(index)
         networks = method_of(config).networks(config)
+        modules = {**networks.trained, **networks.frozen}
         return DryRun(
-            {
-                name: sum(p.numel() for p in net.parameters())
-                for name, net in {**networks.trained, **networks.frozen}.items()
-            },
+            {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
             expected_state(config, size),
             resident,
             dict(device.memory.peaks),
