@@ -81,6 +81,7 @@ def run(
     main: Callable[[Launch], None],
     holds: str | None = None,
     job: str | None = None,
+    prepare: Callable[[argparse.Namespace], None] | None = None,
 ) -> None:
     """Parse, validate, start the process group, run ``main`` and leave in order.
 
@@ -89,6 +90,7 @@ def run(
     Args:
         holds: key of the folder that ``main`` writes in, which then belongs to this job alone until it ends.
         job: what it is to `preflight`, which several ranks go through first; None goes through none.
+        prepare: gets the arguments before a device is looked for.
     """
     console.outlive()
     args = command.parse_intermixed_args()
@@ -104,6 +106,8 @@ def run(
         exits.enter()
         config = load(args.config, args.overrides)
         check_settings(config)
+        if prepare:
+            prepare(args)
         world = distributed.start(config.device)
     except (LaddError, PeerLost) as error:
         code = print_error(error)

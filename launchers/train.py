@@ -2,6 +2,7 @@
 
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.jobs.wandb_key import check_key
+from ladd_dist.planning.dry_run.command import dry_run_flags, prepare, run_dry
 from ladd_dist.supervision.signals import Signals
 
 _DESCRIPTION = """\
@@ -10,6 +11,10 @@ Distil a teacher by LADD on synthetic latents. Start it again to go on from the 
   python launchers/train.py --config configs/tiny_cpu.yaml
   torchrun --nproc-per-node 8 launchers/train.py --config configs/sd35_large.yaml
   deepspeed launchers/train.py --config configs/sd35_large.yaml engine=zero3
+
+Before that, on any machine, an iteration of 8 ranks on tensors without data:
+
+  python launchers/train.py --config configs/sd35_large.yaml --dry-run 8 --card H100
 """
 
 
@@ -26,4 +31,9 @@ def main(launch: Launch, signals: Signals) -> None:
 
 if __name__ == "__main__":
     listening = Signals().listen()
-    run(parser(_DESCRIPTION), lambda launch: main(launch, listening), holds="run_dir", job="train")
+    command = parser(_DESCRIPTION)
+    dry_run_flags(command)
+    if command.parse_intermixed_args().dry_run is None:
+        run(command, lambda launch: main(launch, listening), holds="run_dir", job="train")
+    else:
+        run(command, lambda launch: run_dry(launch.config, launch.args), prepare=prepare)

@@ -1,5 +1,6 @@
 """Compiled blocks: the numbers of uncompiled ones, and no more variants than are allowed for."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
 from torch._dynamo.utils import counters
 
 from ladd_dist.config import Config, load
+from ladd_dist.data.buckets import Bucket
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
@@ -33,12 +35,12 @@ FP32 = 1e-5
 ENGINES = {"local": ["engine=local"], "fsdp2": ["engine=fsdp2", "teacher.placement=shard"]}
 
 
-def make_teacher(folder: Path, layers: int) -> str:
+def make_teacher(folder: Path, layers: int, positions: int = 16) -> str:
     torch.manual_seed(0)
     SD3Transformer2DModel(
         sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=layers, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=24, caption_projection_dim=32, pooled_projection_dim=24,
-        pos_embed_max_size=16, qk_norm="rms_norm",
+        pos_embed_max_size=positions, qk_norm="rms_norm",
     ).save_pretrained(folder / "transformer")  # fmt: skip
     return f"teacher.path={folder}"
 
@@ -134,6 +136,21 @@ def test_three_buckets_take_one_variant_each_way_a_block_is_run(tmp_path: Path, 
         assert_same(ours, theirs)
         # Each network has two kinds, without gradient and with; in the teacher's first block the text has none.
         assert (none, count) == (0, 9)
+
+
+@pytest.mark.slow
+def test_recomputation_over_all_shipped_buckets_takes_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SD3.5 Large's nine, at 64 pixels a position: of the same shapes, a block is compiled as often as for three."""
+    shipped = [Bucket.parse(name) for name in load("configs/sd35_large.yaml").synthesis.buckets]
+    sizes = [(bucket.height // 64, bucket.width // 64) for bucket in shipped]
+    assert len(set(sizes)) == 9
+    monkeypatch.setattr(sys.modules[__name__], "BUCKETS", sizes)
+    recompute = [f"{network}.activation_checkpointing=true" for network in ("student", "teacher")]
+    settings = [make_teacher(tmp_path, 3, 32), *SMALL_HEADS, *EXACT, *COMPILED, *recompute]
+    ((_, count),) = run("local", load(TINY, [*settings, "method.fake_pass=two_pass"]), "eager")
+    assert count == 9
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ Shapes: latents ``(B, C, H, W)``, times ``(B,)``.
 """
 
 import math
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -72,8 +73,10 @@ def choose_time(uniform: Tensor, times: list[float], probabilities: list[float])
 
     A time of probability 0 is never chosen.
     """
-    edges = torch.tensor(probabilities, dtype=torch.float64, device=uniform.device).cumsum(0)
+    # By numbers, which kernels take as they are: to copy a list to a GPU makes the host wait for it.
+    time = torch.full_like(uniform, times[0], dtype=torch.float32)
     # Only inner edges: rounding in the last one must not push a draw past the end.
     last = max(i for i, p in enumerate(probabilities) if p > 0)
-    index = torch.bucketize(uniform.double(), edges[:last], right=True)
-    return torch.tensor(times, dtype=torch.float32, device=uniform.device)[index]
+    for after, edge in zip(times[1 : last + 1], accumulate(probabilities), strict=False):
+        time.masked_fill_(uniform.double() >= edge, after)
+    return time

@@ -1,6 +1,8 @@
 """The weights of a diffusers folder's transformer, read range by range out of its safetensors files."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,10 +17,24 @@ _PREFIX = "net."
 """Of a backbone's names before those in the folder's files."""
 _NEAR = 4
 """Rows at most so far apart are read in one piece: to read each alone takes longer than those between them."""
+_UNREAD = ContextVar("unread", default=False)
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Within it folders' weights are neither looked for nor read: memory as it is stands for them.
+
+    For a dry run, which needs their sizes alone.
+    """
+    token = _UNREAD.set(True)
+    try:
+        yield
+    finally:
+        _UNREAD.reset(token)
 
 
 class FolderWeights(StoredTensors):
-    """Reads any range of any tensor.
+    """Reads any range of any tensor, unless within `unread`.
 
     Args:
         folder: a diffusers folder.
@@ -28,10 +44,13 @@ class FolderWeights(StoredTensors):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__(component(folder, "transformer"), weight_files(folder, "transformer"))
+        files = () if _UNREAD.get() else weight_files(folder, "transformer")
+        super().__init__(component(folder, "transformer"), files)
 
     def read(self, name: str, offset: int, length: int) -> Tensor:
         """Elements ``[offset, offset + length)`` of a flattened parameter or buffer of `Backbone`."""
+        if _UNREAD.get():
+            return torch.empty(length)
         key = name.removeprefix(_PREFIX)
         tensor = self._where[key].get_slice(key)
         width = torch.Size(tensor.get_shape()[1:]).numel()

@@ -8,7 +8,7 @@ from transformers import CLIPTextConfig, T5Config
 
 from ladd_dist.models.configs import diffusers_config, transformers_config
 from ladd_dist.models.files import read_json
-from ladd_dist.models.folder import component
+from ladd_dist.models.folder import component, components
 from ladd_dist.models.sd3.layout import T5
 from ladd_dist.models.values import (
     COUNT,
@@ -48,6 +48,7 @@ _T5: Table = {
     **dict.fromkeys(("relative_attention_num_buckets", "relative_attention_max_distance"), COUNT),
     "layer_norm_epsilon": POSITIVE,
 }
+_CLIP_TOKENS = 77
 _TOKENIZER: Table = {"model_max_length": whole_number(3).or_null()}
 """A beginning, an end, and a token between them."""
 
@@ -95,3 +96,10 @@ def tokenizer_config(folder: str | Path, name: str) -> dict[str, Any]:
     config = read_json(file)
     check_values(file, config, _TOKENIZER)
     return config
+
+
+def clip_tokens(folder: str | Path) -> int:
+    """Tokens of CLIP, as diffusers' pipeline takes their number from its first tokenizer, if it has one."""
+    first = "tokenizer"
+    own = tokenizer_config(folder, first).get("model_max_length") if first in components(folder) else None
+    return own or _CLIP_TOKENS

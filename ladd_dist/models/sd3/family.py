@@ -12,7 +12,7 @@ from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.family import Drawing, Family, Joined, TokenGrid
 from ladd_dist.models.reduction import Reduced
 from ladd_dist.models.sd3.attention import choose_attention, set_attention
-from ladd_dist.models.sd3.configs import load_config
+from ladd_dist.models.sd3.configs import clip_tokens, load_config
 from ladd_dist.models.sd3.export import usage, write_scheduler
 from ladd_dist.models.sd3.fit import check_parts, check_shapes
 from ladd_dist.models.sd3.layout import LAYOUT
@@ -76,6 +76,10 @@ class Sd3(Family):
     def conditioner(self, teacher: TeacherConfig, dtype: torch.dtype, device: torch.device) -> TextEncoders:
         """See `TextEncoders`."""
         return TextEncoders(teacher.path, dtype, device, teacher.max_t5_tokens)
+
+    def context_shape(self, teacher: TeacherConfig) -> tuple[int, int]:
+        """CLIP's tokens and then T5's, in T5's width."""
+        return clip_tokens(teacher.path) + teacher.max_t5_tokens, load_config(teacher.path)["joint_attention_dim"]
 
     def schedule(self, folder: str | Path) -> TeacherSchedule:
         """See `TeacherSchedule`."""

@@ -1,0 +1,1 @@
+"""A start and an iteration of a run on a GPU that is not there: the step's own code on tensors without data."""

@@ -1,0 +1,71 @@
+"""``--dry-run`` of a launcher: its flags, and what is said of a dry run."""
+
+import argparse
+import os
+
+from ladd_dist.config import Config
+from ladd_dist.errors import LaddError
+from ladd_dist.planning.dry_run.card import CARDS, card
+from ladd_dist.planning.dry_run.cuda import pretend
+
+_MICRO_BATCHES = 2
+"""Enough to see what the second one adds; a large model takes ten seconds each."""
+
+
+def dry_run_flags(command: argparse.ArgumentParser) -> None:
+    """Add the flags to a launcher's command line."""
+    command.add_argument(
+        "--dry-run",
+        type=int,
+        metavar="RANKS",
+        help="run one iteration of so many ranks in this process, on tensors without data and a GPU in name only",
+    )
+    command.add_argument(
+        "--card",
+        default="H100",
+        help=f"the GPU of a dry run: {', '.join(CARDS)}, or NAME:CAPABILITY:GB (default: H100)",
+    )
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Have this process the card in name.
+
+    Raises:
+        LaddError: for an unknown card, or if the process is one of several ranks.
+    """
+    if "RANK" in os.environ:
+        raise LaddError("--dry-run makes its ranks itself: start it with python")
+    if args.dry_run < 1:
+        raise LaddError(f"--dry-run {args.dry_run}: choose a number of ranks from 1")
+    pretend(card(args.card))
+
+
+def run_dry(config: Config, args: argparse.Namespace) -> None:
+    """Check what can be checked without a GPU, run an iteration of the largest bucket, and print a summary.
+
+    Raises:
+        LaddError: for what would have failed.
+    """
+    import torch  # late: it must find the stand-in for CUDA
+
+    from ladd_dist.data.buckets import Bucket
+    from ladd_dist.log import log, warn
+    from ladd_dist.models.folder import weight_files
+    from ladd_dist.planning.dry_run.run import dry_run
+    from ladd_dist.planning.dry_run.summary import summary
+    from ladd_dist.planning.networks import check_networks
+
+    if config.device == "cpu":
+        raise LaddError("device=cpu, but --dry-run is of a GPU: set device=auto")
+    if not torch.cuda.is_available():
+        raise LaddError("--dry-run needs a PyTorch for CUDA, though no GPU: install torch from PyPI")
+    try:
+        weight_files(config.teacher.path, "transformer")
+    except LaddError as error:
+        warn(f"{error}; its config alone is held against the rest")
+    else:
+        check_networks(config)
+        log("teacher, student and buckets fit one another")
+    buckets = [Bucket.parse(name) for name in config.synthesis.buckets]
+    largest = max(buckets, key=lambda bucket: bucket.height * bucket.width).name
+    print(summary(dry_run(config, args.dry_run, [largest], _MICRO_BATCHES), card(args.card), largest, args.dry_run))

@@ -1,0 +1,159 @@
+"""Tensors without data on a GPU that is not there, and what the host asks of it."""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ladd_dist.errors import LaddError
+from ladd_dist.planning.dry_run.frames import caller
+from ladd_dist.planning.dry_run.memory import DeviceMemory
+
+_aten = torch.ops.aten
+_COPIES = {_aten._to_copy.default: 0, _aten.copy_.default: 1}
+"""Operators that may copy between memories -> which argument is copied."""
+_ANSWERS: dict[Any, Callable[[Tensor], Any]] = {
+    _aten._local_scalar_dense.default: lambda tensor: torch.ones((), dtype=tensor.dtype).item(),
+    _aten.equal.default: lambda tensor: True,
+}
+"""Operators that give the host a value -> one to go on with: 1, and what a check hopes for."""
+_PRODUCTS = (
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten.baddbmm.default,
+    _aten.convolution.default,
+)
+"""Operators whose floating tensors a GPU wants in one dtype; on fake ones torch does not look."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The host waits for the device.
+
+    Attributes:
+        what: the operator, or what it does.
+        line: file and number of the line of this project that has it done.
+        phase: the phase of the iteration, as its clock names it.
+    """
+
+    what: str
+    line: str
+    phase: str
+
+    def __str__(self) -> str:
+        return f"{self.line} ({self.what}, {self.phase})"
+
+
+class FakeDevice(TorchDispatchMode):
+    """Makes all tensors on a GPU fake and leaves those on the CPU as they are; knows who waits for them.
+
+    Args:
+        phase: tells the phase that is under way.
+    """
+
+    def __init__(self, phase: Callable[[], str]) -> None:
+        super().__init__()
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._phase, self._waited = phase, _waits()
+        self.memory = DeviceMemory()
+        self.waits: list[Wait] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run an operator, on fake tensors if one of them is on the GPU or is to be."""
+        kwargs = kwargs or {}
+        if any(is_traceable_wrapper_subclass_type(kind) and kind is not FakeTensor for kind in types):
+            return NotImplemented  # a sharded tensor first says what is done with this rank's part
+        device = kwargs.get("device")
+        to_device = device is not None and torch.device(device).type == "cuda"
+        if not to_device and not any(issubclass(kind, FakeTensor) for kind in types):
+            return func(*args, **kwargs)
+        if waited := self._waiting(func, args, kwargs):
+            self._wait(waited)
+        if func in _ANSWERS:
+            return _ANSWERS[func](args[0])
+        if func in _PRODUCTS:
+            _check_dtypes(func, args)
+        try:
+            with self._fake:
+                result = func(*tree_map(self._as_fake, args), **tree_map(self._as_fake, kwargs))
+        except (DynamicOutputShapeException, DataDependentOutputException):
+            raise LaddError(f"{caller()}: {func} waits for the device and its result has no shape before") from None
+        self.memory.see(self._phase(), (leaf for leaf in tree_leaves(result) if isinstance(leaf, FakeTensor)))
+        return result
+
+    def _as_fake(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
+            return self._fake.from_tensor(value.detach())  # remembered by the mode, which must not hold the original
+        return value
+
+    def _waiting(self, func: Any, args: tuple, kwargs: dict) -> str:
+        """What makes the host wait, or an empty string."""
+        if (waited := _waits()) != self._waited:
+            self._waited = waited
+            return "a stream, an event or the device is waited for, before this line's operator"
+        if func in _ANSWERS and args[0].device.type == "cuda":
+            return str(func)
+        if func not in _COPIES:
+            return ""
+        source = args[_COPIES[func]].device.type
+        copies = func is _aten._to_copy.default
+        target = torch.device(kwargs.get("device") or source).type if copies else args[0].device.type
+        if source == target or kwargs.get("non_blocking") or args[2:3] == (True,):
+            return ""
+        return f"copy from {source} to {target}"
+
+    def _wait(self, what: str) -> None:
+        self.waits.append(Wait(what, caller(), self._phase()))
+
+
+def _check_dtypes(func: Any, args: tuple) -> None:
+    if len(dtypes := {str(value.dtype) for value in args if isinstance(value, Tensor)}) > 1:
+        raise RuntimeError(
+            f"{caller()}: tensors of {func} must have the same dtype, and are {', '.join(sorted(dtypes))}"
+        )
+
+
+@cache
+def _runtime() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _waits() -> int:
+    """How often the stand-in for the CUDA runtime was waited for, see ``cuda.c``."""
+    return _runtime().ladd_waits()
+
+
+@contextmanager
+def on_fake_device(phase: Callable[[], str]) -> Iterator[FakeDevice]:
+    """Within it, whatever is made on the GPU has no data."""
+    device = FakeDevice(phase)
+    lifts, overwrites = (
+        torch._C._only_lift_cpu_tensors(),
+        torch.__future__.get_overwrite_module_params_on_conversion(),
+    )
+    # torch.tensor(..., device="cuda") copies behind the dispatcher's back; Module.to puts data into the old tensor.
+    torch._C._set_only_lift_cpu_tensors(True)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would be launched
+            stack.enter_context(device.memory)
+            stack.enter_context(device)
+            yield device
+    finally:
+        torch._C._set_only_lift_cpu_tensors(lifts)
+        torch.__future__.set_overwrite_module_params_on_conversion(overwrites)

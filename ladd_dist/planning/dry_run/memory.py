@@ -1,0 +1,54 @@
+"""What fake tensors would take of a device's memory."""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+_BLOCK = 512
+"""Bytes: PyTorch's allocator gives memory in multiples of them."""
+
+
+class DeviceMemory:
+    """Bytes of all storages on a GPU that are alive, and the most by phase; follows those that FSDP2 resizes.
+
+    What libraries take for themselves, such as workspaces and communication buffers, and what lies between blocks is
+    not in it.
+    """
+
+    def __init__(self) -> None:
+        self.live, self.peaks = 0, dict[str, int]()
+        self._sizes: dict[int, int] = {}
+        self._resize: Callable[..., Any] = torch.UntypedStorage.resize_
+
+    def see(self, phase: str, tensors: Iterable[Tensor]) -> None:
+        """Count what an operator of a phase has made."""
+        for tensor in tensors:
+            if tensor.device.type == "cuda":
+                self._count(tensor.untyped_storage())
+        self.peaks[phase] = max(self.peaks.get(phase, 0), self.live)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, -(-storage.nbytes() // _BLOCK) * _BLOCK
+        if key not in self._sizes:
+            weakref.finalize(storage, self._forget, key).atexit = False
+        self.live += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+    def __enter__(self) -> Self:
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            result = self._resize(storage, size)
+            if storage._cdata in self._sizes:
+                self._count(storage)
+            return result
+
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]

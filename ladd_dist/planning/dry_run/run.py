@@ -1,0 +1,135 @@
+"""A start and an iteration on fake ranks, by the code that trains, and what was counted on the way."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from ladd_dist.config import Config
+from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.data.mds import REJECTED
+from ladd_dist.diffusion.batch import Batch
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.distributed.clock import Clock
+from ladd_dist.distributed.world import World
+from ladd_dist.engines.build import check_launch
+from ladd_dist.engines.ema import Ema
+from ladd_dist.errors import LaddError
+from ladd_dist.methods.base import Method
+from ladd_dist.methods.networks import meta_backbone
+from ladd_dist.methods.registry import build_method, method_of
+from ladd_dist.models.registry import family_of
+from ladd_dist.models.weights import unread
+from ladd_dist.planning.dry_run.device import Wait, on_fake_device
+from ladd_dist.planning.memory import StateBytes, expected_state
+from ladd_dist.planning.traffic import Traffic, TrafficCounter
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run of rank 0 has counted.
+
+    Attributes:
+        parameters: of each network, by name.
+        state: what the memory formula says of this rank.
+        resident: bytes on the device once the networks are built: all of the state but the gradients.
+        peaks: the most bytes on the device, by phase of the iteration.
+        traffic: collectives of the iterations, by kind.
+        waits: where the host waits for the device within them.
+        micro_batches: how many were run in an iteration.
+        accumulation: how many there are.
+    """
+
+    parameters: Mapping[str, int]
+    state: StateBytes
+    resident: int
+    peaks: Mapping[str, int]
+    traffic: Mapping[str, Traffic]
+    waits: Sequence[Wait]
+    micro_batches: int
+    accumulation: int
+
+
+def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: int) -> DryRun:
+    """Start ``size`` ranks and run one iteration in each bucket, as rank 0 of them, in this process alone.
+
+    The process has a GPU in name only, see `cuda.pretend`; teacher and student need not be there but for their
+    configs. Blocks are never compiled.
+
+    Args:
+        micro_batches: of an iteration at most; its others are left out.
+
+    Raises:
+        LaddError: for what would have failed on a GPU, as far as this project says it itself.
+        RuntimeError: as torch raises it, such as for tensors on different devices.
+    """
+    if config.engine == "zero3":
+        raise LaddError(
+            "--dry-run: engine=zero3 compares numbers between ranks, and fake ones have none: set engine=fsdp2"
+        )
+    accumulation = config.accumulation(size)
+    with _ranks(config, size) as world:
+        check_launch(config, world)
+        clock = Clock(world)
+        with unread(), on_fake_device(lambda: clock.phase) as device:
+            method = build_method(config, world, clock)
+            ema = Ema(method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
+            resident = device.memory.live
+            device.memory.peaks.clear()
+            device.waits.clear()  # a start may wait
+            with TrafficCounter() as traffic:
+                for index, bucket in enumerate(buckets):
+                    samples = [_sample(config, world, method, bucket, index)] * min(micro_batches, accumulation)
+                    method.iteration(index, samples)
+                    ema.update(index)
+        networks = method_of(config).networks(config)
+        modules = {**networks.trained, **networks.frozen}
+        return DryRun(
+            {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
+            expected_state(config, size),
+            resident,
+            dict(device.memory.peaks),
+            dict(traffic.seen),
+            list(device.waits),
+            min(micro_batches, accumulation),
+            accumulation,
+        )
+
+
+@contextmanager
+def _ranks(config: Config, size: int) -> Iterator[World]:
+    """Rank 0 among others that are not there: their collectives change nothing."""
+    world = World(0, size, 0, torch.device("cuda", 0))
+    if size == 1 and config.engine == "local":
+        yield world
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # also registers its backend
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def _sample(config: Config, world: World, method: Method, bucket: str, index: int) -> object:
+    """A micro-batch of a bucket as the reader would give it, moved to the device."""
+    space = LatentSpace.of(config.teacher.path, config.student.path)
+    count, shape = config.micro_batch(world.size), space.shape(Bucket.parse(bucket))
+    latents = torch.empty(count, *shape, device=world.device)
+    tokens, width = family_of(config.teacher.path).context_shape(config.teacher)
+    pooled = meta_backbone(config.teacher.path).pooled_width
+    cond = Conditioning(
+        torch.empty(count, tokens, width, device=world.device), torch.empty(count, pooled, device=world.device)
+    )
+    batch = Batch(
+        latents,
+        cond,
+        list(range(count)),
+        bucket,
+        mismatched=cond if method.mismatched_prompts(config) else None,
+        rejected=torch.empty_like(latents) if REJECTED in method.FIELDS else None,
+    )
+    return method.sample(config.seed, index, batch, space.grid(*shape[1:]))

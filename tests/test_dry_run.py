@@ -1,0 +1,232 @@
+"""An iteration on a GPU that is not there: what a first real one would have stumbled over, and what is said of it.
+
+Fake ranks need a process whose CUDA runtime is the stand-in, so cases that share one are run by `dry_runs`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from test_configs import SD35_LARGE
+
+from ladd_dist.config import load
+from ladd_dist.planning.dry_run.card import CARDS, card
+from ladd_dist.planning.dry_run.cuda import build, environment
+
+LARGE = "configs/sd35_large.yaml"
+KERNELS = {"own": ["kernels.attention=triton", "kernels.heads=triton"],
+           "torch": ["kernels.attention=sdpa", "kernels.heads=torch"]}  # fmt: skip
+BUCKETS = load(LARGE).synthesis.buckets
+
+RUNNER = """
+import json, sys
+import torch
+from ladd_dist.config import load
+from ladd_dist.diffusion import flow
+from ladd_dist.methods.ladd import step
+from ladd_dist.planning.dry_run.run import dry_run
+
+def meddling(line):
+    def add_noise(x0, noise, t):
+        x = flow.add_noise(x0, noise, t)
+        exec(line, {"torch": torch, "x": x})
+        return x
+    return add_noise
+
+for case in map(json.loads, sys.stdin):
+    step.add_noise = meddling(case["line"])
+    try:
+        seen = dry_run(load(case["config"], case["overrides"]), case["size"], case["buckets"], 2)
+        said = {
+            "waits": [str(wait) for wait in seen.waits],
+            "resident": seen.resident,
+            "peaks": dict(seen.peaks),
+            "traffic": {kind: [sent.calls, sent.bytes] for kind, sent in seen.traffic.items()},
+            "state": {f"{place} {kind}": size for (place, kind), size in seen.state.items()},
+            "micro_batches": [seen.micro_batches, seen.accumulation],
+        }
+    except Exception as error:
+        said = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(said), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("cuda"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A dry run, in which the step does something more to each noised latents ``x``."""
+
+    overrides: list[str]
+    buckets: list[str]
+    size: int = 8
+    line: str = "pass"
+
+
+@pytest.fixture
+def dry_runs(stand_in):
+    """One process for all cases."""
+
+    def run(cases: list[Case], name: str = "H100") -> list[Any]:
+        lines = "\n".join(json.dumps({"config": LARGE, **asdict(case)}) for case in cases)
+        done = subprocess.run(
+            [sys.executable, "-c", RUNNER], input=lines, capture_output=True, text=True, cwd=ROOT,
+            env=environment(card(name), stand_in), timeout=1200,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        results = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(results) == len(cases)
+        return results
+
+    return run
+
+
+def folder(path: Path, config: dict[str, Any]) -> Path:
+    """A teacher's configs, without weights."""
+    for name, content in {"transformer": config, "vae": {"block_out_channels": [128, 256, 512, 512]}}.items():
+        (path / name).mkdir()
+        (path / name / "config.json").write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def large(tmp_path):
+    return folder(tmp_path, SD35_LARGE)
+
+
+@pytest.fixture
+def two_blocks(tmp_path):
+    """SD3.5 Large's kinds of shapes, narrow and of two blocks; buckets and patches are its own."""
+    return folder(tmp_path, SD35_LARGE | {"num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128})
+
+
+def test_every_bucket_and_order_and_kernel_runs_and_nothing_waits(dry_runs, two_blocks):
+    """Tensors of two devices or dtypes, an operator without a fake and a wait for the device fail here."""
+    cases = [
+        Case([f"teacher.path={two_blocks}", *KERNELS[kernels], f"method.fake_pass={order}",
+              f"train.global_batch={batch}", f"student.activation_checkpointing={again}", *more], buckets)
+        for kernels, order, batch, again, more, buckets in (
+            ("own", "shared", 32, "true", ["teacher.activation_checkpointing=true"], BUCKETS),
+            ("torch", "two_pass", 64, "false", ["teacher.placement=replicate"], BUCKETS[::3]),
+            ("torch", "shared", 32, "false", ["method.mismatched_weight=0.5"], BUCKETS[1::3]),
+            ("own", "two_pass", 64, "true", ["fsdp2.replicas=2", "method.r1_weight=0"], BUCKETS[2::3]),
+            ("own", "shared", 32, "false",
+             ["student.lora.rank=4", "teacher.placement=replicate", "method.distillation_weight=1"], BUCKETS[:2]),
+        )
+    ]  # fmt: skip
+    cases.append(Case(["engine=local", *cases[0].overrides, "train.global_batch=4"], BUCKETS[:1], size=1))
+    for result, case in zip(dry_runs(cases), cases, strict=True):
+        assert result.get("error") is None, (case, result["error"])
+        assert result["waits"] == [], case
+        ran = 2 if "train.global_batch=64" in case.overrides else 1
+        assert result["micro_batches"] == [ran, ran]
+
+
+@pytest.mark.slow
+def test_the_8b_step_runs_on_eight_ranks_within_an_h200(dry_runs, large):
+    """Both kernels, the largest bucket and an oblong one; what is there before the step is what the formula says."""
+    common = [f"teacher.path={large}", "train.global_batch=32"]
+    cases = [
+        Case([*common, *KERNELS["own"]], ["1024x1024"]),
+        Case([*common, *KERNELS["torch"], "method.fake_pass=two_pass"], ["704x1472"]),
+    ]
+    for result in dry_runs(cases, name="H200"):
+        assert result.get("error") is None, result["error"]
+        assert result["waits"] == []
+        state = result["state"]
+        heads = state["device heads"] / 4  # their gradients, which are as large as they, are not there yet
+        expected = sum(state.values()) - state["device gradients"] - heads
+        assert result["resident"] == pytest.approx(expected, rel=0.01)
+        assert result["resident"] < max(result["peaks"].values()) < 141e9
+        assert result["traffic"]["reduce_scatter"][1] == pytest.approx(4 * 8.057e9, rel=0.01)
+
+
+WAITS = {
+    "float(x.sum())": "_local_scalar_dense",
+    "bool(x.isfinite().all())": "_local_scalar_dense",
+    "x.cpu()": "copy from cuda to cpu",
+    "torch.tensor([1.0], device=x.device)": "copy from cpu to cuda",
+    "torch.cuda.synchronize(); x.neg()": "is waited for",
+}
+FAILURES = {
+    "x + torch.ones(128)": "two devices, cuda:0 and cpu",
+    "x[0, 0] @ torch.ones(128, 1, dtype=torch.bfloat16, device=x.device)": "must have the same dtype",
+    "x[x > 0]": "waits for the device and its result has no shape before",
+    "torch.library.custom_op('tests::bare', lambda y: y.clone(), mutates_args=(), schema='(Tensor y) -> Tensor')(x)":
+        "tests::bare",
+}  # fmt: skip
+
+
+def test_a_wait_is_told_with_its_line(dry_runs, two_blocks):
+    cases = [meddled(two_blocks, line) for line in WAITS]
+    for result, said in zip(dry_runs(cases), WAITS.values(), strict=True):
+        first = result["waits"][0]
+        assert said in first and first.startswith("ladd_dist/methods/ladd/step.py:"), first
+        assert "student forward" in first
+
+
+def test_what_would_fail_on_a_gpu_fails(dry_runs, two_blocks):
+    cases = [meddled(two_blocks, line) for line in FAILURES]
+    for result, said in zip(dry_runs(cases), FAILURES.values(), strict=True):
+        assert said in result["error"]
+
+
+def meddled(teacher: Path, line: str) -> Case:
+    return Case([f"teacher.path={teacher}", "train.global_batch=32", *KERNELS["own"]], BUCKETS[:1], line=line)
+
+
+def test_what_it_cannot_do_is_said_in_a_line(dry_runs, two_blocks):
+    common = [f"teacher.path={two_blocks}", "train.global_batch=32"]
+    cases = [Case([*common, "engine=zero3"], BUCKETS[:1]), Case([*common, *KERNELS["own"]], BUCKETS[:1])]
+    zero3, kernels = dry_runs(cases, name="Tesla V100:7.0:32")
+    assert zero3["error"] == (
+        "LaddError: --dry-run: engine=zero3 compares numbers between ranks, and fake ones have none: set engine=fsdp2"
+    )
+    assert "Tesla V100 is older than capability 8.0" in kernels["error"]
+
+
+def launch(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "launchers/train.py", "--config", LARGE, *arguments],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | environ, timeout=600,
+    )  # fmt: skip
+
+
+def test_the_launcher_says_what_it_has_counted_and_writes_nothing(two_blocks, tmp_path):
+    run_dir = tmp_path / "run"
+    settings = [f"teacher.path={two_blocks}", f"run_dir={run_dir}", "method.fake_pass=two_pass"]
+    done = launch("--dry-run", "4", "--card", "A100", *settings)
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 4, NVIDIA A100-SXM4-80GB, an iteration of 2 of 32 micro-batches of 1024x1024" in done.stdout
+    assert "the host waits for the device nowhere" in done.stdout
+    assert "its config alone is held against the rest" in done.stderr
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "said"),
+    [
+        (["--dry-run", "8", "--card", "H1000"], {}, f"choose one of {', '.join(CARDS)}, or describe yours"),
+        (["--dry-run", "0"], {}, "choose a number of ranks from 1"),
+        (["--dry-run", "8"], {"PATH": ""}, "finds no cc: apt-get install gcc"),
+        (["--dry-run", "8"], {"RANK": "0"}, "start it with python"),
+    ],
+)
+def test_bad_input_ends_with_a_line(arguments, environ, said):
+    done = launch(*arguments, **environ)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr
+
+
+def test_a_card_of_ones_own():
+    own = card("NVIDIA GH200 480GB:9.0:96")
+    assert (own.name, own.capability, own.gigabytes) == ("NVIDIA GH200 480GB", (9, 0), 96)
