@@ -142,6 +142,9 @@ class Toy(Family):
     def conditioner(self, teacher: TeacherConfig, dtype: torch.dtype, device: torch.device) -> NoText:
         return NoText()
 
+    def context_shape(self, teacher: TeacherConfig) -> tuple[int, int]:
+        return 1, 1
+
     def schedule(self, folder: str | Path) -> Euler:
         return Euler()
 

@@ -172,6 +172,10 @@ class Family(ABC):
         """Load what encodes prompts."""
 
     @abstractmethod
+    def context_shape(self, teacher: TeacherConfig) -> tuple[int, int]:
+        """Tokens and channels of the context that the conditioner makes of a prompt, by configs alone."""
+
+    @abstractmethod
     def schedule(self, folder: str | Path) -> Schedule:
         """Read the teacher's schedule."""
 

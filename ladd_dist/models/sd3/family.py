@@ -19,7 +19,7 @@ from ladd_dist.models.sd3.layout import LAYOUT
 from ladd_dist.models.sd3.reduction import reduced
 from ladd_dist.models.sd3.schedule import TeacherSchedule
 from ladd_dist.models.sd3.single_file import original_names
-from ladd_dist.models.sd3.text import TextEncoders
+from ladd_dist.models.sd3.text import TextEncoders, clip_tokens
 from ladd_dist.models.sd3.transformer import Sd3Backbone, load_transformer, make_transformer, token_grid
 from ladd_dist.models.sd3.vae import Vae, latent_factor
 
@@ -76,6 +76,10 @@ class Sd3(Family):
     def conditioner(self, teacher: TeacherConfig, dtype: torch.dtype, device: torch.device) -> TextEncoders:
         """See `TextEncoders`."""
         return TextEncoders(teacher.path, dtype, device, teacher.max_t5_tokens)
+
+    def context_shape(self, teacher: TeacherConfig) -> tuple[int, int]:
+        """CLIP's tokens and T5's behind them."""
+        return clip_tokens(teacher.path) + teacher.max_t5_tokens, load_config(teacher.path)["joint_attention_dim"]
 
     def schedule(self, folder: str | Path) -> TeacherSchedule:
         """See `TeacherSchedule`."""
