@@ -19,6 +19,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine
 from ladd_dist.engines.learning_rate import learning_rate
 from ladd_dist.methods.charts import Chart
+from ladd_dist.methods.passes import Pass, runs
 
 Metrics = dict[str, Tensor]
 """By name: 0-d tensors, or vectors with an entry for each of what `Method.ENTRY` names; on the device, not averaged
@@ -103,8 +104,14 @@ class Method(ABC):
 
     @classmethod
     @abstractmethod
+    def passes(cls, config: Config) -> Sequence[Pass]:
+        """What runs for one micro-batch, in the order of the forward passes."""
+
+    @classmethod
     def forward_backward(cls, config: Config) -> Mapping[str, int]:
         """How often each network that may be sharded runs forward or backward for one micro-batch, by name."""
+        whole = set(cls.OPTIMIZERS) - {STUDENT}
+        return {name: count for name, count in runs(cls.passes(config)).items() if name not in whole}
 
     @classmethod
     def teacher_blocks(cls, config: Config) -> int:

@@ -8,7 +8,7 @@ From Wallace et al. 2023, arXiv 2311.12908, eq. 14, with velocities for noise an
 student without its adapters, so that one copy serves both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,10 +25,11 @@ from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine
 from ladd_dist.engines.build import build_engine
-from ladd_dist.methods.base import Method, Metrics, Networks, by_bucket, rate
+from ladd_dist.methods.base import STUDENT, Method, Metrics, Networks, by_bucket, rate
 from ladd_dist.methods.charts import Chart, Curve, Panel
 from ladd_dist.methods.finite import nan_unless_finite
 from ladd_dist.methods.networks import meta_student, student_blueprint
+from ladd_dist.methods.passes import Pass
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ class Dpo(Method):
         return Networks({"student": meta_student(config)}, {})
 
     @classmethod
-    def forward_backward(cls, config: Config) -> Mapping[str, int]:
-        """Forward as the base and as the student, and backward."""
-        return {"student": 3}
+    def passes(cls, config: Config) -> Sequence[Pass]:
+        """Forward as the base and as the student, and backward, over both pictures of a pair."""
+        return [Pass(STUDENT, adapter=False, samples=2), Pass(STUDENT, "weights", samples=2)]
 
     def sample(self, seed: int, index: int, batch: Batch, grid: tuple[int, int]) -> Pairs:
         """Draw noise and noise levels, one for both pictures of a pair."""

@@ -6,7 +6,7 @@
 It fine-tunes the teacher's copy on new latents, or trains a smaller student before it is distilled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,10 +20,11 @@ from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine
 from ladd_dist.engines.build import build_engine
-from ladd_dist.methods.base import Method, Metrics, Networks, rate
+from ladd_dist.methods.base import STUDENT, Method, Metrics, Networks, rate
 from ladd_dist.methods.charts import Chart, Curve, Panel
 from ladd_dist.methods.finite import nan_unless_finite
 from ladd_dist.methods.networks import meta_student, student_blueprint
+from ladd_dist.methods.passes import Pass
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class FlowMatching(Method):
         return Networks({"student": meta_student(config)}, {})
 
     @classmethod
-    def forward_backward(cls, config: Config) -> Mapping[str, int]:
-        """Once each."""
-        return {"student": 2}
+    def passes(cls, config: Config) -> Sequence[Pass]:
+        """Once forward and backward."""
+        return [Pass(STUDENT, "weights")]
 
     def sample(self, seed: int, index: int, batch: Batch, grid: tuple[int, int]) -> NoisedBatch:
         """Draw noise and noise levels."""

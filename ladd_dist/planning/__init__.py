@@ -1,1 +1,1 @@
-"""Before anything large is loaded: what fits together, and what it will take in memory and traffic."""
+"""Before anything is loaded or paid for: what fits together, and what a run takes: memory, traffic, time."""

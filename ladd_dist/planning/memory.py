@@ -20,7 +20,7 @@ from ladd_dist.engines.ema import Ema
 from ladd_dist.engines.entry import MemoryKind, Residency
 from ladd_dist.engines.ranges import Layout, elements, gathered_limit, whole
 from ladd_dist.engines.registry import engine_entry
-from ladd_dist.methods.base import STUDENT, Method, optimizer
+from ladd_dist.methods.base import STUDENT, Method, Networks, optimizer
 from ladd_dist.methods.registry import method_of
 
 StateBytes = Counter[tuple[MemoryKind, str]]
@@ -36,8 +36,12 @@ _FP32 = 4
 
 def expected_state(config: Config, size: int, rank: int = 0) -> StateBytes:
     """State of rank ``rank`` out of ``size``, from the networks' shapes alone. Rank 0 holds most."""
+    return state_of(config, method_of(config).networks(config), size, rank)
+
+
+def state_of(config: Config, networks: Networks, size: int, rank: int = 0) -> StateBytes:
+    """The same, of networks that are there already."""
     method, layout = method_of(config), engine_entry(config.engine).layout(config, size, rank)
-    networks = method.networks(config)
     student, frozen = networks.trained[STUDENT], list(networks.frozen.values())
     state = trained_state(config, student, size, rank) + _buffers(config, student, frozen)
     for name, module in networks.trained.items():

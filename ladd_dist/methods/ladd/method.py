@@ -1,6 +1,7 @@
 """LADD as a method: what it declares, and how its networks are built."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,12 +16,13 @@ from ladd_dist.engines.base import Engine
 from ladd_dist.engines.build import build_engine, compute_dtype, place_frozen
 from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.log import log
-from ladd_dist.methods.base import Method, Networks, optimizer
+from ladd_dist.methods.base import STUDENT, Method, Networks, optimizer
 from ladd_dist.methods.charts import Band, Chart, Curve, Panel
 from ladd_dist.methods.ladd.heads import DiscriminatorHeads, choose_heads, tapped_blocks
 from ladd_dist.methods.ladd.sample import Sample, draw_sample, settings
 from ladd_dist.methods.ladd.step import LaddStep, Teacher
 from ladd_dist.methods.networks import meta_backbone, meta_student, student_blueprint, teacher_blueprint
+from ladd_dist.methods.passes import Pass
 
 
 class Ladd(LaddStep, Method):
@@ -179,13 +181,19 @@ class Ladd(LaddStep, Method):
         return Networks({"student": meta_student(config), "heads": heads}, frozen)
 
     @classmethod
-    def forward_backward(cls, config: Config) -> Mapping[str, int]:
-        """The teacher sees the fake latents with a graph, and the real ones without, also with mismatched prompts."""
-        again, mismatched = settings(config).fake_pass == "two_pass", settings(config).mismatched_weight > 0
-        student, teacher = 2 + again, 3 + again + mismatched
-        if config.student.is_teachers_base:
-            return {"student": student + teacher}
-        return {"student": student, "teacher": teacher}
+    def passes(cls, config: Config) -> Sequence[Pass]:
+        """See `methods.ladd.step`: the fake latents once with a graph, the real ones without, also mismatched."""
+        method, kept = settings(config), config.discriminator.kept_features
+        student = Pass(STUDENT, "weights")
+        teacher = Pass(STUDENT if config.student.is_teachers_base else "teacher", features=True, adapter=False)
+        heads = Pass("heads", "weights", at_once=kept)
+        real = [teacher, replace(heads, twice=method.r1_weight > 0)]
+        mismatched = [teacher, heads] if method.mismatched_weight else []
+        fake = [student, replace(teacher, gradient="inputs")]
+        judged = Pass("heads", "inputs")
+        if method.fake_pass == "shared":
+            return [*fake, *real, replace(heads, at_once=None), *mismatched, judged]
+        return [*real, replace(student, gradient="none"), teacher, heads, *mismatched, *fake, judged]
 
     @classmethod
     def teacher_blocks(cls, config: Config) -> int:

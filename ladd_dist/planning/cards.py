@@ -1,0 +1,111 @@
+"""GPU types: what their makers say that they reach, and what was measured here."""
+
+from dataclasses import dataclass
+
+from ladd_dist.errors import LaddError
+
+_TERA, _GIGA = 1e12, 1e9
+
+
+@dataclass(frozen=True)
+class Card:
+    """One type. Peaks are ceilings: dense, and of the whole device.
+
+    Attributes:
+        name: as a command line gives it.
+        memory: bytes.
+        bf16: FLOP/s of matrix products in bf16 with fp32 accumulation, without sparsity.
+        bandwidth: bytes/s of its memory.
+        link: bytes/s to the other GPUs of a node, in each direction.
+        capability: CUDA's compute capability, or AMD's architecture.
+        source: where these are from.
+    """
+
+    name: str
+    memory: float
+    bf16: float
+    bandwidth: float
+    link: float
+    capability: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Shares of a card's peaks that programs reach.
+
+    Attributes:
+        matmul: of ``bf16``, by matrix products.
+        attention: of ``bf16``, by attention's own, forward and backward together.
+        heads: of ``bf16``, by all of the discriminator heads' passes, everything included.
+        memory: of ``bandwidth``, by operators that do little else than read and write.
+        link: of a link's bytes/s, by collectives of large messages.
+    """
+
+    matmul: float = 0.686
+    attention: float = 0.35
+    heads: float = 0.18
+    memory: float = 0.89
+    link: float = 0.8
+
+
+REACHED = Reached()
+"""Measured on one H200 (docs/benchmarks): 679 TFLOP/s in matrix products and 4,271 GB/s in copies, of 989 and 4,800;
+347 TFLOP/s in attention and about 180 in heads, by this repository's kernels. Links are an assumption (0.8): no
+machine of several GPUs was at hand. On every other card all of them are assumptions."""
+
+
+def _card(
+    name: str, gigabytes: float, bf16: float, bandwidth: float, link: float, capability: str, source: str
+) -> Card:
+    return Card(name, gigabytes * _GIGA, bf16 * _TERA, bandwidth * _GIGA, link * _GIGA, capability, source)
+
+
+_CARDS = [
+    _card("A100-40GB", 40, 312, 1555, 300, "8.0", "NVIDIA A100 Tensor Core GPU datasheet (SXM)"),
+    _card("A100-80GB", 80, 312, 2039, 300, "8.0", "NVIDIA A100 Tensor Core GPU datasheet (SXM)"),
+    _card("H100", 80, 989.4, 3350, 450, "9.0", "NVIDIA H100 Tensor Core GPU datasheet (SXM)"),
+    _card("H100-PCIe", 80, 756, 2000, 64, "9.0", "NVIDIA H100 Tensor Core GPU datasheet (PCIe, without bridge)"),
+    _card("H200", 141, 989.4, 4800, 450, "9.0", "NVIDIA H200 Tensor Core GPU datasheet (SXM)"),
+    _card("B200", 180, 2250, 7700, 900, "10.0", "NVIDIA HGX B200 datasheet"),
+    _card("GB200", 186, 2500, 8000, 900, "10.0", "NVIDIA GB200 NVL72 datasheet"),
+    _card("MI300X", 192, 1307.4, 5300, 448, "gfx942", "AMD Instinct MI300X accelerator data sheet"),
+    _card("L40S", 48, 362.05, 864, 32, "8.9", "NVIDIA L40S datasheet"),
+    _card("RTX-4090", 24, 165.2, 1008, 32, "8.9", "NVIDIA Ada GPU architecture whitepaper"),
+    _card("RTX-5090", 32, 209.5, 1792, 64, "12.0", "NVIDIA RTX Blackwell GPU architecture whitepaper"),
+]
+CARDS = {card.name: card for card in _CARDS}
+"""By name."""
+
+
+def card_of(name: str) -> Card:
+    """A known type, whatever its letters' case.
+
+    Raises:
+        LaddError: listing the known ones, and how to give another one's ceilings.
+    """
+    known = {card.lower(): card for card in CARDS}
+    if name.lower() not in known:
+        raise LaddError(
+            f"--gpu {name} is not known: take {', '.join(CARDS)}, or give its ceilings by "
+            "--gpu NAME:memory_GB,bf16_TFLOPs,memory_GBps,link_GBps"
+        )
+    return CARDS[known[name.lower()]]
+
+
+def read_card(text: str) -> Card:
+    """A name, or ``NAME:memory,bf16,bandwidth,link`` in GB, TFLOP/s, GB/s and GB/s.
+
+    Raises:
+        LaddError: if it is neither.
+    """
+    name, colon, numbers = text.partition(":")
+    if not colon:
+        return card_of(name)
+    try:
+        memory, bf16, bandwidth, link = (float(number) for number in numbers.split(","))
+    except ValueError:
+        raise LaddError(f"--gpu {text}: after the colon go memory_GB,bf16_TFLOPs,memory_GBps,link_GBps") from None
+    if not all(0 < number < 1e9 for number in (memory, bf16, bandwidth, link)):
+        raise LaddError(f"--gpu {text}: every ceiling must be a number above 0")
+    return _card(name, memory, bf16, bandwidth, link, "unknown", "given on the command line")

@@ -1,0 +1,216 @@
+"""What one pass of a network costs, counted on the real modules without storage."""
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ladd_dist.config import Config
+from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.engines.build import compute_dtype
+from ladd_dist.methods.base import STUDENT
+from ladd_dist.methods.ladd.losses import r1_penalty
+from ladd_dist.methods.passes import Pass
+from ladd_dist.methods.registry import method_of
+from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.registry import family_of
+from ladd_dist.planning.counting import Counter, Work, gradients_dropped
+
+_NONE = Work()
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Of one forward pass, and of the backward pass of its graph, over some samples.
+
+    Attributes:
+        forward: work of the forward pass.
+        backward: work of the backward pass, recomputed blocks included.
+        kept: bytes alive between the two, without inputs and weights.
+        forward_peak: most bytes alive in the forward pass.
+        backward_peak: most bytes alive in the backward pass, what is kept included.
+        between: most bytes alive between two blocks of a pass that keeps no graph, one block's features included.
+    """
+
+    forward: Work
+    backward: Work = _NONE
+    kept: int = 0
+    forward_peak: int = 0
+    backward_peak: int = 0
+    between: int = 0
+
+    def __mul__(self, samples: int) -> "PassCost":
+        """Over so many times the samples."""
+        return PassCost(
+            self.forward * samples,
+            self.backward * samples,
+            self.kept * samples,
+            self.forward_peak * samples,
+            self.backward_peak * samples,
+            self.between * samples,
+        )
+
+
+class Costs:
+    """Costs of a configuration's passes over samples of a bucket. Each is counted when it is first asked for.
+
+    A backbone is counted over one sample: all but one weight's gradient on its way grows with their number. In heads
+    more does not, so they are counted over as many as there are.
+
+    Tensors are a CPU's without storage: what CUDA's kernels keep for the backward pass has the same shapes.
+
+    Attributes:
+        networks: the method's, on the meta device.
+        grid: rows and columns of image tokens.
+        sample_bytes: of a sample as a dataset holds it, in bf16: latent, context and pooled text.
+
+    Args:
+        bucket: the picture's size.
+    """
+
+    def __init__(self, config: Config, bucket: Bucket) -> None:
+        self._config, self._dtype = config, compute_dtype(config)
+        self._mode = FakeTensorMode()
+        self.networks = networks = method_of(config).networks(config)
+        for frozen in networks.frozen.values():
+            frozen.requires_grad_(False).eval()
+        self._nets: dict[str, nn.Module] = deepcopy({**networks.trained, **networks.frozen})
+        with self._mode:
+            for name, net in self._nets.items():
+                self._place(name, net)
+        space = LatentSpace.of(config.teacher.path)
+        self._shape = space.shape(bucket)
+        self.grid = space.grid(*self._shape[1:])
+        self._context = family_of(config.teacher.path).context_shape(config.teacher)
+        student: Any = networks.trained[STUDENT]
+        self.sample_bytes: int = 2 * (prod(self._shape) + prod(self._context) + student.pooled_width)
+        self._made: dict[Hashable, Any] = {}
+        self._known: dict[tuple[Pass, bool, int], PassCost] = {}
+
+    @property
+    def heads(self) -> int:
+        """How many the discriminator has; 0 without one."""
+        return len(self._taps)
+
+    def once(self, what: str, config: Config, size: int, make: Callable[[], T]) -> T:
+        """What follows from how ``size`` ranks hold the networks; many ways to run a configuration share that."""
+        optimizer, train = config.student_optimizer.state, config.train
+        held = (config.engine, config.fsdp2, config.zero3, config.teacher.placement, train.ema_device, optimizer)
+        key = what, size, held
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+    def at_once(self, passed: Pass) -> int:
+        """How many heads of a pass run together."""
+        return min(passed.at_once or self.heads, self.heads)
+
+    def feature_bytes(self, blocks: int) -> int:
+        """Of so many tapped blocks of a sample."""
+        return blocks * self.grid[0] * self.grid[1] * self._width * self._dtype.itemsize
+
+    def of(self, passed: Pass, checkpointing: bool, samples: int = 1) -> PassCost:
+        """One pass over ``passed.samples`` latents of each sample; activations are recomputed or kept."""
+        if passed.network == "heads":
+            return self._once(passed, False, samples)
+        recomputes = checkpointing and passed.gradient != "none"
+        return self._once(replace(passed, samples=1), recomputes, 1) * (samples * passed.samples)
+
+    def _once(self, passed: Pass, checkpointing: bool, samples: int) -> PassCost:
+        key = passed, checkpointing, samples
+        if key not in self._known:
+            heads = passed.network == "heads"
+            with self._mode:
+                self._known[key] = self._heads(passed, samples) if heads else self._backbone(passed, checkpointing)
+        return self._known[key]
+
+    def _place(self, name: str, net: nn.Module) -> None:
+        """On tensors without storage; heads are fp32, and what an engine computes with is in the compute dtype."""
+        dtype = torch.float32 if name == "heads" else self._dtype
+        net._apply(lambda t: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device="cpu"))
+        if isinstance(net, Backbone):
+            net.compute_dtype = self._dtype
+
+    @property
+    def _taps(self) -> tuple[int, ...]:
+        return getattr(self._nets.get("heads"), "taps", ())
+
+    @property
+    def _width(self) -> int:
+        backbone = self._nets.get("teacher", self._nets[STUDENT])
+        assert isinstance(backbone, Backbone)
+        return backbone.width
+
+    def _inputs(self, samples: int = 1) -> tuple[Tensor, Tensor, Conditioning]:
+        tokens, channels = self._context
+        net: Any = self._nets[STUDENT]
+        context = torch.empty(samples, tokens, channels, dtype=self._dtype)
+        pooled = torch.empty(samples, net.pooled_width, dtype=self._dtype)
+        return torch.empty(samples, *self._shape), torch.empty(samples), Conditioning(context, pooled)
+
+    def _backbone(self, passed: Pass, checkpointing: bool) -> PassCost:
+        net: Any = self._nets[passed.network]
+        net.activation_checkpointing = checkpointing
+        x, t, cond = self._inputs()
+        x.requires_grad_(passed.gradient == "inputs")
+        taps = self._taps if passed.features else None
+        with gradients_dropped(net), torch.set_grad_enabled(passed.gradient != "none"), _counted() as counter:
+            between = [0]
+            consume = (lambda _: between.append(counter.alive)) if passed.gradient == "none" else None
+            out = net(x, t, cond, taps, consume, adapter=passed.adapter)
+            forward, kept, forward_peak = counter.work, counter.alive, counter.peak
+            if passed.gradient == "none":
+                return PassCost(forward, forward_peak=forward_peak, between=max(between))
+            counter.forget_peak()
+            given = out if isinstance(out, list) else [out]
+            del out
+            gradients = [torch.empty_like(each) for each in given]
+            if passed.gradient == "inputs":
+                torch.autograd.grad(given, x, gradients)
+            else:
+                torch.autograd.backward(given, gradients)
+            backward = counter.work + forward * -1
+            return PassCost(forward, backward, kept, forward_peak, counter.peak)
+
+    def _heads(self, passed: Pass, samples: int) -> PassCost:
+        """All heads, of which as many run together as the pass says; bytes are of these alone."""
+        net: Any = self._nets["heads"]
+        count = self.at_once(passed)
+        _, t, cond = self._inputs(samples)
+        size = (samples, self.grid[0] * self.grid[1], self._width)
+        features = [torch.empty(size, dtype=self._dtype) for _ in range(count)]
+        by_inputs = passed.gradient == "inputs"
+        for each in features:
+            each.requires_grad_(by_inputs or passed.twice)
+        gradients = "inputs" if by_inputs else "twice" if passed.twice else "once"
+        with gradients_dropped(net), self._autocast(), _counted() as counter:
+            logits = net(features, self.grid, t, cond.pooled, 0, gradients)
+            forward, kept = counter.work, counter.alive
+            forward_peak = counter.peak
+            counter.forget_peak()
+            if by_inputs:
+                torch.autograd.grad(logits.sum(), features)
+            else:
+                loss = logits.sum() + r1_penalty(logits, features) if passed.twice else logits.sum()
+                loss.backward()
+            backward = counter.work + forward * -1
+        groups = self.heads / count
+        return PassCost(forward * groups, backward * groups, kept, forward_peak, counter.peak)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32)
+
+
+@contextmanager
+def _counted() -> Iterator[Counter]:
+    with Counter() as counter:
+        yield counter

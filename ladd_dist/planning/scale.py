@@ -1,0 +1,116 @@
+"""How a run grows with its cluster, on paper: what `advise` finds at every size."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ladd_dist.config import Config
+from ladd_dist.errors import LaddError
+from ladd_dist.planning.advice import Advice, advise
+from ladd_dist.planning.cluster import Cluster
+from ladd_dist.planning.costs import Costs
+
+SIZES = (1, 8, 64, 512, 4096)
+"""Numbers of GPUs."""
+_MILLION = 1e6
+_COLUMNS = (
+    "GPUs", "global batch", "settings", "memory, GB", "iteration, s", "bound by", "network, s", "MFU", "samples/s",
+    "GPU-hours per million samples",
+)  # fmt: skip
+_MARKS = {"compute": "o", "memory": "s", "network": "D", "data": "^"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One size; ``why_not`` says what it would take where nothing fits."""
+
+    gpus: int
+    advice: Advice | None
+    why_not: str = ""
+
+    @property
+    def cost(self) -> float | None:
+        """GPU-hours for a million samples."""
+        if self.advice is None:
+            return None
+        return _MILLION / self.advice.plan.samples_per_second / 3600 * self.gpus
+
+
+def scale(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> Iterator[Row]:
+    """Every size; the global batch stays the configuration's, but that every GPU has a sample."""
+    for size in SIZES:
+        per_node = min(size, cluster.per_node)
+        here = replace(cluster, per_node=per_node, nodes=size // per_node)
+        train = config.train.model_copy(update={"global_batch": max(config.train.global_batch, size)})
+        try:
+            found = advise(config.model_copy(update={"train": train}), here, costs, workspace)
+        except LaddError as why:
+            yield Row(size, None, str(why))
+            continue
+        fits = found.plan.cluster.gpus == size
+        yield Row(size, found) if fits else Row(size, None, f"does not fit, but on {found.remedy}")
+
+
+def markdown(rows: Sequence[Row]) -> list[str]:
+    """A table."""
+    lines = [f"| {' | '.join(_COLUMNS)} |", "|--:|--:|---|--:|--:|---|--:|--:|--:|--:|"]
+    return lines + [f"| {row.gpus:,} | {_cells(row)} |" for row in rows]
+
+
+def _cells(row: Row) -> str:
+    if row.advice is None or row.cost is None:
+        return f"| {row.why_not} | | | | | | |"
+    plan = row.advice.plan
+    time = plan.time
+    return (
+        f"{plan.config.train.global_batch:,} | {_settings(row.advice)} | {plan.needs.total / 1e9:.0f} | "
+        f"{time.seconds:.3g} | {time.bound} | {time.network:.3g} | {plan.mfu:.0%} | {plan.samples_per_second:.4g} | "
+        f"{row.cost:.0f}"
+    )
+
+
+def _settings(advice: Advice) -> str:
+    plan, config = advice.plan, advice.plan.config
+    recomputed = [name for name in ("student", "teacher") if getattr(config, name).activation_checkpointing]
+    words = [
+        config.engine + (f" x {config.fsdp2.replicas}" if config.fsdp2.replicas > 1 else ""),
+        f"{plan.micro_batches} x {plan.samples} samples",
+        f"{' and '.join(recomputed) or 'nothing'} recomputed",
+    ]
+    if plan.cluster.gpus > 1:
+        words.append(f"teacher {'sharded' if config.teacher.placement == 'shard' else 'whole'}")
+    return ", ".join(words + ([advice.remedy] if advice.remedy else []))
+
+
+def draw_scale(by_card: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """Cost and MFU over the number of GPUs, a line for each card; marks say what bounds."""
+    figure = Figure((10, 4.2), dpi=150, layout="constrained", facecolor="white")
+    cost, share = figure.subplots(1, 2)
+    for number, (name, rows) in enumerate(by_card.items()):
+        for axes, values in (
+            (cost, [r.cost for r in rows]),
+            (share, [r.advice and 100 * r.advice.plan.mfu for r in rows]),
+        ):
+            there = [
+                (row, value) for row, value in zip(rows, values, strict=True) if row.advice and value is not None
+            ]
+            axes.plot(
+                [row.gpus for row, _ in there], [value for _, value in there], color=f"C{number}", lw=1.4, label=name
+            )
+            for row, value in there:
+                assert row.advice is not None
+                axes.plot([row.gpus], [value], _MARKS[row.advice.plan.time.bound], color=f"C{number}", ms=6)
+    for bound, mark in _MARKS.items():
+        share.plot([], [], mark, color="black", label=f"bound by {bound}", ms=5)
+    for axes, title in ((cost, "GPU-hours per million samples, predicted"), (share, "MFU (%), predicted")):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("GPUs")
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e6e9ec", lw=0.8)
+    share.legend(fontsize=8, frameon=False, ncols=2, loc="lower left")
+    figure.savefig(path)

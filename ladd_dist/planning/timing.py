@@ -1,0 +1,142 @@
+"""How long an iteration takes on a cluster, predicted: by arithmetic, memory, links and data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ladd_dist.config import Config
+from ladd_dist.engines.ranges import whole
+from ladd_dist.engines.registry import engine_entry
+from ladd_dist.methods.base import STUDENT
+from ladd_dist.methods.registry import method_of
+from ladd_dist.models.backbone import Backbone
+from ladd_dist.planning.activations import checkpointed
+from ladd_dist.planning.cards import REACHED
+from ladd_dist.planning.cluster import Cluster, Group, Sent, collective, sharding_groups
+from ladd_dist.planning.costs import Costs
+from ladd_dist.planning.counting import Work
+from ladd_dist.planning.memory import adamw_moments
+from ladd_dist.planning.traffic import expected, gathered_elements
+
+Bound = Literal["compute", "memory", "network", "data"]
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one iteration.
+
+    Attributes:
+        arithmetic: matrix products, convolutions and attention.
+        memory: all other operators, and the optimizer's update.
+        network: collectives that run beside the above.
+        alone: collectives that nothing runs beside: the heads' gradients, and the first block's gather.
+        data: reading the samples, beside all of that.
+        sent: the collectives' bytes of one GPU.
+        model_flops: of one GPU, what is computed twice counted once.
+    """
+
+    arithmetic: float
+    memory: float
+    network: float
+    alone: float
+    data: float
+    sent: Sent
+    model_flops: float
+
+    @property
+    def seconds(self) -> float:
+        """Collectives and reading run beside the computation, and the slowest of the three counts."""
+        return max(self.arithmetic + self.memory, self.network, self.data) + self.alone
+
+    @property
+    def bound(self) -> Bound:
+        """What would have to be faster."""
+        times: dict[Bound, float] = {
+            "compute": self.arithmetic + self.memory,
+            "network": self.network,
+            "data": self.data,
+        }
+        slowest = max(times, key=lambda bound: times[bound])
+        return "memory" if slowest == "compute" and self.memory > self.arithmetic else slowest
+
+
+def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micro_batches: int) -> StepTime:
+    """Of an iteration over so many micro-batches on each GPU."""
+    card = cluster.card
+    arithmetic = memory = model_flops = 0.0
+    for passed in method_of(config).passes(config):
+        cost = costs.of(passed, checkpointed(config, passed.network), samples)
+        work = cost.forward + cost.backward
+        once = costs.of(passed, False, samples)
+        model_flops += (once.forward + once.backward).flops
+        if passed.network == "heads":
+            arithmetic += work.flops / (card.bf16 * REACHED.heads)
+        else:
+            arithmetic += arithmetic_seconds(work, cluster)
+            memory += work.moved / (card.bandwidth * REACHED.memory)
+    sent, alone = _collectives(config, costs, cluster, micro_batches)
+    updated = costs.once("update", config, cluster.gpus, lambda: _update_bytes(config, costs, cluster.gpus))
+    update = updated / (card.bandwidth * REACHED.memory)
+    read = samples * micro_batches * cluster.gpus * costs.sample_bytes
+    return StepTime(
+        arithmetic * micro_batches,
+        memory * micro_batches + update,
+        sent.seconds,
+        alone.seconds,
+        read / cluster.storage if cluster.storage else 0.0,
+        sent + alone,
+        model_flops * micro_batches,
+    )
+
+
+def arithmetic_seconds(work: Work, cluster: Cluster) -> float:
+    """Of a backbone's matrix products and attention."""
+    peak = cluster.card.bf16
+    return work.matmul / (peak * REACHED.matmul) + work.attention / (peak * REACHED.attention)
+
+
+def _collectives(config: Config, costs: Costs, cluster: Cluster, micro_batches: int) -> tuple[Sent, Sent]:
+    """Those that run beside the computation, and the others; bytes are `traffic.expected`'s."""
+    if cluster.gpus == 1:
+        return Sent(), Sent()
+    method, student = method_of(config), costs.networks.trained[STUDENT]
+    assert isinstance(student, Backbone)
+    elements, trained = costs.once("elements", config, cluster.gpus, lambda: _elements(config, costs, cluster.gpus))
+    moved = expected(config, elements, trained, micro_batches)
+    shard, alike = sharding_groups(cluster, config.fsdp2.replicas)
+    gathers = sum(method.forward_backward(config).values()) * (student.depth + 1) * micro_batches
+    reduces = (student.depth + 1) * micro_batches
+    beside = (
+        collective(cluster, shard, moved["all_gather"], gathers)
+        + collective(cluster, shard, moved["reduce_scatter"], reduces)
+        + collective(cluster, alike, trained * _FP32 * micro_batches / shard.size, reduces, rounds=2)
+    )
+    first = collective(cluster, shard, moved["all_gather"] / gathers, 1)
+    ranks = Group(cluster.per_node, cluster.nodes)
+    heads = collective(cluster, ranks, moved["all_reduce"], 1, rounds=2)
+    return beside, Sent(first.seconds) + heads
+
+
+def _elements(config: Config, costs: Costs, size: int) -> tuple[dict[str, int], int]:
+    """Of every network as it is gathered, and of what is trained of the student."""
+    layout, networks = engine_entry(config.engine).layout(config, size, 0), costs.networks
+    everywhere = set(method_of(config).OPTIMIZERS) - {STUDENT}
+    elements = {
+        name: gathered_elements(net.parameters(), whole if name in everywhere else layout)
+        for name, net in {**networks.trained, **networks.frozen}.items()
+    }
+    trained = (p for p in networks.trained[STUDENT].parameters() if p.requires_grad)
+    return elements, gathered_elements(trained, layout)
+
+
+def _update_bytes(config: Config, costs: Costs, size: int) -> float:
+    """Read and written by AdamW and the average: weights, gradients and moments."""
+    layout = engine_entry(config.engine).layout(config, size, 0)
+    total = 0.0
+    for name, net in costs.networks.trained.items():
+        settings = getattr(config, method_of(config).OPTIMIZERS[name])
+        for parameter in (p for p in net.parameters() if p.requires_grad):
+            held = (layout if name == STUDENT else whole)(parameter.shape).held
+            averaged = 3 if name == STUDENT else 0
+            total += _FP32 * (3 + averaged) * held + 2 * adamw_moments(held, settings)
+    return total

@@ -1,0 +1,214 @@
+"""The planner: cards, links, needs, time, advice, and its launcher."""
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+
+import pytest
+from conftest import TINY
+
+from ladd_dist.config import load
+from ladd_dist.errors import LaddError
+from ladd_dist.methods.registry import method_of
+from ladd_dist.planning.advice import advise
+from ladd_dist.planning.cards import CARDS, card_of, read_card
+from ladd_dist.planning.cluster import Cluster, Group, collective, sharding_groups
+from ladd_dist.planning.costs import Costs
+from ladd_dist.planning.memory import expected_state, on
+from ladd_dist.planning.plan import largest_bucket, plan, synthesis
+from ladd_dist.planning.scale import markdown, scale
+
+BF16, FSDP2, BATCH = "train.precision=bf16", "engine=fsdp2", "train.global_batch=64"
+PAIR = Cluster(CARDS["H100"], 2)
+EIGHT = Cluster(CARDS["H100"], 4, 2)
+
+
+def tiny(*overrides):
+    return load(TINY, [BF16, BATCH, *overrides])
+
+
+@pytest.fixture(scope="module")
+def costs():
+    config = tiny()
+    return Costs(config, largest_bucket(config))
+
+
+def test_an_unknown_card_is_refused_with_the_known_ones_and_a_way_out():
+    with pytest.raises(LaddError, match="--gpu H1000 is not known: take A100-40GB, .*MI300X.*NAME:memory_GB"):
+        card_of("H1000")
+    for text in ("X:1,2,3", "X:80,900,3000,none", "X:80,900,3000,-1", "X:80,900,3000,nan"):
+        with pytest.raises(LaddError, match=f"--gpu {text}: "):
+            read_card(text)
+    mine = read_card("Mine:96,500,4000,450")
+    assert (mine.memory, mine.bf16, mine.bandwidth, mine.link) == (96e9, 500e12, 4000e9, 450e9)
+    assert read_card("h200") is CARDS["H200"]
+
+
+def test_every_card_names_its_source_and_its_peaks_are_dense():
+    for card in CARDS.values():
+        assert card.source and card.capability
+        assert 10e9 < card.memory < 1e12 and 10e9 < card.link < card.bandwidth < 1e13
+        assert 100e12 < card.bf16 < 3000e12
+
+
+def test_a_collective_goes_at_the_pace_of_its_slowest_link():
+    card = CARDS["H100"]
+    cluster = Cluster(card, 8, 4, nic=50e9)
+    inside = collective(cluster, Group(8, 1), 8e9, 1)
+    assert inside.between == 0 and inside.inside == pytest.approx(7e9)
+    assert inside.seconds == pytest.approx(7e9 / (card.link * 0.8), rel=0.01)
+    # 32 GPUs: a node's eight ports carry one ring each, an eighth of the bytes.
+    across = collective(cluster, Group(8, 4), 32e9, 1)
+    assert across.between == pytest.approx(31e9 / 8) and across.inside == pytest.approx(31e9 * 7 / 8)
+    assert across.seconds == pytest.approx(31e9 / (400e9 * 0.8), rel=0.01)
+    # One rank of each node: its own port alone.
+    assert collective(cluster, Group(1, 4), 4e9, 1).seconds == pytest.approx(3e9 / (50e9 * 0.8), rel=0.01)
+    twice = collective(cluster, Group(1, 4), 4e9, 1, rounds=2)
+    assert twice.between == pytest.approx(2 * 3e9)
+    assert collective(cluster, Group(1, 1), 1e9, 1).seconds == 0
+    # Small messages wait for every step of the ring.
+    assert collective(cluster, Group(8, 4), 1, 10).seconds == pytest.approx(10 * (8.4 + 28 * 3.4 + 3 * 9.6) * 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "shard", "alike"),
+    [(1, (4, 2), (1, 1)), (2, (4, 1), (1, 2)), (4, (2, 1), (2, 2)), (8, (1, 1), (4, 2))],
+)
+def test_replicas_share_nodes_from_the_inside(replicas, shard, alike):
+    assert sharding_groups(EIGHT, replicas) == (Group(*shard), Group(*alike))
+
+
+def test_memory_is_the_state_and_what_comes_on_top(costs):
+    config = tiny(FSDP2, "teacher.placement=shard", "train.ema_device=cpu")
+    made = plan(config, PAIR, costs)
+    state = expected_state(config, 2)
+    extra = {"activations", "workspace", "gathered"}
+    assert sum(size for kind, size in made.needs.device.items() if kind not in extra) == on(state, "device")
+    assert all(made.needs.device[kind] > 0 for kind in extra)
+    copied = sum(size for (_, kind), size in state.items() if kind in ("masters", "moments", "ema"))
+    assert made.needs.host == {"ema": state["host", "ema"], "checkpoint copy": copied}
+
+
+def test_time_follows_what_is_scarce(costs):
+    config = tiny(FSDP2)
+    fast = plan(config, PAIR, costs).time
+    half = replace(PAIR, card=replace(PAIR.card, bf16=PAIR.card.bf16 / 2))
+    assert plan(config, half, costs).time.arithmetic == pytest.approx(2 * fast.arithmetic)
+    starved = replace(EIGHT, nic=1e3)
+    assert plan(config, starved, costs).time.bound == "network"
+    assert plan(config, replace(PAIR, storage=1e3), costs).time.bound == "data"
+    assert plan(config, replace(PAIR, card=replace(PAIR.card, bandwidth=1e9)), costs).time.bound == "memory"
+    assert plan(config, replace(PAIR, card=replace(PAIR.card, bf16=1e6)), costs).time.bound == "compute"
+
+
+def test_recomputing_takes_time_and_adds_nothing_to_the_models_arithmetic(costs):
+    kept, recomputed = (
+        plan(tiny(FSDP2, f"student.activation_checkpointing={on}"), PAIR, costs) for on in ("false", "true")
+    )
+    assert recomputed.time.arithmetic > kept.time.arithmetic
+    assert recomputed.time.model_flops == kept.time.model_flops
+    assert recomputed.needs.peak.bytes < kept.needs.peak.bytes
+
+
+def test_replicas_send_less_between_nodes_only_where_they_shard_within(costs):
+    one, two = (plan(tiny(FSDP2, f"fsdp2.replicas={count}"), EIGHT, costs).time.sent for count in (1, 2))
+    assert two.between < one.between
+
+
+def test_a_dataset_costs_two_passes_a_step_with_guidance(costs):
+    config = tiny()
+    with_guidance = synthesis(config, PAIR, costs, 10)
+    without = synthesis(tiny("synthesis.guidance=1"), PAIR, costs, 10)
+    assert with_guidance.flops == 2 * without.flops
+    forward = costs.of(
+        next(p for p in method_of(config).passes(config) if p.network == "teacher"), False
+    ).forward.flops
+    assert without.flops == pytest.approx(10 * config.synthesis.steps * forward)
+
+
+def test_advice_is_the_fastest_that_fits(costs):
+    found = advise(tiny(), PAIR, costs, 0)
+    assert found.plan.fits and not found.remedy
+    assert found.plan.config.engine in ("fsdp2", "zero3")
+    given = plan(tiny(FSDP2), PAIR, costs, 0)
+    assert found.plan.time.seconds <= given.time.seconds * 1.01
+    # Where activations do not fit, they are recomputed, or fewer samples are taken at once.
+    room = round(given.needs.total * 0.5)
+    less = advise(tiny(), replace(PAIR, card=replace(PAIR.card, memory=room)), costs, 0)
+    assert less.plan.needs.total <= room and less.overrides
+
+
+def test_advice_names_the_least_that_would_fit(costs):
+    least = [FSDP2, "teacher.placement=shard", "method.fake_pass=two_pass", "train.micro_batch=1"]
+    least += [f"{network}.activation_checkpointing=true" for network in ("student", "teacher")]
+    smallest = plan(tiny(*least, "train.ema_device=cpu"), PAIR, costs, 0).needs.total
+    tight = replace(PAIR, card=replace(PAIR.card, memory=smallest * 1.001))
+    assert advise(tiny(), tight, costs, 0).remedy.startswith("8-bit moments")
+    hopeless = replace(PAIR, card=replace(PAIR.card, memory=1e3))
+    with pytest.raises(LaddError, match="nothing fits on a H100: .* GB are needed at the least"):
+        advise(tiny(), hopeless, costs, 0)
+
+
+def test_times_are_known_in_bf16_alone(costs):
+    with pytest.raises(LaddError, match=r"train\.precision=fp32: .* set bf16"):
+        plan(load(TINY, []), Cluster(CARDS["H100"], 1), costs)
+
+
+def test_scale_has_a_row_for_every_size(costs, monkeypatch):
+    monkeypatch.setattr("ladd_dist.planning.scale.SIZES", (1, 8))
+    rows = list(scale(tiny(), Cluster(CARDS["H200"], 8), costs, 0))
+    assert [row.gpus for row in rows] == [1, 8] and all(row.cost for row in rows)
+    assert len(markdown(rows)) == 4
+
+
+def run(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["launchers/plan.py", "--config", TINY, *args])
+    runpy.run_path("launchers/plan.py", run_name="__main__")
+
+
+def test_the_launcher_prints_writes_and_draws(monkeypatch, capsys, tmp_path):
+    json_file, png = tmp_path / "plan.json", tmp_path / "plan.png"
+    run(
+        monkeypatch,
+        "--gpu",
+        "H200",
+        "--gpus-per-node",
+        "1",
+        "--images",
+        "1000",
+        "--json",
+        str(json_file),
+        "--picture",
+        str(png),
+        BF16,
+    )
+    out = capsys.readouterr().out
+    assert out.startswith("Predicted from shapes and ceilings: nothing below was measured on these GPUs.")
+    for part in (
+        "activations",
+        "student backward",
+        "teacher input gradient",
+        "bound by",
+        "GPU-hours",
+        "recommended:",
+    ):
+        assert part in out
+    written = json.loads(json_file.read_text())
+    assert written["configured"]["predicted"] is True and written["synthesis"]["images"] == 1000
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--gpu", "H1000", BF16], "error: --gpu H1000 is not known: take "),
+        (["--gpu", "H100", "--gpu", "H200", BF16], "error: --gpu: several types are compared with --scale alone"),
+        (["--gpu", "X:0.001,100,100,100", BF16], "error: nothing fits on a X: "),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capsys, args, line):
+    with pytest.raises(SystemExit) as left:
+        run(monkeypatch, "--gpus-per-node", "1", *args)
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith(line)
