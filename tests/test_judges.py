@@ -183,7 +183,7 @@ def test_what_other_versions_of_clip_write_is_the_same_judge(clip_folder, tmp_pa
     check_judge(f"clip:{folder}")
     images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     ours, theirs = (load_judge(f"clip:{path}", CPU).features(images) for path in (folder, clip_folder))
-    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs)  # weights elsewhere in memory may add up in another order
 
 
 WORDS = "text_model.embeddings.token_embedding.weight"

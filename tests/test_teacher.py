@@ -741,8 +741,9 @@ def test_what_other_versions_and_models_write_is_accepted(teacher: Path, change:
         TextEncoders(folder, torch.float32, torch.device("cpu"), 7).encode(["a three"])
         for folder in (teacher, Path(TEACHER))
     )
-    assert torch.equal(ours.pooled[:, :32], theirs.pooled[:, :32])
-    assert torch.equal(ours.context[:, 10:], theirs.context[:, 10:])
+    # Weights elsewhere in memory may add up in another order.
+    torch.testing.assert_close(ours.pooled[:, :32], theirs.pooled[:, :32])
+    torch.testing.assert_close(ours.context[:, 10:], theirs.context[:, 10:])
 
 
 def test_more_t5_tokens_than_the_pipeline_takes_are_refused() -> None:

@@ -19,7 +19,7 @@ from ladd_dist.models.sd3.layout import LAYOUT
 from ladd_dist.models.sd3.reduction import reduced
 from ladd_dist.models.sd3.schedule import TeacherSchedule
 from ladd_dist.models.sd3.single_file import original_names
-from ladd_dist.models.sd3.text import TextEncoders, clip_tokens
+from ladd_dist.models.sd3.text import TextEncoders
 from ladd_dist.models.sd3.transformer import Sd3Backbone, load_transformer, make_transformer, token_grid
 from ladd_dist.models.sd3.vae import Vae, latent_factor
 

@@ -9,7 +9,6 @@ from diffusers import StableDiffusion3Pipeline
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.log import log
 from ladd_dist.models.folder import components
-from ladd_dist.models.sd3.configs import tokenizer_config
 from ladd_dist.models.sd3.layout import T5, TOKENIZERS
 from ladd_dist.models.sd3.networks import saved
 from ladd_dist.models.sd3.tokenizers import tokenizer_of
@@ -52,11 +51,3 @@ class TextEncoders:
             max_sequence_length=self._max_t5_tokens,
         )
         return Conditioning(context, pooled)
-
-
-def clip_tokens(folder: str | Path) -> int:
-    """Tokens of the CLIPs' part of a context: what the first tokenizer says, or SD3's 77 where there is none yet."""
-    if not (Path(folder) / "tokenizer").is_dir():
-        return 77
-    length: int = tokenizer_config(folder, "tokenizer")["model_max_length"]
-    return length
