@@ -14,7 +14,7 @@ Distil a teacher by LADD on synthetic latents. Start it again to go on from the 
 
 Before that, on any machine, an iteration of 8 ranks on tensors without data:
 
-  python launchers/train.py --config configs/sd35_large.yaml --dry-run 8 --card H100
+  python launchers/train.py --config configs/sd35_large.yaml --dry-run 8 --gpu H100
 """
 
 

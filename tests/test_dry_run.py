@@ -16,12 +16,12 @@ from conftest import ROOT
 from test_configs import SD35_LARGE
 
 from ladd_dist.config import load
-from ladd_dist.planning.dry_run.card import CARDS, card
+from ladd_dist.planning.dry_run.card import KNOWN, fake_card
 from ladd_dist.planning.dry_run.cuda import build, environment
 
 LARGE = "configs/sd35_large.yaml"
 KERNELS = {"own": ["kernels.attention=triton", "kernels.heads=triton"],
-           "torch": ["kernels.attention=sdpa", "kernels.heads=torch"]}  # fmt: skip
+           "torch": ["kernels.attention=cudnn", "kernels.heads=torch"]}  # fmt: skip
 BUCKETS = load(LARGE).synthesis.buckets
 
 RUNNER = """
@@ -80,7 +80,7 @@ def dry_runs(stand_in):
         lines = "\n".join(json.dumps({"config": LARGE, **asdict(case)}) for case in cases)
         done = subprocess.run(
             [sys.executable, "-c", RUNNER], input=lines, capture_output=True, text=True, cwd=ROOT,
-            env=environment(card(name), stand_in), timeout=1200,
+            env=environment(fake_card(name), stand_in), timeout=1200,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         results = [json.loads(line) for line in done.stdout.splitlines()]
@@ -191,7 +191,7 @@ def test_what_it_cannot_do_is_said_in_a_line(dry_runs, two_blocks):
     assert zero3["error"] == (
         "LaddError: --dry-run: engine=zero3 compares numbers between ranks, and fake ones have none: set engine=fsdp2"
     )
-    assert "Tesla V100 is older than capability 8.0" in kernels["error"]
+    assert "Tesla V100 has capability 7.0" in kernels["error"]
 
 
 def launch(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
@@ -204,7 +204,7 @@ def launch(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]
 def test_the_launcher_says_what_it_has_counted_and_writes_nothing(two_blocks, tmp_path):
     run_dir = tmp_path / "run"
     settings = [f"teacher.path={two_blocks}", f"run_dir={run_dir}", "method.fake_pass=two_pass"]
-    done = launch("--dry-run", "4", "--card", "A100", *settings)
+    done = launch("--dry-run", "4", "--gpu", "A100-80GB", *settings)
     assert done.returncode == 0, done.stderr
     assert "rank 0 of 4, NVIDIA A100-SXM4-80GB, an iteration of 2 of 32 micro-batches of 1024x1024" in done.stdout
     assert "the host waits for the device nowhere" in done.stdout
@@ -215,8 +215,7 @@ def test_the_launcher_says_what_it_has_counted_and_writes_nothing(two_blocks, tm
 @pytest.mark.parametrize(
     ("arguments", "environ", "said"),
     [
-        (["--dry-run", "8", "--card", "H1000"], {}, f"choose one of {', '.join(CARDS)}, or describe yours"),
-        (["--dry-run", "0"], {}, "choose a number of ranks from 1"),
+        (["--dry-run", "8", "--gpu", "H1000"], {}, f"choose one of {', '.join(KNOWN)}, or describe yours"),
         (["--dry-run", "8"], {"PATH": ""}, "finds no cc: apt-get install gcc"),
         (["--dry-run", "8"], {"RANK": "0"}, "start it with python"),
     ],
@@ -228,5 +227,5 @@ def test_bad_input_ends_with_a_line(arguments, environ, said):
 
 
 def test_a_card_of_ones_own():
-    own = card("NVIDIA GH200 480GB:9.0:96")
+    own = fake_card("NVIDIA GH200 480GB:9.0:96")
     assert (own.name, own.capability, own.gigabytes) == ("NVIDIA GH200 480GB", (9, 0), 96)

@@ -13,6 +13,7 @@ class Card:
 
     Attributes:
         name: as a command line gives it.
+        device: as PyTorch calls it.
         memory: bytes.
         bf16: FLOP/s of matrix products in bf16 with fp32 accumulation, without sparsity.
         bandwidth: bytes/s of its memory.
@@ -22,6 +23,7 @@ class Card:
     """
 
     name: str
+    device: str
     memory: float
     bf16: float
     bandwidth: float
@@ -56,23 +58,58 @@ machine of several GPUs was at hand. On every other card all of them are assumpt
 
 
 def _card(
-    name: str, gigabytes: float, bf16: float, bandwidth: float, link: float, capability: str, source: str
+    name: str, device: str, gigabytes: float, bf16: float, bandwidth: float, link: float, capability: str, source: str
 ) -> Card:
-    return Card(name, gigabytes * _GIGA, bf16 * _TERA, bandwidth * _GIGA, link * _GIGA, capability, source)
+    return Card(name, device, gigabytes * _GIGA, bf16 * _TERA, bandwidth * _GIGA, link * _GIGA, capability, source)
 
 
 _CARDS = [
-    _card("A100-40GB", 40, 312, 1555, 300, "8.0", "NVIDIA A100 Tensor Core GPU datasheet (SXM)"),
-    _card("A100-80GB", 80, 312, 2039, 300, "8.0", "NVIDIA A100 Tensor Core GPU datasheet (SXM)"),
-    _card("H100", 80, 989.4, 3350, 450, "9.0", "NVIDIA H100 Tensor Core GPU datasheet (SXM)"),
-    _card("H100-PCIe", 80, 756, 2000, 64, "9.0", "NVIDIA H100 Tensor Core GPU datasheet (PCIe, without bridge)"),
-    _card("H200", 141, 989.4, 4800, 450, "9.0", "NVIDIA H200 Tensor Core GPU datasheet (SXM)"),
-    _card("B200", 180, 2250, 7700, 900, "10.0", "NVIDIA HGX B200 datasheet"),
-    _card("GB200", 186, 2500, 8000, 900, "10.0", "NVIDIA GB200 NVL72 datasheet"),
-    _card("MI300X", 192, 1307.4, 5300, 448, "gfx942", "AMD Instinct MI300X accelerator data sheet"),
-    _card("L40S", 48, 362.05, 864, 32, "8.9", "NVIDIA L40S datasheet"),
-    _card("RTX-4090", 24, 165.2, 1008, 32, "8.9", "NVIDIA Ada GPU architecture whitepaper"),
-    _card("RTX-5090", 32, 209.5, 1792, 64, "12.0", "NVIDIA RTX Blackwell GPU architecture whitepaper"),
+    _card(
+        "A100-40GB", "NVIDIA A100-SXM4-40GB", 40, 312, 1555, 300, "8.0", "NVIDIA A100 Tensor Core GPU datasheet (SXM)"
+    ),
+    _card(
+        "A100-80GB", "NVIDIA A100-SXM4-80GB", 80, 312, 2039, 300, "8.0", "NVIDIA A100 Tensor Core GPU datasheet (SXM)"
+    ),
+    _card(
+        "H100", "NVIDIA H100 80GB HBM3", 80, 989.4, 3350, 450, "9.0", "NVIDIA H100 Tensor Core GPU datasheet (SXM)"
+    ),
+    _card(
+        "H100-PCIe",
+        "NVIDIA H100 PCIe",
+        80,
+        756,
+        2000,
+        64,
+        "9.0",
+        "NVIDIA H100 Tensor Core GPU datasheet (PCIe, without bridge)",
+    ),
+    _card("H200", "NVIDIA H200", 141, 989.4, 4800, 450, "9.0", "NVIDIA H200 Tensor Core GPU datasheet (SXM)"),
+    _card("B200", "NVIDIA B200", 180, 2250, 7700, 900, "10.0", "NVIDIA HGX B200 datasheet"),
+    _card("GB200", "NVIDIA GB200", 186, 2500, 8000, 900, "10.0", "NVIDIA GB200 NVL72 datasheet"),
+    _card(
+        "MI300X",
+        "AMD Instinct MI300X",
+        192,
+        1307.4,
+        5300,
+        448,
+        "gfx942",
+        "AMD Instinct MI300X accelerator data sheet",
+    ),
+    _card("L40S", "NVIDIA L40S", 48, 362.05, 864, 32, "8.9", "NVIDIA L40S datasheet"),
+    _card(
+        "RTX-4090", "NVIDIA GeForce RTX 4090", 24, 165.2, 1008, 32, "8.9", "NVIDIA Ada GPU architecture whitepaper"
+    ),
+    _card(
+        "RTX-5090",
+        "NVIDIA GeForce RTX 5090",
+        32,
+        209.5,
+        1792,
+        64,
+        "12.0",
+        "NVIDIA RTX Blackwell GPU architecture whitepaper",
+    ),
 ]
 CARDS = {card.name: card for card in _CARDS}
 """By name."""
@@ -108,4 +145,4 @@ def read_card(text: str) -> Card:
         raise LaddError(f"--gpu {text}: after the colon go memory_GB,bf16_TFLOPs,memory_GBps,link_GBps") from None
     if not all(0 < number < 1e9 for number in (memory, bf16, bandwidth, link)):
         raise LaddError(f"--gpu {text}: every ceiling must be a number above 0")
-    return _card(name, memory, bf16, bandwidth, link, "unknown", "given on the command line")
+    return _card(name, name, memory, bf16, bandwidth, link, "unknown", "given on the command line")

@@ -4,11 +4,12 @@ import re
 from dataclasses import dataclass
 
 from ladd_dist.errors import LaddError
+from ladd_dist.planning import cards
 
 
 @dataclass(frozen=True)
-class Card:
-    """A GPU.
+class FakeCard:
+    """A GPU in name only.
 
     Attributes:
         name: as PyTorch calls it.
@@ -21,30 +22,26 @@ class Card:
     gigabytes: int
 
 
-CARDS = {
-    "A100": Card("NVIDIA A100-SXM4-80GB", (8, 0), 80),
-    "L40S": Card("NVIDIA L40S", (8, 9), 48),
-    "H100": Card("NVIDIA H100 80GB HBM3", (9, 0), 80),
-    "H200": Card("NVIDIA H200", (9, 0), 141),
-    "B200": Card("NVIDIA B200", (10, 0), 180),
-}
-"""By the names that ``--card`` knows; memory by NVIDIA's data sheets."""
+_CAPABILITY = r"(?P<major>\d+)\.(?P<minor>\d)"
+_OWN = re.compile(rf"(?P<name>[^:]+):{_CAPABILITY}:(?P<gigabytes>\d+)")
 
-_OWN = re.compile(r"(?P<name>[^:]+):(?P<major>\d+)\.(?P<minor>\d):(?P<gigabytes>\d+)")
+KNOWN = [name for name, known in cards.CARDS.items() if re.fullmatch(_CAPABILITY, known.capability)]
+"""Of the planner's cards those that CUDA drives, as ``--gpu`` names them."""
 
 
-def card(text: str) -> Card:
+def fake_card(text: str) -> FakeCard:
     """A known card, or one that is described as ``NAME:CAPABILITY:GB``, such as ``NVIDIA GH200:9.0:96``.
 
     Raises:
         LaddError: for any other text, listing the known ones.
     """
-    if found := _OWN.fullmatch(text):
-        capability = int(found["major"]), int(found["minor"])
-        return Card(found["name"], capability, int(found["gigabytes"]))
-    if text not in CARDS:
+    if text in KNOWN:
+        known = cards.CARDS[text]
+        text = f"{known.device}:{known.capability}:{known.memory / 1e9:.0f}"
+    found = _OWN.fullmatch(text)
+    if found is None:
         raise LaddError(
-            f"--card {text} is not known: choose one of {', '.join(CARDS)}, or describe yours as PyTorch's name, "
-            "compute capability and GB, such as 'NVIDIA GH200 480GB:9.0:96'"
+            f"--gpu {text} is not known to a dry run: choose one of {', '.join(KNOWN)}, or describe yours as "
+            "PyTorch's name, compute capability and GB, such as 'NVIDIA GH200 480GB:9.0:96'"
         )
-    return CARDS[text]
+    return FakeCard(found["name"], (int(found["major"]), int(found["minor"])), int(found["gigabytes"]))

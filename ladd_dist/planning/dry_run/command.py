@@ -4,8 +4,9 @@ import argparse
 import os
 
 from ladd_dist.config import Config
+from ladd_dist.config.arguments import as_count
 from ladd_dist.errors import LaddError
-from ladd_dist.planning.dry_run.card import CARDS, card
+from ladd_dist.planning.dry_run.card import KNOWN, fake_card
 from ladd_dist.planning.dry_run.cuda import pretend
 
 _MICRO_BATCHES = 2
@@ -16,14 +17,14 @@ def dry_run_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags to a launcher's command line."""
     command.add_argument(
         "--dry-run",
-        type=int,
+        type=as_count,
         metavar="RANKS",
         help="run one iteration of so many ranks in this process, on tensors without data and a GPU in name only",
     )
     command.add_argument(
-        "--card",
+        "--gpu",
         default="H100",
-        help=f"the GPU of a dry run: {', '.join(CARDS)}, or NAME:CAPABILITY:GB (default: H100)",
+        help=f"the GPU of a dry run: {', '.join(KNOWN)}, or NAME:CAPABILITY:GB (default: H100)",
     )
 
 
@@ -35,9 +36,7 @@ def prepare(args: argparse.Namespace) -> None:
     """
     if "RANK" in os.environ:
         raise LaddError("--dry-run makes its ranks itself: start it with python")
-    if args.dry_run < 1:
-        raise LaddError(f"--dry-run {args.dry_run}: choose a number of ranks from 1")
-    pretend(card(args.card))
+    pretend(fake_card(args.gpu))
 
 
 def run_dry(config: Config, args: argparse.Namespace) -> None:
@@ -68,4 +67,6 @@ def run_dry(config: Config, args: argparse.Namespace) -> None:
         log("teacher, student and buckets fit one another")
     buckets = [Bucket.parse(name) for name in config.synthesis.buckets]
     largest = max(buckets, key=lambda bucket: bucket.height * bucket.width).name
-    print(summary(dry_run(config, args.dry_run, [largest], _MICRO_BATCHES), card(args.card), largest, args.dry_run))
+    print(
+        summary(dry_run(config, args.dry_run, [largest], _MICRO_BATCHES), fake_card(args.gpu), largest, args.dry_run)
+    )

@@ -14,13 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ladd_dist.errors import LaddError
-from ladd_dist.planning.dry_run.card import Card
+from ladd_dist.planning.dry_run.card import FakeCard
 
 _FOLDER = "LADD_CARD_FOLDER"
 """In the environment of the second process: where its library lies, until it is loaded."""
 
 
-def pretend(card: Card) -> None:
+def pretend(card: FakeCard) -> None:
     """Have this process a GPU in name only: start the program anew, and return there.
 
     Raises:
@@ -39,7 +39,7 @@ def pretend(card: Card) -> None:
     os.execve(sys.executable, sys.orig_argv, environment(card, library) | {_FOLDER: folder})  # noqa: S606
 
 
-def environment(card: Card, library: Path) -> dict[str, str]:
+def environment(card: FakeCard, library: Path) -> dict[str, str]:
     """This process's environment for one that has the card in name only."""
     return os.environ | {
         "LD_PRELOAD": str(library),

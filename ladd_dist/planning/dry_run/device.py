@@ -15,6 +15,13 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.backends.cuda import (
+    SDPAParams,
+    can_use_cudnn_attention,
+    can_use_efficient_attention,
+    can_use_flash_attention,
+)
+from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -30,6 +37,12 @@ _ANSWERS: dict[Any, Callable[[Tensor], Any]] = {
     _aten.equal.default: lambda tensor: True,
 }
 """Operators that give the host a value -> one to go on with: 1, and what a check hopes for."""
+_SDP_CHECKS = {
+    SDPBackend.FLASH_ATTENTION: can_use_flash_attention,
+    SDPBackend.CUDNN_ATTENTION: can_use_cudnn_attention,
+    SDPBackend.EFFICIENT_ATTENTION: can_use_efficient_attention,
+}
+"""They also say no to what `sdpa_kernel` has turned off."""
 _PRODUCTS = (
     _aten.mm.default,
     _aten.addmm.default,
@@ -81,6 +94,8 @@ class FakeDevice(TorchDispatchMode):
         to_device = device is not None and torch.device(device).type == "cuda"
         if not to_device and not any(issubclass(kind, FakeTensor) for kind in types):
             return func(*args, **kwargs)
+        if func is _aten._fused_sdp_choice.default:
+            return _sdp_choice(*args)
         if waited := self._waiting(func, args, kwargs):
             self._wait(waited)
         if func in _ANSWERS:
@@ -118,6 +133,12 @@ class FakeDevice(TorchDispatchMode):
 
     def _wait(self, what: str) -> None:
         self.waits.append(Wait(what, caller(), self._phase()))
+
+
+def _sdp_choice(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """What PyTorch would choose on the card: it looks at shapes alone, but gives no answer for fake tensors."""
+    asked = SDPAParams(query, key, value, None, 0.0, False, False)
+    return next((backend.value for backend, runs in _SDP_CHECKS.items() if runs(asked)), SDPBackend.MATH.value)
 
 
 def _check_dtypes(func: Any, args: tuple) -> None:

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator
 
-from ladd_dist.planning.dry_run.card import Card
+from ladd_dist.planning.dry_run.card import FakeCard
 from ladd_dist.planning.dry_run.run import DryRun
 from ladd_dist.planning.memory import describe
 
 
-def summary(seen: DryRun, card: Card, bucket: str, size: int) -> str:
+def summary(seen: DryRun, card: FakeCard, bucket: str, size: int) -> str:
     """What was counted, a line each; GB are 10^9 bytes."""
     return "\n".join(_lines(seen, card, bucket, size))
 
 
-def _lines(seen: DryRun, card: Card, bucket: str, size: int) -> Iterator[str]:
+def _lines(seen: DryRun, card: FakeCard, bucket: str, size: int) -> Iterator[str]:
     ran = f"{seen.micro_batches} of {seen.accumulation} micro-batches" if seen.accumulation > 1 else "one micro-batch"
     yield f"dry run: rank 0 of {size}, {card.name}, an iteration of {ran} of {bucket}"
     yield "networks: " + ", ".join(f"{name} {count / 1e9:.3f}B" for name, count in seen.parameters.items())
