@@ -64,7 +64,7 @@ def build(folder: Path) -> Path:
     include = Path(triton.submodule_search_locations[0]) / "backends/nvidia/include"
     library, source = folder / "libcuda.so.1", Path(__file__).with_name("cuda.c")
     command = [compiler, "-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", f"-I{include}"]
-    done = subprocess.run([*command, source, "-o", library], capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([*command, source, "-o", library], capture_output=True, encoding="utf-8", errors="replace")  # noqa: S603
     if done.returncode:
         reason = (done.stderr.strip() or f"code {done.returncode}").splitlines()[0]
         raise LaddError(f"{source} cannot be compiled ({reason}): --dry-run needs a C compiler and triton's headers")
