@@ -284,7 +284,7 @@ def test_a_flipped_bit_is_named(refused: Refused, dataset: Path, tmp_path: Path,
     damage(part / "shard.00000.mds", "flip", 0.5)
     line = refused(name, f"data.path={tmp_path / 'data'}")
     assert f"{part / 'shard.00000.mds'} is damaged (its xxh64 " in line
-    assert f"delete {part} and run launchers/synthesize.py again (launchers/pairs.py for pairs), or copy the" in line
+    assert f"delete {part} and run launchers/synthesize.py again (encode.py or pairs.py for given" in line
 
 
 def test_missing_prompts_are_named(refused: Refused, tmp_path: Path) -> None:

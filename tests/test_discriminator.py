@@ -96,6 +96,27 @@ def test_the_verdict_depends_on_noise_level_and_text():
     assert (module(inputs, (3, 5), T, POOLED + 0.5) - base).abs().amax((2, 3)).min() > 1e-4
 
 
+def test_unconditioned_heads_see_neither_noise_level_nor_text():
+    module, inputs = heads(CONFIG.model_copy(update={"conditioned": False})), features()
+    verdict = module(inputs, (3, 5), T, POOLED)
+    assert torch.equal(verdict, module(inputs, (3, 5), T.flip(0), -POOLED))
+    assert not [name for name, _ in module.named_parameters() if "embed" in name]
+    told = heads()
+    with torch.no_grad():
+        told.embed.weight.zero_()
+        told.embed.bias.zero_()
+    told.load_state_dict(module.state_dict(), strict=False)
+    torch.testing.assert_close(verdict, told(inputs, (3, 5), T, POOLED))
+
+
+def test_heads_on_the_line_judge_a_sequence_whatever_its_grid():
+    line, inputs = heads(CONFIG.model_copy(update={"convolve": "line"})), features()
+    sequence = heads()(inputs, (1, 15), T, POOLED)
+    for grid in ((3, 5), (5, 3), (1, 15)):
+        torch.testing.assert_close(line(inputs, grid, T, POOLED), sequence.view(3, 2, *grid))
+    assert not torch.allclose(heads()(inputs, (3, 5), T, POOLED).flatten(), sequence.flatten(), atol=0.1)
+
+
 def test_only_chosen_blocks_carry_heads():
     assert heads(CONFIG.model_copy(update={"blocks": [2, 0, 2]})).taps == (0, 2)
     with pytest.raises(LaddError, match="blocks 0 to 2"):

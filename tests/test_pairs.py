@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ALONE, BUCKETS, ROOT, TEACHER, TINY, tiny_config, write_prompts
+from conftest import ALONE, BUCKETS, ROOT, TEACHER, TINY, tiny_config, tiny_overrides, write_prompts
 from documented import documented
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,17 +35,21 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace, nearest
 from ladd_dist.data.check import check_dataset
 from ladd_dist.data.mds import REJECTED, Manifest, collate, from_bits
-from ladd_dist.data.pair_table import read_pairs
+from ladd_dist.data.picture_table import read_pairs, read_pictures
 from ladd_dist.data.prompts import read_prompts
 from ladd_dist.data.reader import LatentReader
 from ladd_dist.diffusion.noise import image_seed
+from ladd_dist.digits import TRAIN_PROMPTS
+from ladd_dist.digits.judge import DigitJudge
+from ladd_dist.digits.prompts import digits_in
 from ladd_dist.digits.scans import LAYOUTS, load_part, render
 from ladd_dist.digits.stroke import stroke
+from ladd_dist.digits.table import write_table as write_scans
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing import given as given_pairs
 from ladd_dist.drawing import scorers, writing
-from ladd_dist.drawing.given import table_pairs
-from ladd_dist.drawing.pictures import fit_picture, open_picture, save_png
+from ladd_dist.drawing.given import table_pairs, table_pictures
+from ladd_dist.drawing.pictures import fit_picture, open_picture, pixels_of, save_png
 from ladd_dist.drawing.ranking import rank_pairs
 from ladd_dist.errors import LaddError
 from ladd_dist.methods.ladd.method import Ladd
@@ -253,7 +257,7 @@ TABLES = {
         b"PAR1",
         "p.parquet: .parquet is not read, write it as .jsonl with its pictures as files",
     ),
-    "other": ("p.xlsx", b"", "p.xlsx ends in '.xlsx': a table of pairs must be a .jsonl or a .csv"),
+    "other": ("p.xlsx", b"", "p.xlsx ends in '.xlsx': a table of pictures must be a .jsonl or a .csv"),
     "bytes": ("p.csv", b"prompt\n\xff\n", "p.csv is not UTF-8 text"),
     "quotes": ("p.csv", b'prompt,chosen,rejected\n"a"b,c,d\n', "p.csv is not CSV ("),
     "empty": ("p.jsonl", b"\n", "p.jsonl holds no pairs"),
@@ -281,7 +285,7 @@ ROWS = VALUES | st.fixed_dictionaries(JUDGED) | st.fixed_dictionaries({}, option
 @given(st.lists(ROWS, max_size=5))
 def test_every_row_is_a_pair_a_tie_or_named(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
     table = read_pairs(write_table(tmp_path_factory.getbasetemp() / "any.jsonl", rows))
-    numbers = [pair.number for pair in table.pairs] + list(table.problems)
+    numbers = [row.number for row in table.rows] + list(table.problems)
     assert len(numbers) + table.ties == len(rows) and len(set(numbers)) == len(numbers)
     assert set(numbers) <= set(range(1, len(rows) + 1))
     assert not any("\n" in problem for problem in table.problems.values())
@@ -305,7 +309,43 @@ def test_other_pictures_under_the_same_names_are_another_dataset(
     save_png(torch.zeros(3, 16, 32), folder / "32x32-1-thin.png")
     with pytest.raises(LaddError, match=r"holds latents made with prompts=\w+, but this run has prompts="):
         table_pairs(table_config(tmp_path), table, ALONE)
-    assert "2 pairs have a picture smaller than its bucket, which is enlarged" in caplog.text
+    assert "2 of the pairs have a picture smaller than its bucket, which is enlarged" in caplog.text
+
+
+# Pictures without preferences
+
+
+def test_single_pictures_become_latents_without_a_rejected_one(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": row["prompt"], "picture": row["chosen"]} for row in named_rows()]
+    table = write_table(pictures / "single.jsonl", rows)
+    config = table_config(
+        tmp_path, f"train.global_batch={COUNT}", f"train.micro_batch={COUNT}", f"data.path={tmp_path / 'one'}"
+    )
+    overrides = tiny_overrides(tmp_path / "run", tmp_path / "one")
+    done = launch(["encode.py", "--config", TINY, "--pictures", str(table), *overrides])
+    assert done.returncode == 0 and "12 pictures, 4 to 32x32, 4 to 32x64, 4 to 64x32" in done.stderr, done.stderr
+    manifest = check_dataset(config, LatentSpace.of(TEACHER), fingerprint(TEACHER), ALONE)
+    assert manifest.provenance.pairs is None and manifest.counts == dict.fromkeys(BUCKETS, COUNT)
+    assert "holds latents of given pictures: method.name=ladd trains on them, though the teacher did" in caplog.text
+    latents = {row["prompt"]: row["latent"] for row in rows_of(tmp_path / "one")}
+    table_pairs(table_config(tmp_path), write_table(pictures / "p.csv", named_rows()), ALONE)
+    for row in rows_of(tmp_path / "pairs"):
+        assert np.array_equal(row["latent"], latents[row["prompt"]])
+    with pytest.raises(LaddError, match=r"1 of 1 rows cannot be used: 1 \(row 1: it has no picture\)"):
+        table_pictures(config, write_table(pictures / "wrong.jsonl", named_rows()[:1]), ALONE)
+
+
+def test_the_scans_that_come_along_are_a_table_of_their_prompts(tmp_path: Path) -> None:
+    table = read_pictures(write_scans(tmp_path, images_per_prompt=1))
+    assert not table.problems and [row.prompt for row in table.rows] == [
+        json.loads(line)["prompt"] for line in TRAIN_PROMPTS.read_text().splitlines()
+    ]
+    singles = [row for row in table.rows if len(digits_in(row.prompt)) == 1]
+    pictures = torch.stack([pixels_of(open_picture(row.pictures["picture"])) for row in singles])
+    right = DigitJudge().reads_prompt(pictures, [row.prompt for row in singles])
+    assert right.float().mean() > 0.8  # by chance 0.1; the judge has not seen these scans
 
 
 # Buckets

@@ -81,6 +81,15 @@ def test_variants_share_latents_unless_they_change_them(tmp_path: Path) -> None:
         assert train.index("train.iterations=3") > train.index("train.iterations=2")
 
 
+def test_a_variant_may_bring_its_own_latents(tmp_path: Path) -> None:
+    study = Study.model_validate(tree(variants={"drawn": [], "real": ["data.path=real"]}, seeds=[0]))
+    drawn, real = plan(study, Path(TINY), ["data.path=unused"], tmp_path / "out", ROOT / "launchers")
+    assert drawn.task.needs is not None and drawn.task.needs.done.parent.parent == tmp_path
+    assert real.task.needs is None and "data.path=real" in real.task.commands[0]
+    paths = [[word for word in run.task.commands[0] if word.startswith("data.path=")][-1] for run in (drawn, real)]
+    assert paths == [f"data.path={json.dumps(str(drawn.task.needs.done.parent))}", "data.path=real"]
+
+
 def test_a_run_goes_on_only_with_the_settings_that_it_was_begun_with(tmp_path: Path) -> None:
     study = Study.model_validate(tree())
 

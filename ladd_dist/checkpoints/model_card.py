@@ -120,8 +120,10 @@ def _data(dataset: Manifest | None, teacher: str) -> str:
         what, where = "pairs of given pictures", f"they are from the table {_span(source)}, `{made.prompts}`"
     elif kind == "rank":
         what, where = f"pairs of the teacher's own pictures, ranked by {_span(source)}", drawn
-    else:
+    elif made.steps:
         what, where = "synthetic latents", drawn
+    else:
+        what, where = "latents of given pictures", f"they are from a table, `{made.prompts}`"
     return f"{sum(dataset.counts.values()):,} {what} ({counts}): {where}."
 
 

@@ -74,6 +74,11 @@ class DiscriminatorConfig(Section):
     """GroupNorm groups; divides both widths."""
     cond_width: Width = 256
     """Width of the shared embedding of noise level and pooled text."""
+    conditioned: bool = True
+    """Whether logits depend on noise level and pooled text, beside what the features tell of them."""
+    convolve: Literal["grid", "line"] = "grid"
+    """Over the picture's grid of tokens, or over their sequence row by row, as if they had none (the paper's other
+    choice, which does not know what is above what)."""
     kept_features: Count = 8
     """Blocks whose features are held at a time where the teacher runs without graph: so many heads learn together."""
 

@@ -41,7 +41,7 @@ def check_dataset(config: Config, space: LatentSpace, teacher: str, world: World
     if bare and world.is_main:
         warn(f"{bare} shards of data.path={root} have no hashes in their index: only their sizes were verified")
     if world.is_main:
-        _tell_pairs(config, manifest.provenance)
+        _tell_origin(config, manifest.provenance)
     return manifest
 
 
@@ -106,14 +106,14 @@ def _check_columns(config: Config, made: Provenance) -> None:
         raise LaddError(f"{asks} needs the column {min(lacking)}, which latents have not")
 
 
-def _tell_pairs(config: Config, made: Provenance) -> None:
-    """Other objectives may be trained on pairs, but whoever does should know what they see."""
+def _tell_origin(config: Config, made: Provenance) -> None:
+    """Objectives may be trained on other data than they are made for, but whoever does should know what they see."""
+    where, asks = f"data.path={config.data.path}", f"method.name={config.method.name}"
     if made.pairs and REJECTED not in method_of(config).FIELDS:
         given = ", which the teacher did not draw" if made.pairs.startswith("table:") else ""
-        warn(
-            f"data.path={config.data.path} holds preference pairs ({made.pairs}): method.name={config.method.name} "
-            f"trains on the chosen pictures alone{given}"
-        )
+        warn(f"{where} holds preference pairs ({made.pairs}): {asks} trains on the chosen pictures alone{given}")
+    elif not made.pairs and not made.steps:
+        warn(f"{where} holds latents of given pictures: {asks} trains on them, though the teacher did not draw them")
 
 
 def _share(shards: Sequence[Shard], file: Path, world: World) -> Iterator[Shard]:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ladd_dist.errors import LaddError
 
-_MAKERS = "launchers/synthesize.py again (launchers/pairs.py for pairs)"
+_MAKERS = "launchers/synthesize.py again (encode.py or pairs.py for given pictures or pairs)"
 AGAIN = f"run {_MAKERS}, which keeps finished parts, or copy the dataset again"
 """The remedy for a damaged manifest or index of a whole stream: both are made from the parts."""
 

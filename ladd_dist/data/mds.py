@@ -43,7 +43,7 @@ class Provenance:
     precision: str
     """Compute precision of the teacher."""
     prompts: str
-    """SHA-256 prefix of the prompt file, or of a table of pairs and its pictures."""
+    """SHA-256 prefix of the prompt file, or of a table and its pictures."""
     seed: int
     guidance: float
     steps: int

@@ -1,8 +1,8 @@
-"""Preference pairs of given pictures: a table's, encoded by the teacher's autoencoder."""
+"""Datasets of given pictures: a table's, alone or in preference pairs, encoded by the teacher's autoencoder."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace, nearest
 from ladd_dist.data.mds import Manifest, Provenance, row
-from ladd_dist.data.pair_table import Pair, PairTable, Source, read_pairs
+from ladd_dist.data.picture_table import PictureTable, Row, read_pairs, read_pictures
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pictures import fit_picture, open_picture
 from ladd_dist.drawing.pipeline import Pipeline
@@ -29,9 +29,9 @@ from ladd_dist.supervision.signals import Signals
 
 @dataclass(frozen=True)
 class _Given:
-    """A pair and the bucket that both of its pictures go to."""
+    """A row and the bucket that its pictures go to."""
 
-    pair: Pair
+    row: Row
     bucket: Bucket
 
 
@@ -39,9 +39,9 @@ class _Seen(NamedTuple):
     """What a look at a row's pictures tells.
 
     Attributes:
-        size: height and width of the chosen one.
-        least: the smaller height and the smaller width of the two.
-        digest: of both files.
+        size: height and width of the first, in a pair the chosen one.
+        least: the smallest height and the smallest width.
+        digest: of all their files.
         problem: what is wrong with them, or nothing.
     """
 
@@ -53,29 +53,43 @@ class _Seen(NamedTuple):
 
 
 class _Encoder:
-    """Makes a pair of every row."""
+    """Makes a sample of every row."""
 
     def __init__(self, config: Config, world: World) -> None:
         self._config, self._pipeline, self.batch = config, Pipeline(config, world.device), config.synthesis.batch
 
     def columns(self, entry: _Given) -> dict[str, str]:
-        return columns_of(self._pipeline.encode([entry.pair.prompt], [], entry.bucket), pairs=True)
+        encoded = self._pipeline.encode([entry.row.prompt], [], entry.bucket)
+        return columns_of(encoded, pairs=len(entry.row.pictures) > 1)
 
     def samples(self, entries: Sequence[_Given]) -> list[dict[str, Any]]:
-        cond = self._pipeline.encode([entry.pair.prompt for entry in entries], [], entries[0].bucket).cond
-        chosen = self._latents([(entry.pair.chosen, entry.bucket) for entry in entries])
-        rejected = self._latents([(entry.pair.rejected, entry.bucket) for entry in entries])
+        cond = self._pipeline.encode([entry.row.prompt for entry in entries], [], entries[0].bucket).cond
+        first, *others = (self._latents(entries, column) for column in entries[0].row.pictures)
         return [
-            row(entry.pair.number, entry.pair.prompt, entry.bucket.name, *tensors)
-            for entry, *tensors in zip(entries, chosen, *cond, rejected, strict=True)
+            row(entry.row.number, entry.row.prompt, entry.bucket.name, *tensors)
+            for entry, *tensors in zip(entries, first, *cond, *others, strict=True)
         ]
 
-    def _latents(self, pictures: list[tuple[Source, Bucket]]) -> torch.Tensor:
-        fitted = torch.stack([fit_picture(open_picture(source), bucket) for source, bucket in pictures])
-        latents = self._pipeline.encode_pictures(fitted)
+    def _latents(self, entries: Sequence[_Given], column: str) -> torch.Tensor:
+        opened = [(open_picture(entry.row.pictures[column]), entry.bucket) for entry in entries]
+        latents = self._pipeline.encode_pictures(torch.stack([fit_picture(*each) for each in opened]))
         if not latents.isfinite().all():
             raise LaddError(f"the autoencoder of teacher {self._config.teacher.path} made non-finite latents")
         return latents
+
+
+def table_pictures(
+    config: Config, table: Path, world: World, lock: RunLock | None = None, signals: Signals | None = None
+) -> Manifest:
+    """Encode a table's single pictures: training latents that the teacher did not draw.
+
+    Args:
+        lock: as of `synthesize`, and ``signals``.
+
+    Raises:
+        LaddError, Requeue: as of `table_pairs`.
+    """
+    return _encode(config, table, read_pictures, world, lock, signals)
 
 
 def table_pairs(
@@ -93,21 +107,32 @@ def table_pairs(
         LaddError: for input that cannot be used, naming rows, or as of `write_dataset`.
         Requeue: on all ranks, if a signal asked one of them to stop; finished parts are there.
     """
-    space, pairs = check_networks(config), world.together(lambda: read_pairs(table))
-    seen = _look(pairs, world)
-    pairs.refuse({each.number: each.problem for each in seen if each.problem})
+    return _encode(config, table, read_pairs, world, lock, signals)
+
+
+def _encode(
+    config: Config,
+    path: Path,
+    read: Callable[[Path], PictureTable],
+    world: World,
+    lock: RunLock | None,
+    signals: Signals | None,
+) -> Manifest:
+    space, table = check_networks(config), world.together(lambda: read(path))
+    seen = _look(table, world)
+    table.refuse({each.number: each.problem for each in seen if each.problem})
     buckets = [Bucket.parse(name) for name in config.synthesis.buckets]
-    entries = [_Given(p, nearest(*each.size, buckets)) for p, each in zip(pairs.pairs, seen, strict=True)]
-    _tell(pairs, entries, seen)
+    entries = [_Given(each, nearest(*look.size, buckets)) for each, look in zip(table.rows, seen, strict=True)]
+    _tell(table, entries, seen)
     parts = plan_parts(Path(config.data.path), entries, config.synthesis.part_samples)
-    plan = Plan(parts, _provenance(config, space, table, seen), space, "pairs", "pair")
+    plan = Plan(parts, _provenance(config, space, table, seen), space, f"{table.unit}s", table.unit)
     return write_dataset(plan, _Encoder(config, world), config, world, lock or RunLock(), signals or Signals())
 
 
-def _look(table: PairTable, world: World) -> list[_Seen]:
+def _look(table: PictureTable, world: World) -> list[_Seen]:
     """Read every picture once, a share of the rows on each rank."""
-    mine = table.pairs[world.rank :: world.size]
-    bar = progress("look at pictures", len(mine), unit="pair", world=world)
+    mine = table.rows[world.rank :: world.size]
+    bar = progress("look at pictures", len(mine), unit=table.unit, world=world)
     seen = []
     with ThreadPoolExecutor() as pool:
         for each in pool.map(_look_at, mine):
@@ -117,34 +142,33 @@ def _look(table: PairTable, world: World) -> list[_Seen]:
     return sorted(each for share in world.gather(seen) for each in share)
 
 
-def _look_at(pair: Pair) -> _Seen:
+def _look_at(row: Row) -> _Seen:
     digest, sizes = hashlib.sha256(), []
-    for name in ("chosen", "rejected"):
-        source: Source = getattr(pair, name)
+    for column, source in row.pictures.items():
         try:
             picture = open_picture(source)
         except LaddError as error:
-            return _Seen(pair.number, problem=f"{name}: {error}")
+            return _Seen(row.number, problem=f"{column}: {error}")
         digest.update(hashlib.sha256(source if isinstance(source, bytes) else source.read_bytes()).digest())
         sizes.append((picture.height, picture.width))
-    least = tuple(map(min, *sizes))
-    return _Seen(pair.number, sizes[0], (least[0], least[1]), digest.hexdigest())
+    least = tuple(map(min, zip(*sizes, strict=True)))
+    return _Seen(row.number, sizes[0], (least[0], least[1]), digest.hexdigest())
 
 
-def _tell(table: PairTable, entries: Sequence[_Given], seen: Sequence[_Seen]) -> None:
+def _tell(table: PictureTable, entries: Sequence[_Given], seen: Sequence[_Seen]) -> None:
     counts = Counter(entry.bucket.name for entry in entries)
     buckets = ", ".join(f"{count} to {bucket}" for bucket, count in sorted(counts.items()))
     ties = f"; {table.ties} ties left out" if table.ties else ""
-    log(f"{table.file}: {len(entries)} pairs, {buckets}{ties}")
+    log(f"{table.file}: {len(entries)} {table.unit}s, {buckets}{ties}")
     small = [
         e for e, s in zip(entries, seen, strict=True) if s.least[0] < e.bucket.height or s.least[1] < e.bucket.width
     ]
     if small:
-        warn(f"{len(small)} pairs have a picture smaller than its bucket, which is enlarged")
+        warn(f"{len(small)} of the {table.unit}s have a picture smaller than its bucket, which is enlarged")
 
 
-def _provenance(config: Config, space: LatentSpace, table: Path, seen: Sequence[_Seen]) -> Provenance:
-    digest = hashlib.sha256(table.read_bytes() + "".join(each.digest for each in seen).encode())
+def _provenance(config: Config, space: LatentSpace, table: PictureTable, seen: Sequence[_Seen]) -> Provenance:
+    digest = hashlib.sha256(table.file.read_bytes() + "".join(each.digest for each in seen).encode())
     return Provenance(
         teacher=fingerprint(config.teacher.path),
         precision=config.train.precision,
@@ -158,5 +182,5 @@ def _provenance(config: Config, space: LatentSpace, table: Path, seen: Sequence[
         part_samples=config.synthesis.part_samples,
         latent_channels=space.channels,
         max_t5_tokens=config.teacher.max_t5_tokens,
-        pairs=f"table:{table.name}",
+        pairs=f"table:{table.file.name}" if table.unit == "pair" else None,
     )

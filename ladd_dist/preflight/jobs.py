@@ -143,6 +143,9 @@ def _read(file: str, buckets: list[str]) -> str:
     return _digest(Path(file))
 
 
+_OF_TABLE = Job(
+    "data.path", lambda config: Path(config.data.path), lambda config, world: check_networks(config), _networks
+)
 JOBS: dict[str, Job] = {
     "train": Job(
         "run_dir",
@@ -160,9 +163,8 @@ JOBS: dict[str, Job] = {
         _latents,
         pieces=lambda config: len(_missing_parts(config)),
     ),
-    "pairs": Job(
-        "data.path", lambda config: Path(config.data.path), lambda config, world: check_networks(config), _networks
-    ),
+    "pairs": _OF_TABLE,
+    "encode": _OF_TABLE,
     "evaluate": Job(
         "run_dir",
         lambda config: Path(config.run_dir),

@@ -63,10 +63,12 @@ def plan(study: Study, base: Path, given: Sequence[str], folder: Path, launchers
         for variant, changed in study.variants.items():
             settings = [*study.overrides, *given, *changed, *_ALONE]
             drawn = _load(base, settings, variant)
-            data = folder.parent / f"latents-{_digest(drawn)}"
-            settings += [f"data.path={json.dumps(str(data))}"]
-            draw = _command(launchers, "synthesize", base, [*settings, f"run_dir={json.dumps(str(folder))}"])
-            needed = latents.setdefault(data, Task(data.name, (draw,), data / MANIFEST, data.with_suffix(".log")))
+            needed = None
+            if not any(override.startswith("data.path=") for override in changed):
+                data = folder.parent / f"latents-{_digest(drawn)}"
+                settings += [f"data.path={json.dumps(str(data))}"]
+                draw = _command(launchers, "synthesize", base, [*settings, f"run_dir={json.dumps(str(folder))}"])
+                needed = latents.setdefault(data, Task(data.name, (draw,), data / MANIFEST, data.with_suffix(".log")))
             name = f"{folder_of(variant)}-seed{seed}"
             mine = folder / name
             settings += [f"seed={seed}", f"data.shuffle_seed={seed}", f"run_dir={json.dumps(str(mine))}"]

@@ -24,7 +24,8 @@ class Study(Section):
     seeds: Annotated[list[Seed], Field(min_length=1), EachOnce]
     """Of training, one run each. The latents are drawn once, with the configuration's own seed."""
     variants: Annotated[dict[str, _Overrides], Field(min_length=1)]
-    """Name -> what it changes. Variants that change nothing in ``synthesis`` or ``teacher`` share their latents."""
+    """Name -> what it changes. Variants that change nothing in ``synthesis`` or ``teacher`` share their latents;
+    those that set ``data.path`` have their own, which must be there."""
     measures: Annotated[dict[str, str], Field(min_length=1)]
     """Name -> where it is in ``evaluation/results.json``: a set's name and keys, such as ``student_4.excess``."""
 

@@ -93,17 +93,19 @@ class DiscriminatorHeads(nn.Module):
         heads, mid, out, embed = len(self.taps), config.width, config.out_width, config.cond_width
         self.project = nn.Parameter(torch.randn(heads, width, mid) / math.sqrt(width))
         self.project_bias = nn.Parameter(torch.zeros(heads, 1, mid))
-        self.implementation, self.groups = implementation, config.groups
+        self.implementation, self.groups, self.on_grid = implementation, config.groups, config.convolve == "grid"
         self.conv1 = GroupedConv(heads, mid, mid)
         self.norm1 = nn.GroupNorm(heads * config.groups, heads * mid)
         self.conv2 = GroupedConv(heads, mid, out)
         self.norm2 = nn.GroupNorm(heads * config.groups, heads * out)
         self.logit = nn.Parameter(torch.randn(heads, out) / math.sqrt(out))
         self.logit_bias = nn.Parameter(torch.zeros(heads))
-        self.frequencies = Timesteps(_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.embed_time = nn.Linear(_FREQUENCIES, embed)
-        self.embed_pooled = nn.Linear(pooled_width, embed)
-        self.embed = nn.Linear(embed, heads * out)
+        self.conditioned = config.conditioned
+        if config.conditioned:
+            self.frequencies = Timesteps(_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
+            self.embed_time = nn.Linear(_FREQUENCIES, embed)
+            self.embed_pooled = nn.Linear(pooled_width, embed)
+            self.embed = nn.Linear(embed, heads * out)
 
     def forward(
         self,
@@ -136,17 +138,21 @@ class DiscriminatorHeads(nn.Module):
             project_weight, project_bias = project_weight.detach(), project_bias.detach()
         x_GBNK = project_tokens(features, project_weight, project_bias, _compute_dtype(features[0]))
         with torch.autocast(x_GBNK.device.type, enabled=False):
-            x_GBHWK = x_GBNK.unflatten(2, grid)
+            x_GBHWK = x_GBNK.unflatten(2, grid if self.on_grid else (1, -1))
             if self.implementation == "reference" or gradients == "twice":
-                return grouped_heads_reference(x_GBHWK, weights, self.groups)
-            return grouped_heads(x_GBHWK, weights, self.groups, "triton")
+                logits = grouped_heads_reference(x_GBHWK, weights, self.groups)
+            else:
+                logits = grouped_heads(x_GBHWK, weights, self.groups, "triton")
+            return logits.flatten(2).unflatten(2, grid)
 
     def _weights(self, part: slice, t: Tensor, pooled: Tensor) -> tuple[HeadWeights, Tensor, Tensor]:
         """Parameters of some heads, the logit's with each sample's condition, and their projections."""
         layers = [p for c, n in ((self.conv1, self.norm1), (self.conv2, self.norm2)) for p in _parameters(c, n)]
         heads = len(self.taps)
         rows = (p.unflatten(0, (heads, -1))[part].flatten(0, 1) for p in layers)
-        logit_GBO = self.logit[part, None] + self._condition(t, pooled)[:, part].transpose(0, 1).float()
+        logit_GBO = self.logit[part, None].expand(-1, len(t), -1)
+        if self.conditioned:
+            logit_GBO = logit_GBO + self._condition(t, pooled)[:, part].transpose(0, 1).float()
         weights = HeadWeights(*(*rows, logit_GBO.contiguous(), self.logit_bias[part]))
         return weights, self.project[part], self.project_bias[part]
 

@@ -1,9 +1,10 @@
-"""Tables of preference pairs: ``.jsonl`` or ``.csv``, plain or in the columns of Pick-a-Pic.
+"""Tables of pictures with their prompts, ``.jsonl`` or ``.csv``: one of each prompt, or preference pairs.
 
-A row has ``prompt`` (or ``caption``) and either ``chosen`` and ``rejected``, or ``jpg_0``, ``jpg_1`` and ``label_0``,
-which is 1 if the first picture was preferred, 0 if the second was, and 0.5 for a tie, which makes no pair. Further
-columns are not looked at. A picture is a path, relative to the table's folder, or a file's content as
-``data:image/jpeg;base64,...``. Rows are counted from 1: lines of a ``.jsonl``, those behind the header of a ``.csv``.
+A row has ``prompt`` (or ``caption``) and ``picture``; of pairs either ``chosen`` and ``rejected``, or, as in
+Pick-a-Pic, ``jpg_0``, ``jpg_1`` and ``label_0``, which is 1 if the first picture was preferred, 0 if the second was,
+and 0.5 for a tie, which makes no pair. Further columns are not looked at. A picture is a path, relative to the table's
+folder, or a file's content as ``data:image/jpeg;base64,...``. Rows are counted from 1: lines of a ``.jsonl``, those
+behind the header of a ``.csv``.
 """
 
 import base64
@@ -21,27 +22,32 @@ from ladd_dist.errors import LaddError
 
 Source = Path | bytes
 """A picture's file, or its content."""
+_Values = dict[str, Any]
 
 _NAMED = 5
 """Rows that an error names."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One row. ``number`` is its own in the table, from 1."""
+class Row:
+    """One row. ``number`` is its own in the table, from 1; pictures are by column, of a pair ``chosen`` first."""
 
     number: int
     prompt: str
-    chosen: Source
-    rejected: Source
+    pictures: dict[str, Source]
 
 
 @dataclass(frozen=True)
-class PairTable:
-    """A table's pairs, how many of its rows are ties, and by number what is wrong with the others."""
+class PictureTable:
+    """A table's rows, how many more are ties, and by number what is wrong with the others.
+
+    Attributes:
+        unit: what a row is, ``picture`` or ``pair``.
+    """
 
     file: Path
-    pairs: list[Pair]
+    unit: str
+    rows: list[Row]
     ties: int
     problems: dict[int, str]
 
@@ -56,34 +62,51 @@ class PairTable:
         """
         if wrong := sorted((self.problems | dict(problems)).items()):
             named = ", ".join(str(number) for number, _ in wrong[:_NAMED]) + (", ..." if len(wrong) > _NAMED else "")
-            rows = len(self.pairs) + self.ties + len(self.problems)
+            rows = len(self.rows) + self.ties + len(self.problems)
             first = f"row {wrong[0][0]}: {wrong[0][1]}"
             raise LaddError(
                 f"{self.file}: {len(wrong)} of {rows} rows cannot be used: {named} ({first}): "
                 "correct them, or take them out"
             )
-        if not self.pairs:
-            raise LaddError(f"{self.file} holds no pairs" + (f": all {self.ties} rows are ties" if self.ties else ""))
+        if not self.rows:
+            ties = f": all {self.ties} rows are ties" if self.ties else ""
+            raise LaddError(f"{self.file} holds no {self.unit}s{ties}")
 
 
-def read_pairs(path: Path) -> PairTable:
-    """Read a table; pictures are not opened.
+def read_pictures(path: Path) -> PictureTable:
+    """Read a table of single pictures, which are not opened.
 
     Raises:
         LaddError: if it is no table of a kind that can be read.
     """
-    pairs, ties, problems = [], 0, {}
+    return _read(path, "picture", _picture)
+
+
+def read_pairs(path: Path) -> PictureTable:
+    """Read a table of pairs; pictures are not opened.
+
+    Raises:
+        LaddError: if it is no table of a kind that can be read.
+    """
+    return _read(path, "pair", _pair)
+
+
+def _read(path: Path, unit: str, pictures: Callable[[_Values, Path], dict[str, Source] | None]) -> PictureTable:
+    rows, ties, problems = [], 0, {}
     for number, values in _rows(path):
         try:
-            pair = _pair(number, values, path.parent)
+            if not isinstance(values, dict):
+                raise UnusableError("it is not a JSON object")
+            prompt = checked(_text(values, "caption" if "prompt" not in values else "prompt"))
+            found = pictures(values, path.parent)
         except UnusableError as problem:
             problems[number] = str(problem)
             continue
-        if pair is None:
+        if found is None:
             ties += 1
         else:
-            pairs.append(pair)
-    return PairTable(path, pairs, ties, problems)
+            rows.append(Row(number, prompt, found))
+    return PictureTable(path, unit, rows, ties, problems)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -91,13 +114,11 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     if kind == ".parquet":
         raise LaddError(f"{path}: .parquet is not read, write it as .jsonl with its pictures as files: docs/pairs.md")
     if kind not in _READERS:
-        raise LaddError(f"{path} ends in '{path.suffix}': a table of pairs must be a .jsonl or a .csv")
+        raise LaddError(f"{path} ends in '{path.suffix}': a table of pictures must be a .jsonl or a .csv")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise LaddError(
-            f"table {path} cannot be read ({error.strerror}): set --pairs to a .jsonl or a .csv"
-        ) from None
+        raise LaddError(f"table {path} cannot be read ({error.strerror}): name a .jsonl or a .csv") from None
     except UnicodeDecodeError:
         raise LaddError(f"{path} is not UTF-8 text: save it as UTF-8") from None
     yield from _READERS[kind](text, path)
@@ -123,22 +144,22 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 _READERS: dict[str, Callable[[str, Path], Iterator[tuple[int, Any]]]] = {".jsonl": _json_rows, ".csv": _csv_rows}
 
 
-def _pair(number: int, values: Any, folder: Path) -> Pair | None:
-    """One row; None of a tie."""
-    if not isinstance(values, dict):
-        raise UnusableError("it is not a JSON object")
-    prompt = checked(_text(values, "caption" if "prompt" not in values else "prompt"))
+def _picture(values: _Values, folder: Path) -> dict[str, Source]:
+    return {"picture": _source(values, "picture", folder)}
+
+
+def _pair(values: _Values, folder: Path) -> dict[str, Source] | None:
+    """None of a tie."""
     if "chosen" in values or "rejected" in values:
-        chosen, rejected = (_source(values, key, folder) for key in ("chosen", "rejected"))
-        return Pair(number, prompt, chosen, rejected)
+        return {key: _source(values, key, folder) for key in ("chosen", "rejected")}
     first, second = (_source(values, key, folder) for key in ("jpg_0", "jpg_1"))
     label = _label(values.get("label_0"))
     if label == 0.5:
         return None
-    return Pair(number, prompt, *((first, second) if label else (second, first)))
+    return {"chosen": first, "rejected": second} if label else {"chosen": second, "rejected": first}
 
 
-def _text(values: dict[str, Any], key: str) -> str:
+def _text(values: _Values, key: str) -> str:
     text = values.get(key)
     if text is None or (isinstance(text, str) and not text.strip()):
         raise UnusableError(f"it has no {key}")
@@ -157,7 +178,7 @@ def _label(value: Any) -> float:
     return label
 
 
-def _source(values: dict[str, Any], key: str, folder: Path) -> Source:
+def _source(values: _Values, key: str, folder: Path) -> Source:
     text = _text(values, key)
     if not text.startswith("data:"):
         return folder / text
