@@ -80,7 +80,7 @@ teacher: $(INSTALLED)
 
 # Every study of docs/studies.md, one after the other: hours on two cores. Each goes on where it was stopped.
 studies: $(INSTALLED)
-	$(BIN)/python -m ladd_dist.digits.table runs/scans
+	$(BIN)/python -m ladd_dist.measuring.scans_table runs/scans
 	$(BIN)/python launchers/encode.py --config $(CONFIG) --pictures runs/scans/pictures.jsonl data.path=runs/scans/latents
 	failed=0; for study in configs/studies/*.yaml; do \
 		$(BIN)/python launchers/study.py --config $(CONFIG) --study $$study $(OVERRIDES) || failed=1; done; exit $$failed

@@ -44,7 +44,6 @@ from ladd_dist.digits.judge import DigitJudge
 from ladd_dist.digits.prompts import digits_in
 from ladd_dist.digits.scans import LAYOUTS, load_part, render
 from ladd_dist.digits.stroke import stroke
-from ladd_dist.digits.table import write_table as write_scans
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing import given as given_pairs
 from ladd_dist.drawing import scorers, writing
@@ -52,6 +51,7 @@ from ladd_dist.drawing.given import table_pairs, table_pictures
 from ladd_dist.drawing.pictures import fit_picture, open_picture, pixels_of, save_png
 from ladd_dist.drawing.ranking import rank_pairs
 from ladd_dist.errors import LaddError
+from ladd_dist.measuring.scans_table import write_table as write_scans
 from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.models.registry import family_of

@@ -1,8 +1,8 @@
 """Tables of pictures with their prompts, ``.jsonl`` or ``.csv``: one of each prompt, or preference pairs.
 
 A row has ``prompt`` (or ``caption``) and ``picture``; of pairs either ``chosen`` and ``rejected``, or, as in
-Pick-a-Pic, ``jpg_0``, ``jpg_1`` and ``label_0``, which is 1 if the first picture was preferred, 0 if the second was,
-and 0.5 for a tie, which makes no pair. Further columns are not looked at. A picture is a path, relative to the table's
+Pick-a-Pic, ``jpg_0``, ``jpg_1`` and ``label_0``, which is 1 if the first picture was preferred, 0 if the second, and
+0.5 for a tie, which makes no pair. Further columns are not looked at. A picture is a path, relative to the table's
 folder, or a file's content as ``data:image/jpeg;base64,...``. Rows are counted from 1: lines of a ``.jsonl``, those
 behind the header of a ``.csv``.
 """
