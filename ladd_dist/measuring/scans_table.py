@@ -1,4 +1,4 @@
-"""Real scans with prompts, as ``launchers/encode.py`` takes them: ``python -m ladd_dist.measuring.scans_table FOLDER``.
+"""Real scans with prompts, for ``launchers/encode.py``: ``python -m ladd_dist.measuring.scans_table FOLDER``.
 
 The scans are the teacher's part, the prompts those that the demo's latents are drawn for.
 """
