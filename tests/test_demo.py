@@ -8,7 +8,8 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from ladd_dist.config import load
-from ladd_dist.evaluation.results import FOLDER, RESULTS, Results
+from ladd_dist.evaluation.places import FOLDER, RESULTS
+from ladd_dist.evaluation.results import Results
 from ladd_dist.training.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent

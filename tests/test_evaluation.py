@@ -18,10 +18,10 @@ from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.evaluate import evaluate
 from ladd_dist.evaluation.folder import evaluation_place, new_evaluation
 from ladd_dist.evaluation.gallery import Gallery
+from ladd_dist.evaluation.places import FOLDER
 from ladd_dist.evaluation.reference import list_reference
-from ladd_dist.evaluation.results import FOLDER, Results
+from ladd_dist.evaluation.results import Results
 from ladd_dist.evaluation.table import columns, table
-from ladd_dist.files.folders import MARKER
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.training.trainer import Trainer
 
@@ -71,7 +71,7 @@ def test_of_two_at_once_the_later_one_is_there_whole(config: Config, monkeypatch
 
 
 def test_an_evaluation_that_is_ended_leaves_the_earlier_one(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    with new_evaluation(evaluation_place(config), ALONE) as folder:
+    with new_evaluation(evaluation_place(config)) as folder:
         (folder / "results.json").write_text("earlier")
     before = content(config)
 
@@ -91,16 +91,6 @@ def test_what_no_evaluation_wrote_stays(tmp_path: Path, dataset: Path) -> None:
         LaddError, match="holds no evaluation of an earlier call .*: move it away, or set another run_dir"
     ):
         evaluation_place(tiny_config(tmp_path, dataset))
-
-
-def _write_own(world: World, place: Path) -> None:
-    with new_evaluation(place, world) as folder:
-        (folder / f"{world.rank}").touch()
-
-
-def test_every_rank_writes_into_one_folder(tmp_path: Path) -> None:
-    ranks(2)(_write_own, tmp_path / FOLDER)
-    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == [MARKER, "0", "1"]
 
 
 # What it measures

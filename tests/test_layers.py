@@ -23,9 +23,8 @@ ROOMS = """
     data digits
     planning
     drawing checkpoints
-    jobs
     evaluation
-    training
+    jobs training
     report measuring slurm kubernetes preflight
     human studies
     cli

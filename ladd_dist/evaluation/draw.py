@@ -1,8 +1,9 @@
 """Sets of pictures, drawn and looked at by all ranks in lockstep."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ _HOST = torch.device("cpu")
 
 Encode = Callable[[list[PromptEntry], str], Encoded]
 """Prompts of one bucket, with noise for a purpose: `Pipeline.encode_entries`, or `EncodedOnce`."""
-Keep = Callable[[list[PromptEntry], Tensor], None]
-"""Takes a batch's pictures."""
+LatentsOf = Callable[[Encoded], Tensor]
+"""Draws latents ``(B, C, H, W)``."""
+T = TypeVar("T")
 
 
 def pictures(config: Config, count: int) -> list[PromptEntry]:
@@ -52,16 +54,38 @@ def by_bucket(entries: list[PromptEntry]) -> dict[str, list[PromptEntry]]:
     return found
 
 
-def shares(entries: list[PromptEntry], size: int, world: World) -> Iterator[tuple[list[PromptEntry], bool]]:
-    """This rank's batches, of one bucket each, and whether they count.
+def in_batches(entries: list[PromptEntry], size: int) -> list[list[PromptEntry]]:
+    """Of one bucket each, whatever the number of ranks."""
+    return [rows[i : i + size] for rows in by_bucket(entries).values() for i in range(0, len(rows), size)]
+
+
+def shares(batches: Sequence[T], world: World) -> Iterator[tuple[T, bool]]:
+    """This rank's, and whether they count.
 
     Every rank has as many, since a sharded network needs all of them for each pass: where none is left for it, a rank
     repeats another's, which does not count.
     """
-    batches = [rows[i : i + size] for rows in by_bucket(entries).values() for i in range(0, len(rows), size)]
     for first in range(0, len(batches), world.size):
         mine = first + world.rank
         yield batches[mine % len(batches)], mine < len(batches)
+
+
+class SoFar:
+    """What is there of a set before it is drawn, and what becomes of its batches: nothing, and nothing."""
+
+    def load(self, count: int) -> tuple[Collected, float, list[int]]:
+        """This rank's share of what is there of so many batches, its seconds, and the batches that are missing."""
+        return Collected(), 0.0, list(range(count))
+
+    def save(self, number: int, rows: list[PromptEntry], images: Tensor, found: Collected, seconds: float) -> None:
+        """Keep a batch's pictures ``(B, 3, H, W)``, what was found in them, and the seconds that they took."""
+
+    def stopping(self) -> bool:
+        """Whether to draw no further batch; True on one rank only if no other needs it for its passes."""
+        return False
+
+    def agree(self) -> None:
+        """Called by all ranks at a set's end, before they exchange what they have."""
 
 
 class Draw:
@@ -87,33 +111,44 @@ class Draw:
 
     def __call__(
         self,
-        latents_of: Callable[[Encoded], Tensor],
+        latents_of: LatentsOf,
         entries: list[PromptEntry],
         purpose: str,
-        keep: Keep | None = None,
+        so_far: SoFar | None = None,
     ) -> Drawn:
         """A set, every rank's pictures.
 
         Args:
-            latents_of: draws latents ``(B, C, H, W)``.
             purpose: `DRAWN` or `OTHER_HALF`.
+            so_far: has batches that need not be drawn again.
         """
-        found, seconds = Collected(), 0.0
-        for rows, counts in shares(entries, self._size, self._world):
-            start = time.monotonic()
-            encoded = self._encode(rows, purpose)
-            latents, broken = _mended(latents_of(encoded))
-            images = self._pipeline.decode(latents)
-            seconds += (time.monotonic() - start) * counts
-            into, numbers = found if counts else Collected(), [row.id for row in rows]
-            into.add(BROKEN, numbers, broken)
-            self._instruments.look(into, rows, images)
-            if self._teacher is not None:
-                into.add(TEACHER, numbers, self._teacher(latents, encoded, numbers))
-            if keep and counts:
-                keep(rows, images)
+        batches, so_far = in_batches(entries, self._size), so_far or SoFar()
+        found, seconds, missing = so_far.load(len(batches))
+        for number, counts in shares(missing, self._world):
+            if so_far.stopping():
+                break
+            rows = batches[number]
+            of_batch, took, images = self._batch(latents_of, rows, purpose)
+            if counts:
+                so_far.save(number, rows, images, of_batch, took)
+                found.take(of_batch.rows())
+                seconds += took
             self._advance(len(rows) * self._world.size)
+        so_far.agree()
         return Drawn(found.over(self._world), sum(self._world.gather(seconds)) / len(entries))
+
+    def _batch(self, latents_of: LatentsOf, rows: list[PromptEntry], purpose: str) -> tuple[Collected, float, Tensor]:
+        """What is found in pictures of one bucket, the seconds to draw them, and themselves."""
+        found, numbers, start = Collected(), [row.id for row in rows], time.monotonic()
+        encoded = self._encode(rows, purpose)
+        latents, broken = _mended(latents_of(encoded))
+        images = self._pipeline.decode(latents)
+        seconds = time.monotonic() - start
+        found.add(BROKEN, numbers, broken)
+        self._instruments.look(found, rows, images)
+        if self._teacher is not None:
+            found.add(TEACHER, numbers, self._teacher(latents, encoded, numbers))
+        return found, seconds, images
 
 
 def _mended(latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +166,7 @@ class EncodedOnce:
 
     def __init__(self, config: Config, world: World, pipeline: Pipeline, entries: list[PromptEntry]) -> None:
         self._seed, self._device, self._held = config.seed, world.device, dict[int, Encoded]()
-        for rows, _ in shares(entries, config.evaluation.batch, world):
+        for rows, _ in shares(in_batches(entries, config.evaluation.batch), world):
             encoded = pipeline.encode_entries(rows, DRAWN)
             self._held[rows[0].id] = replace(encoded, cond=encoded.cond.to(_HOST))
 

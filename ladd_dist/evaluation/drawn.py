@@ -57,10 +57,19 @@ class Collected:
         pictures = torch.tensor(numbers).repeat_interleave(len(values) // len(numbers))
         self._rows.setdefault(name, []).append(Rows(pictures, values))
 
+    def take(self, rows: Mapping[str, Rows]) -> None:
+        """Add what was found elsewhere."""
+        for name, of in rows.items():
+            self._rows.setdefault(name, []).append(of)
+
+    def rows(self) -> dict[str, Rows]:
+        """What there is, by picture."""
+        return {name: Rows.joined(rows) for name, rows in self._rows.items()}
+
     def over(self, world: World) -> dict[str, Rows]:
-        """Every rank's, the same on all."""
-        parts: list[dict[str, Rows]] = world.gather({name: Rows.joined(rows) for name, rows in self._rows.items()})
-        names = dict.fromkeys(name for part in parts for name in part)
+        """Every rank's, the same on all, by name."""
+        parts: list[dict[str, Rows]] = world.gather(self.rows())
+        names = sorted({name for part in parts for name in part})
         return {name: Rows.joined(part[name] for part in parts if name in part) for name in names}
 
 

@@ -4,69 +4,96 @@ FD is the Frechet distance to the teacher's own guided pictures. A second set of
 gives the FD that even a perfect student would show at this number of pictures; *excess* is what lies above it.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ladd_dist.checkpoints.student import Weights, load_student, open_checkpoint
 from ladd_dist.config import Config
+from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
 from ladd_dist.engines.build import compute_dtype
-from ladd_dist.evaluation.draw import DRAWN, OTHER_HALF, Draw, pictures
+from ladd_dist.evaluation.draw import DRAWN, OTHER_HALF, Draw, in_batches, pictures
 from ladd_dist.evaluation.drawn import Drawn
 from ladd_dist.evaluation.entrants import REFERENCE, Entrant, students, teachers
 from ladd_dist.evaluation.folder import evaluation_place, new_evaluation
 from ladd_dist.evaluation.gallery import Gallery
+from ladd_dist.evaluation.identity import identity
 from ladd_dist.evaluation.instruments import Instruments
 from ladd_dist.evaluation.measure import Measured, main_distances, measure
+from ladd_dist.evaluation.places import PICTURES, RESULTS
 from ladd_dist.evaluation.reference import list_reference, look_at_reference
-from ladd_dist.evaluation.results import PICTURES, RESULTS, Estimate, Results, SetResult
+from ladd_dist.evaluation.results import Estimate, Results, SetResult
 from ladd_dist.evaluation.table import table
 from ladd_dist.evaluation.teacher_features import TeacherFeatures
+from ladd_dist.evaluation.unfinished import Unfinished, unfinished
+from ladd_dist.files.run_lock import RunLock
 from ladd_dist.log import log, progress
 from ladd_dist.models.lora import Scaled, called
 from ladd_dist.planning.networks import check_networks
+from ladd_dist.supervision.requests import SharedStop
+from ladd_dist.supervision.signals import Signals
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def evaluate(
-    config: Config, world: World, checkpoint: str | None, weights: Weights, loras: Sequence[Scaled] = ()
+    config: Config,
+    world: World,
+    checkpoint: str | None,
+    weights: Weights,
+    loras: Sequence[Scaled] = (),
+    lock: RunLock | None = None,
+    signals: Signals | None = None,
 ) -> Results:
     """Draw every set, judge it, and put results and pictures in the place of earlier ones.
 
-    Goes on without scores whose weights are missing, and says so.
+    What a call before this one had drawn of the same evaluation when it was ended is not drawn again, see
+    `evaluation.unfinished`. Goes on without scores whose weights are missing, and says so.
 
     Args:
         loras: adapters to add to the student.
+        lock: not yet held, for what is drawn; None is one of its own.
+        signals: tell whether all ranks are to stop after their batch; None never does.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
-        LaddError: if networks, prompts, reference set or checkpoint cannot be used, judge or scorers are unknown, or
-            the place is taken; what was there is left as it was.
+        LaddError: if networks, prompts, reference set or checkpoint cannot be used, judge or scorers are unknown,
+            another job draws the same evaluation, or the place is taken; what was there is left as it was.
+        Requeue: on all ranks, if a signal asked one of them to stop; what is drawn is kept.
     """
     check_networks(config)
-    dtype = compute_dtype(config)
     entries, place = pictures(config, config.evaluation.samples), evaluation_place(config)
     teacher_schedule(config)
     listed = list_reference(config)
     instruments = Instruments.load(config, world)
     opened = open_checkpoint(config, world, checkpoint)
-    reference = look_at_reference(listed, instruments.judge, config.evaluation.batch, world)
-    student = load_student(config, opened, weights, dtype, loras).to(world.device)
-    teacher = load_backbone(config.teacher.path, dtype, world.device)
-    pipeline = Pipeline(config, world.device)
-    networks = {"teacher": teacher, "student": student}
-    with new_evaluation(place, world) as folder:
-        gallery = Gallery(folder / PICTURES, config.evaluation.pictures, entries)
-        competition = [*teachers(config), *students(config)]
-        bar = progress("evaluate", (len(competition) + 1) * len(entries), unit="img", world=world)
+    source = identity(config, world, entries, listed, instruments, opened, weights, loras)
+    stop, competition = SharedStop(world, signals or Signals()), [*teachers(config), *students(config)]
+    with unfinished(place.parent, source, world, lock or RunLock(), stop) as so_far:
+        look = partial(look_at_reference, listed, instruments.judge, config.evaluation.batch, world)
+        reference = so_far.reference(look)
+        gallery = Gallery(so_far.pictures, config.evaluation.pictures, entries)
+        dtype = compute_dtype(config)
+        student = load_student(config, opened, weights, dtype, loras).to(world.device)
+        teacher = load_backbone(config.teacher.path, dtype, world.device)
+        pipeline, networks = Pipeline(config, world.device), {"teacher": teacher, "student": student}
+        bar = _progress(config, world, competition, entries, so_far)
         features = TeacherFeatures(config, teacher)
         draw = Draw(config, world, pipeline, instruments, features, pipeline.encode_entries, bar.update)
         by = {entrant.name: partial(entrant.draw, pipeline, networks[entrant.role]) for entrant in competition}
-        other_half = draw(by[REFERENCE], entries, OTHER_HALF)
-        drawn = {name: draw(way, entries, DRAWN, partial(gallery.keep, name)) for name, way in by.items()}
+        other_half = draw(by[REFERENCE], entries, OTHER_HALF, so_far.of_set(OTHER_HALF))
+        drawn = {
+            name: draw(way, entries, DRAWN, so_far.of_set(name, partial(gallery.keep, name)))
+            for name, way in by.items()
+        }
         bar.close()
 
         measured = measure(config, drawn, other_half, entries, reference)
@@ -85,14 +112,30 @@ def evaluate(
             missing=instruments.missing,
             sets=[_scored(entrant, drawn[entrant.name], distances, measured) for entrant in competition],
         )
-        if world.is_main:
-            (folder / RESULTS).write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            gallery.write_index(list(by))
+        world.together(lambda: _write(place, results, gallery, so_far.pictures) if world.is_main else None)
     if world.is_main:
         for line in table(results):
             log(line)
     world.barrier()
     return results
+
+
+def _progress(
+    config: Config, world: World, competition: Sequence[Entrant], entries: list[PromptEntry], so_far: Unfinished
+) -> "tqdm[Any]":
+    batches, names = in_batches(entries, config.evaluation.batch), [OTHER_HALF, *(e.name for e in competition)]
+    done = sum(len(batches[number]) for name in names for number in so_far.of_set(name).there())
+    if done and world.is_main:
+        log(f"{done} of {len(names) * len(entries)} pictures are there from an evaluation that was ended")
+    return progress("evaluate", len(names) * len(entries), unit="img", world=world, done=done)
+
+
+def _write(place: Path, results: Results, gallery: Gallery, shown: Path) -> None:
+    """Pictures that are shown are copied: until the evaluation is whole, a kill may call for them again."""
+    with new_evaluation(place) as folder:
+        (folder / RESULTS).write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        gallery.write_index([scored.name for scored in results.sets])
+        shutil.copytree(shown, folder / PICTURES)
 
 
 def _scored(entrant: Entrant, drawn: Drawn, distances: dict[str, float], measured: Measured) -> SetResult:

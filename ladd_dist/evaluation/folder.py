@@ -1,12 +1,10 @@
-"""The folder of an evaluation: all ranks write it beside an earlier one, whose place it takes once it is whole."""
+"""The folder of an evaluation: written beside an earlier one, whose place it takes once it is whole."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ladd_dist.config import Config
-from ladd_dist.distributed.world import World
-from ladd_dist.evaluation.results import FOLDER
+from ladd_dist.evaluation.places import FOLDER
 from ladd_dist.files.disk import real_path
 from ladd_dist.files.folders import check_replaceable, replacing
 
@@ -24,14 +22,10 @@ def evaluation_place(config: Config) -> Path:
     return place
 
 
-@contextmanager
-def new_evaluation(place: Path, world: World) -> Iterator[Path]:
-    """A new folder for every rank to write into, which is at ``place`` when all have left the block well.
+def new_evaluation(place: Path) -> AbstractContextManager[Path]:
+    """A new folder to write into, which is at ``place`` when the block has ended well.
 
     Raises:
         LaddError: as `evaluation_place`, or if it cannot be written.
     """
-    with replacing(place, FOLDER, elsewhere=_ELSEWHERE) if world.is_main else nullcontext() as own:
-        (folder, *_) = world.gather(own)
-        yield folder
-        world.barrier()
+    return replacing(place, FOLDER, elsewhere=_ELSEWHERE)

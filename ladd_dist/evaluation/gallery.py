@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.drawing.pictures import save_png
-from ladd_dist.evaluation.results import INDEX, PictureIndex
+from ladd_dist.evaluation.places import INDEX
+from ladd_dist.evaluation.results import PictureIndex
 
 
 class Gallery:

@@ -46,18 +46,29 @@ def look_at_reference(listed: Listed, judge: Judge | None, batch: int, world: Wo
     """
     if judge is None:
         return {}
-    mine = [(number, *entry) for number, entry in enumerate(listed)][world.rank :: world.size]
-    return world.together(lambda: _look(mine, judge, batch)).over(world)
+    batches = _batches(listed, batch)[world.rank :: world.size]
+    return world.together(lambda: _look(batches, judge)).over(world)
 
 
-def _look(mine: list[tuple[int, Path, Bucket]], judge: Judge, batch: int) -> Collected:
+_Batch = tuple[Bucket, list[tuple[int, Path]]]
+"""Numbered files of one bucket."""
+
+
+def _batches(listed: Listed, size: int) -> list[_Batch]:
+    """Whatever the number of ranks: what is found in a picture may depend on its batch, by rounding."""
+    found: list[_Batch] = []
+    for bucket in dict.fromkeys(bucket for _, bucket in listed):
+        files = [(number, file) for number, (file, of) in enumerate(listed) if of == bucket]
+        found += [(bucket, files[start : start + size]) for start in range(0, len(files), size)]
+    return found
+
+
+def _look(batches: list[_Batch], judge: Judge) -> Collected:
     found = Collected()
-    for bucket in dict.fromkeys(bucket for _, _, bucket in mine):
-        files = [(number, file) for number, file, of in mine if of == bucket]
-        for start in range(0, len(files), batch):
-            numbers, pictures = zip(*files[start : start + batch], strict=True)
-            images = torch.stack([fit_picture(open_picture(file), bucket) for file in pictures])
-            found.add(bucket.name, list(numbers), judge.features(images))
+    for bucket, files in batches:
+        numbers, pictures = zip(*files, strict=True)
+        images = torch.stack([fit_picture(open_picture(file), bucket) for file in pictures])
+        found.add(bucket.name, list(numbers), judge.features(images))
     return found
 
 

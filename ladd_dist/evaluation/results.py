@@ -4,10 +4,6 @@ from typing import Literal
 
 from pydantic import BaseModel, computed_field, model_validator
 
-FOLDER = "evaluation"
-"""In a run's folder; what follows lies in it."""
-RESULTS, PICTURES, INDEX = "results.json", "pictures", "index.json"
-
 
 class Estimate(BaseModel):
     """A number, and where it would be on other prompts and noise 95% of the time, see `jackknife.estimate`."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ladd_dist.checkpoints.folders import newest_iteration
 from ladd_dist.data.parts import count_parts
+from ladd_dist.evaluation.places import count_batches
 
 
 def saved(job: str, run_dir: Path, data: Path) -> int:
@@ -14,8 +15,11 @@ def saved(job: str, run_dir: Path, data: Path) -> int:
         data: the dataset's folder.
 
     Returns:
-        Iterations of training, or parts of the dataset; 0 for jobs that keep nothing before their end.
+        Iterations of training, parts of the dataset, or batches of an evaluation that is not finished; 0 for jobs
+        that keep nothing before their end.
     """
     if job == "train":
         return newest_iteration(run_dir)
+    if job == "evaluate":
+        return count_batches(run_dir)
     return count_parts(data) if job == "synthesize" else 0

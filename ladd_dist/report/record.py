@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from ladd_dist.config import Config, load
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.results import FOLDER, INDEX, PICTURES, RESULTS, PictureIndex, Results
+from ladd_dist.evaluation.places import FOLDER, INDEX, PICTURES, RESULTS
+from ladd_dist.evaluation.results import PictureIndex, Results
 from ladd_dist.report.charts import Block
 from ladd_dist.report.series import Rows
 from ladd_dist.training.tracking import METRICS, read_metrics

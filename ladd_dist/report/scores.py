@@ -7,7 +7,8 @@ from ladd_dist.checkpoints.model_card import Scores
 from ladd_dist.checkpoints.reader import Checkpoint
 from ladd_dist.checkpoints.student import Weights
 from ladd_dist.config import Config
-from ladd_dist.evaluation.results import FOLDER, RESULTS, Results, SetResult
+from ladd_dist.evaluation.places import FOLDER, RESULTS
+from ladd_dist.evaluation.results import Results, SetResult
 from ladd_dist.log import warn
 from ladd_dist.models.lora import Scaled, called
 from ladd_dist.report.charts import draw_comparison

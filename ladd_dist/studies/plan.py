@@ -11,7 +11,7 @@ from typing import Any
 from ladd_dist.config import Config, load
 from ladd_dist.data.mds import MANIFEST
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.results import FOLDER, RESULTS
+from ladd_dist.evaluation.places import FOLDER, RESULTS
 from ladd_dist.studies.study import Study, folder_of
 
 STUDIES = "studies"
