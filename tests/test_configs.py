@@ -21,6 +21,12 @@ SD35_LARGE = {
     "attention_head_dim": 64, "num_attention_heads": 38, "joint_attention_dim": 4096, "caption_projection_dim": 2432,
     "pooled_projection_dim": 2048, "out_channels": 16, "pos_embed_max_size": 192, "qk_norm": "rms_norm",
 }  # fmt: skip
+SD35_VAE = {
+    "_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 16, "norm_num_groups": 32, "sample_size": 1024, "scaling_factor": 1.5305,
+    "shift_factor": 0.0609, "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
@@ -36,7 +42,7 @@ def large_folder(tmp_path):
     """SD3.5 Large as its configs alone."""
     for name, content in {
         "transformer": SD35_LARGE,
-        "vae": {"block_out_channels": [128, 256, 512, 512]},
+        "vae": SD35_VAE,
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(content))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from test_configs import SD35_LARGE
+from test_configs import SD35_LARGE, SD35_VAE
 
 from ladd_dist.config import load
 from ladd_dist.planning.dry_run.card import KNOWN, fake_card
@@ -92,7 +92,7 @@ def dry_runs(stand_in):
 
 def folder(path: Path, config: dict[str, Any]) -> Path:
     """A teacher's configs, without weights."""
-    for name, content in {"transformer": config, "vae": {"block_out_channels": [128, 256, 512, 512]}}.items():
+    for name, content in {"transformer": config, "vae": SD35_VAE}.items():
         (path / name).mkdir()
         (path / name / "config.json").write_text(json.dumps(content))
     return path

@@ -148,6 +148,9 @@ class Toy(Family):
     def schedule(self, folder: str | Path) -> Euler:
         return Euler()
 
+    def decoder_on_meta(self, folder: str | Path) -> nn.Module:
+        return nn.Identity()
+
     def decoder(self, folder: str | Path, device: torch.device) -> Pixels:
         return Pixels()
 

@@ -35,6 +35,8 @@ from ladd_dist.planning.memory import (
     measured_state,
     on,
 )
+from ladd_dist.planning.onlookers import resident
+from ladd_dist.training.weights import WeightChanges
 
 SMALL_HEADS = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "groups=4", "cond_width=16")]
 BF16, SHARD = "train.precision=bf16", "teacher.placement=shard"
@@ -116,12 +118,15 @@ def states(world: World, cases: list[list[str]]) -> list[tuple[StateBytes, Count
     results = []
     for overrides in cases:
         before = alive()
-        config = load(TINY, [*SMALL_HEADS, *overrides])
+        config = load(TINY, [*SMALL_HEADS, "train.preview_every=0", *overrides])
         ladd = build_method(config, world, Clock(world))
         ema = Ema(ladd.student, 0.9, on_host=config.train.ema_device == "cpu")
         train_once(config, world, ladd, ema)
         added = sum(size for address, size in alive().items() if address not in before)
-        results.append((expected_state(config, world.size, world.rank), measured_state(ladd, ema), added))
+        changes = WeightChanges(ladd.student, ema, world)
+        watched = changes._before.nbytes + changes._average.nbytes
+        expected = resident(config, world.size, world.rank)
+        results.append((expected, measured_state(ladd, ema) + Counter(watched=watched), added + watched))
         del ladd, ema
     return results
 

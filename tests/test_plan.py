@@ -15,7 +15,8 @@ from ladd_dist.planning.advice import advise
 from ladd_dist.planning.cards import CARDS, card_of, read_card
 from ladd_dist.planning.cluster import Cluster, Group, collective, sharding_groups
 from ladd_dist.planning.costs import Costs
-from ladd_dist.planning.memory import expected_state, on
+from ladd_dist.planning.memory import on
+from ladd_dist.planning.onlookers import resident
 from ladd_dist.planning.plan import largest_bucket, plan, synthesis
 from ladd_dist.planning.scale import markdown, scale
 
@@ -82,12 +83,13 @@ def test_replicas_share_nodes_from_the_inside(replicas, shard, alike):
 def test_memory_is_the_state_and_what_comes_on_top(costs):
     config = tiny(FSDP2, "teacher.placement=shard", "train.ema_device=cpu")
     made = plan(config, PAIR, costs)
-    state = expected_state(config, 2)
+    state = resident(config, 2)
     extra = {"activations", "workspace", "gathered"}
     assert sum(size for kind, size in made.needs.device.items() if kind not in extra) == on(state, "device")
     assert all(made.needs.device[kind] > 0 for kind in extra)
     copied = sum(size for (_, kind), size in state.items() if kind in ("masters", "moments", "ema"))
-    assert made.needs.host == {"ema": state["host", "ema"], "checkpoint copy": copied}
+    kept = {kind: state["host", kind] for kind in ("ema", "watched")}
+    assert made.needs.host == {**kept, "checkpoint copy": copied}
 
 
 def test_time_follows_what_is_scarce(costs):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import TINY
 from counting import Operators
-from test_configs import SD35_LARGE
+from test_configs import SD35_LARGE, SD35_VAE
 
 from ladd_dist.config import load
 from ladd_dist.data.buckets import Bucket
@@ -32,7 +32,7 @@ CASES = [[], BOTH, [TWO_PASS, KEPT], ["method.r1_weight=0.1", "method.mismatched
 def large_teacher(tmp_path_factory):
     """SD3.5 Large as its configs alone."""
     folder = tmp_path_factory.mktemp("large")
-    for name, content in {"transformer": SD35_LARGE, "vae": {"block_out_channels": [128, 256, 512, 512]}}.items():
+    for name, content in {"transformer": SD35_LARGE, "vae": SD35_VAE}.items():
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(content))
     return folder

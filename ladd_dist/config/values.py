@@ -87,6 +87,16 @@ def expand_path(text: str) -> str:
     return path
 
 
+def clip_folder(name: str) -> str | None:
+    """The folder of a judge or scorer ``clip:FOLDER``, as of `expand_path`; None for another name.
+
+    Raises:
+        ValueError: as of `expand_path`.
+    """
+    kind, _, folder = name.partition(":")
+    return expand_path(folder) if kind == "clip" and folder else None
+
+
 def expand_judge(name: str) -> str:
     """``clip:FOLDER`` with the folder as of `expand_path`; any other name as it is."""
     kind, separator, folder = name.partition(":")

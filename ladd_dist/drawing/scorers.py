@@ -9,7 +9,7 @@ from importlib import import_module
 
 from torch import Tensor
 
-from ladd_dist.config.values import expand_path
+from ladd_dist.config.values import clip_folder
 from ladd_dist.errors import LaddError
 
 Scorer = Callable[[list[str], Tensor], Tensor]
@@ -20,7 +20,6 @@ for the same: a dataset is drawn in any number of pieces."""
 _BUILTIN = {"stroke": "ladd_dist.digits.stroke:stroke"}
 """Imported on first use."""
 
-_CLIP = "clip:"
 _SCORERS: dict[str, Scorer] = {}
 
 
@@ -49,10 +48,10 @@ def scorer_of(name: str) -> Scorer:
     """
     if name in _SCORERS:
         return _SCORERS[name]
-    if name.startswith(_CLIP) and name != _CLIP:
+    if (folder := clip_folder(name)) is not None:
         from ladd_dist.drawing.clip_score import ClipScore
 
-        return ClipScore(expand_path(name.removeprefix(_CLIP)))
+        return ClipScore(folder)
     module, colon, function = _BUILTIN.get(name, name).partition(":")
     if not (module and colon and function):
         raise LaddError(f"scorer {name} is unknown: use {', '.join(known())}, clip:FOLDER or MODULE:FUNCTION")

@@ -52,6 +52,18 @@ def _share(count: int, width: int, size: int, rank: int) -> Range:
     return Range(first * width, min(each, count - first) * width, each * width, each * size * width)
 
 
+WATCHED = 64
+"""A run watches how one weight in so many moves: a copy of all would cost as much memory as the average does."""
+
+
+def watched(offset: int, held: int) -> range:
+    """Which of the elements ``[offset, offset + held)`` of a flattened tensor, counted from there.
+
+    They are the same ones of the whole tensor, whatever the ranks.
+    """
+    return range(-offset % WATCHED, held, WATCHED)
+
+
 def gathered_limit(shapes: Iterable["torch.Size"]) -> int:
     """Elements up to which ZeRO-3 keeps a parameter gathered between passes: biases and norm weights only."""
     return max((shape.numel() for shape in shapes if len(shape) == 1), default=0) + 1

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ladd_dist.config.values import clip_folder
 from ladd_dist.errors import LaddError
 from ladd_dist.models.clip import pixels, vision_tower
 
@@ -89,9 +90,8 @@ def load_judge(name: str, device: torch.device) -> Judge | None:
 
 def _clip_folder(name: str) -> str | None:
     """The folder of a CLIP judge; None for the others."""
-    kind, _, folder = name.partition(":")
     if name in ("digits", TEACHER):
         return None
-    if kind != "clip" or not folder:
+    if (folder := clip_folder(name)) is None:
         raise LaddError(f"evaluation.judge={name} is unknown: use 'digits', 'teacher' or 'clip:FOLDER'")
     return folder

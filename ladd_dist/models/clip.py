@@ -1,12 +1,12 @@
 """CLIP in a transformers folder, by which pictures are compared and scored."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -55,12 +55,10 @@ def vision_tower(folder: str) -> VisionTower:
         MissingWeights: naming the first file that is missing, damaged or of another model.
     """
     with _weights(folder) as path:
-        config = transformers_config(CLIPVisionConfig, path, ["clip_vision_model", "clip"], _VISION)
-        files = weight_files(path, TRANSFORMERS)
-        processor = _processor(path, config)
-        network = SavedModel(CLIPVisionModelWithProjection, path, config, files, _TEXT_TOWER)
+        network = _vision(path, weight_files(path, TRANSFORMERS))
+        processor = _processor(path, network.config)
         network.check()
-    return VisionTower(network, processor, config["image_size"])
+    return VisionTower(network, processor, network.config["image_size"])
 
 
 def whole_clip(folder: str) -> WholeClip:
@@ -70,9 +68,9 @@ def whole_clip(folder: str) -> WholeClip:
         MissingWeights: as of `vision_tower`.
     """
     with _weights(folder) as path:
-        config = transformers_config(CLIPConfig, path, ["clip"], {})
+        network = _clip(path, weight_files(path, TRANSFORMERS))
+        config = network.config
         processor = _processor(path, transformers_config(CLIPVisionConfig, path, ["clip"], _VISION))
-        network = SavedModel(CLIPModel, path, config, weight_files(path, TRANSFORMERS))
         network.check()
         with in_one_line(f"{path}: its tokenizer cannot be loaded"):
             tokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -80,6 +78,31 @@ def whole_clip(folder: str) -> WholeClip:
         if largest >= known:
             raise LaddError(f"{path}: its tokenizer makes tokens up to {largest}, but it knows {known}, from 0 on")
     return WholeClip(network, processor, tokenizer)
+
+
+def vision_on_meta(folder: str) -> nn.Module:
+    """What `vision_tower` will load, without storage, by config.json alone.
+
+    Raises:
+        MissingWeights: if that is missing, or makes no CLIP.
+    """
+    with _weights(folder) as path:
+        return _vision(path, []).on_meta()
+
+
+def clip_on_meta(folder: str) -> nn.Module:
+    """The same of `whole_clip`."""
+    with _weights(folder) as path:
+        return _clip(path, []).on_meta()
+
+
+def _vision(path: Path, files: list[Path]) -> SavedModel:
+    config = transformers_config(CLIPVisionConfig, path, ["clip_vision_model", "clip"], _VISION)
+    return SavedModel(CLIPVisionModelWithProjection, path, config, files, _TEXT_TOWER)
+
+
+def _clip(path: Path, files: list[Path]) -> SavedModel:
+    return SavedModel(CLIPModel, path, transformers_config(CLIPConfig, path, ["clip"], {}), files)
 
 
 def pixels(processor: CLIPImageProcessor, images: Tensor) -> Tensor:
@@ -101,7 +124,7 @@ def _weights(folder: str) -> Iterator[Path]:
         raise MissingWeights(str(error)) from None
 
 
-def _processor(path: Path, config: dict[str, Any]) -> CLIPImageProcessor:
+def _processor(path: Path, config: Mapping[str, Any]) -> CLIPImageProcessor:
     """What prepares pictures, tried on one."""
     file = path / "preprocessor_config.json"
     read_json(file)

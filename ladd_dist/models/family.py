@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ladd_dist.config import KernelsConfig, MethodSection, TeacherConfig
 from ladd_dist.diffusion.conditioning import Conditioning
@@ -182,6 +182,10 @@ class Family(ABC):
     @abstractmethod
     def decoder(self, folder: str | Path, device: torch.device) -> Decoder:
         """Load what decodes latents."""
+
+    @abstractmethod
+    def decoder_on_meta(self, folder: str | Path) -> nn.Module:
+        """What `decoder` keeps on its device, without storage, from configs alone."""
 
     @abstractmethod
     def encoder(self, folder: str | Path, device: torch.device) -> Encoder:

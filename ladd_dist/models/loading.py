@@ -43,7 +43,7 @@ class SavedModel:
                 fill what is missing with random numbers.
         """
         known = self.kind._keys_to_ignore_on_load_unexpected or ()
-        StoredTensors(self.path, self.files).check(self._on_meta(), (_COUNTED, *known, *self.unread))
+        StoredTensors(self.path, self.files).check(self.on_meta(), (_COUNTED, *known, *self.unread))
 
     def load(self, **options: Any) -> Any:
         """The network on the CPU.
@@ -58,7 +58,12 @@ class SavedModel:
         with in_one_line(f"{self.path} cannot be loaded"):
             return self.kind.from_pretrained(self.path, use_safetensors=True, **options)
 
-    def _on_meta(self) -> nn.Module:
+    def on_meta(self) -> nn.Module:
+        """Without storage, by its config alone.
+
+        Raises:
+            LaddError: if that makes no network.
+        """
         problem = f"{self.path / 'config.json'} makes no {self.kind.__name__}"
         with in_one_line(problem), torch.device("meta"):
             if issubclass(self.kind, ModelMixin):

@@ -101,10 +101,11 @@ class Costs:
         return len(self._taps)
 
     def once(self, what: str, config: Config, size: int, make: Callable[[], T]) -> T:
-        """What follows from how ``size`` ranks hold the networks; many ways to run a configuration share that."""
-        optimizer, train = config.student_optimizer.state, config.train
+        """What follows from what ``size`` ranks hold, and how; many ways to run a configuration share that."""
+        optimizer, train, drawn = config.student_optimizer.state, config.train, config.evaluation
         held = (config.engine, config.fsdp2, config.zero3, config.teacher.placement, train.ema_device, optimizer)
-        key = what, size, held
+        beside = (train.preview_every, train.evaluate_every, drawn.judge, *drawn.scorers)
+        key = what, size, held, beside
         if key not in self._made:
             self._made[key] = make()
         made: T = self._made[key]

@@ -35,7 +35,7 @@ _FP32 = 4
 
 
 def expected_state(config: Config, size: int, rank: int = 0) -> StateBytes:
-    """State of rank ``rank`` out of ``size``, from the networks' shapes alone. Rank 0 holds most."""
+    """Of the method's networks on rank ``rank`` out of ``size``, from their shapes alone. Rank 0 holds most."""
     return state_of(config, method_of(config).networks(config), size, rank)
 
 
@@ -80,22 +80,28 @@ def trained_state(config: Config, module: nn.Module, size: int, rank: int = 0) -
     layout, dtype = engine_entry(config.engine).layout(config, size, rank), compute_dtype(config)
     parts = [layout(p.shape) for p in module.parameters() if p.requires_grad]
     stored, held = sum(p.stored for p in parts), sum(p.held for p in parts)
-    keeps = _residency(config)
+    keeps = residency(config)
     moments = [p.stored if keeps.pads_moments else p.held for p in parts]
     computing = [p.shape for p in module.parameters() if keeps.copies_weights or not p.requires_grad]
     state: StateBytes = Counter()
     state[keeps.masters, "masters"] = _FP32 * stored
     state[keeps.masters, "gradients"] = _FP32 * stored * keeps.gradient_copies
     state[keeps.masters, "moments"] = sum(adamw_moments(numel, config.student_optimizer) for numel in moments)
-    state["host" if config.train.ema_device == "cpu" else keeps.masters, "ema"] = _FP32 * held
+    state[average_place(config), "ema"] = _FP32 * held
     state[keeps.weights, "weights"] = sum(layout(shape).stored for shape in computing) * dtype.itemsize
     if keeps.keeps_gathered:
         state["device", "gathered"] = _gathered(_shapes(module), size, dtype)
     return state
 
 
-def _residency(config: Config) -> Residency:
+def residency(config: Config) -> Residency:
+    """Where the engine keeps what."""
     return engine_entry(config.engine).residency(config)
+
+
+def average_place(config: Config) -> MemoryKind:
+    """Where the average is."""
+    return "host" if config.train.ema_device == "cpu" else residency(config).masters
 
 
 def adamw_moments(numel: int, config: OptimizerConfig) -> int:
@@ -115,7 +121,7 @@ def _gathered(shapes: list[torch.Size], size: int, dtype: torch.dtype) -> int:
 
 
 def _frozen(config: Config, name: str, shapes: list[torch.Size], layout: Layout, size: int) -> StateBytes:
-    dtype, keeps = compute_dtype(config), _residency(config)
+    dtype, keeps = compute_dtype(config), residency(config)
     place: MemoryKind = keeps.weights if _sharded(config) else "device"
     parts = map(layout if _sharded(config) else whole, shapes)
     state: StateBytes = Counter({(place, name): sum(p.stored for p in parts) * dtype.itemsize})
@@ -134,7 +140,7 @@ def _replicated(name: str, config: OptimizerConfig, shapes: list[torch.Size]) ->
 
 
 def _buffers(config: Config, student: nn.Module, frozen: list[nn.Module]) -> StateBytes:
-    itemsize = _FP32 if _sharded(config) and _residency(config).fp32_buffers else compute_dtype(config).itemsize
+    itemsize = _FP32 if _sharded(config) and residency(config).fp32_buffers else compute_dtype(config).itemsize
     theirs = sum(b.numel() for module in frozen for b in module.buffers())
     return Counter({("device", "buffers"): sum(b.numel() for b in student.buffers()) * _FP32 + theirs * itemsize})
 

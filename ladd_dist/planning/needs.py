@@ -10,6 +10,7 @@ from ladd_dist.models.backbone import Backbone
 from ladd_dist.planning.activations import Peak, activation_peak
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.memory import state_of
+from ladd_dist.planning.onlookers import onlookers
 
 _FP32 = 4
 
@@ -38,6 +39,7 @@ class Needs:
 def needs(config: Config, costs: Costs, size: int, samples: int, workspace: int) -> Needs:
     """Of a rank out of ``size`` with so many samples in a micro-batch."""
     state = costs.once("state", config, size, lambda: state_of(config, costs.networks, size))
+    state = state + costs.once("onlookers", config, size, lambda: onlookers(config, costs.networks, size))
     peak = activation_peak(config, costs, samples)
     device = {kind: count for (place, kind), count in state.items() if place == "device" and count}
     host = {kind: count for (place, kind), count in state.items() if place == "host" and count}

@@ -1,7 +1,6 @@
 """How far the student's weights move, and how far their average is from them: for the record, at every row.
 
-Measured on one weight in 64, always the same ones whatever the engine and the number of ranks: a copy of all weights
-would cost as much memory as the average does.
+Measured on those that `engines.ranges.watched` names.
 """
 
 import torch
@@ -10,9 +9,8 @@ from torch import Tensor
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Engine, Shard
 from ladd_dist.engines.ema import Ema
+from ladd_dist.engines.ranges import watched
 from ladd_dist.training.tracking import Row
-
-_STRIDE = 64
 
 
 class WeightChanges:
@@ -51,5 +49,10 @@ class WeightChanges:
 
 
 def _chosen(shards: dict[str, Shard]) -> Tensor:
-    """A copy of one in `_STRIDE` elements of every whole tensor, counted from its begin."""
-    return torch.cat([shard.local[-shard.offset % _STRIDE :: _STRIDE].float() for shard in shards.values()])
+    """A copy of the watched elements of every tensor."""
+    return torch.cat([_of(shard).float() for shard in shards.values()])
+
+
+def _of(shard: Shard) -> Tensor:
+    chosen = watched(shard.offset, shard.local.numel())
+    return shard.local[chosen.start :: chosen.step]

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ladd_dist.config import KernelsConfig, MethodSection, TeacherConfig
 from ladd_dist.errors import LaddError
@@ -16,6 +17,7 @@ from ladd_dist.models.sd3.configs import clip_tokens, load_config
 from ladd_dist.models.sd3.export import usage, write_scheduler
 from ladd_dist.models.sd3.fit import check_parts, check_shapes
 from ladd_dist.models.sd3.layout import LAYOUT
+from ladd_dist.models.sd3.networks import vae_on_meta
 from ladd_dist.models.sd3.reduction import reduced
 from ladd_dist.models.sd3.schedule import TeacherSchedule
 from ladd_dist.models.sd3.single_file import original_names
@@ -88,6 +90,10 @@ class Sd3(Family):
     def decoder(self, folder: str | Path, device: torch.device) -> Vae:
         """See `Vae`."""
         return Vae(folder, device)
+
+    def decoder_on_meta(self, folder: str | Path) -> nn.Module:
+        """The whole autoencoder: its encoder is loaded along."""
+        return vae_on_meta(folder)
 
     def encoder(self, folder: str | Path, device: torch.device) -> Vae:
         """See `Vae`."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from torch import nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from ladd_dist.models.folder import component, weight_files
@@ -18,6 +19,11 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(CLIPS, CLIPTextModelWithProjection),
     T5: T5EncoderModel,
 }
+
+
+def vae_on_meta(folder: str | Path) -> nn.Module:
+    """The autoencoder without storage, in fp32, by its config alone."""
+    return SavedModel(AutoencoderKL, component(folder, "vae"), vae_config(folder), []).on_meta()
 
 
 def saved(folder: str | Path, name: str) -> SavedModel:
