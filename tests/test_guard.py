@@ -121,6 +121,7 @@ def test_ranks_go_back_together(tmp_path: Path, dataset: Path) -> None:
 
 WORSE = "guard.rules={worse: {metric: evaluation/student_4/excess, above: 1.5, of: best, window: 1, patience: 1}}"
 EVALUATED = ["train.evaluate_every=2", "guard.without=['better, then worse']", "guard.on_trouble=go_back", WORSE]
+EVALUATED += ["guard.healthy_after=4"]
 
 
 class Scripted(Hook):
@@ -150,7 +151,7 @@ def test_a_student_that_becomes_worse_goes_back(tmp_path: Path, dataset: Path, s
     with pytest.raises(LaddError, match="gone back guard.max_go_backs=1 times already"):
         train(trainer, [])
     first, second = events(tmp_path)
-    assert first == second and (first["iteration"], first["back_to"], first["bound"]) == (6, 4, 15)
+    assert first == second and (first["iteration"], first["back_to"], first["bound"]) == (6, 2, 15)
     assert first["metric"] == "evaluation/student_4/excess"
     assert [row.iteration for row in read_evaluations(tmp_path)] == [2, 4, 6]
 
@@ -183,7 +184,38 @@ def _train_scripted(world: World, config: Config) -> tuple[int, int, list[int]]:
 def test_ranks_go_back_together_after_an_evaluation(tmp_path: Path, dataset: Path) -> None:
     settings = [*EVALUATED, "guard.max_go_backs=1", "train.iterations=6", "engine=fsdp2", "train.micro_batch=null"]
     first, second = run_ranks(_train_scripted, guarded(tmp_path, dataset, *settings), size=2)
-    assert first == second == (6, 1, [1, 2, 3, 4, 5, 5])
+    assert first == second == (6, 1, [1, 2, 3, 4, 5, 3, 4, 5])
+
+
+ACTUAL = {
+    "worse than undistilled": ([(20.0, 0.5), (20.0, 1.5), (20.0, 1.5)], 6),
+    "better, then worse": ([(20.0, 0.5), (10.0, 0.3), (20.0, 0.5), (20.0, 0.5)], 8),
+}
+"""Excess and ratio of a student's evaluations, and the iteration at which the rule that comes along alarms."""
+
+
+@pytest.mark.parametrize("name", [*ACTUAL, None])
+def test_rules_on_distances_judge_what_evaluations_record(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    """By the names under which an evaluation's numbers reach the guard, and no student that is healthy."""
+    numbers, at = ACTUAL[name] if name else ([(20.0, 0.9), (10.0, 0.4), (12.0, 0.5), (14.0, 0.6)], 0)
+
+    def after_step(hook: Scripted, run: RunView, metrics: Any) -> None:
+        value, ratio = numbers[min(run.iteration // 2, len(numbers)) - 1]
+        excess = Estimate(value=value, low=value * 0.9, high=value * 1.1)
+        of = Estimate(value=ratio, low=ratio * 0.9, high=ratio * 1.1)
+        measures = Measures(pictures=9, judge=TeacherDistance(kid=excess, excess=excess, ratio=of))
+        found = Evaluated(iteration=run.iteration, judge="none", overall={"student_4": measures}, by_bucket={})
+        record(Path(run.config.run_dir), found)
+
+    monkeypatch.setattr(Scripted, "after_step", after_step)
+    monkeypatch.setattr("ladd_dist.training.trainer.Evaluation", Scripted)
+    settings = ["train.evaluate_every=2", "method.warmup_iterations=0", "guard.quiet=8", "guard.healthy_after=8"]
+    Trainer(guarded(tmp_path, dataset, *settings), ALONE).run()
+    found = [(event["rule"], event["iteration"]) for event in (events(tmp_path) if name else [])]
+    assert found == ([(name, at)] if name else [])
+    assert name or not (tmp_path / ALARMS).exists()
 
 
 def test_the_most_steps_have_a_name_of_their_own_whatever_their_number() -> None:
@@ -300,6 +332,10 @@ def test_few_checkpoints_are_kept_and_a_users_pin_is_not_touched(tmp_path: Path,
             "guard.without names 'no gradient', which is no rule: known are",
         ),
         ([WORSE], "guard.rules names evaluation/student_4/excess in 'worse', but train.evaluate_every=0"),
+        (
+            ["train.evaluate_every=3", "guard.on_collapse=go_back", "guard.healthy_after=5"],
+            "guard.healthy_after=5 is less than two train.evaluate_every=3",
+        ),
         (["guard.quiet=600"], "quiet=600 must not exceed healthy_after=2"),
         (["guard.on_collapse=panic"], "guard.on_collapse"),
         (["guard.rules={mine: {metric: gap}}"], "a rule on gap needs one of above and below"),

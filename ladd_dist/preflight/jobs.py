@@ -24,11 +24,13 @@ from ladd_dist.evaluation.judges import check_judge
 from ladd_dist.evaluation.reference import list_reference
 from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.planning.memory import expected_state, on
+from ladd_dist.planning.memory import on
 from ladd_dist.planning.networks import check_networks
+from ladd_dist.planning.onlookers import resident
 from ladd_dist.preflight.findings import Finding
 from ladd_dist.preflight.folder import Room
 from ladd_dist.preflight.memory import Needs
+from ladd_dist.training.rules import check_guard
 
 Digest = Callable[[], str]
 
@@ -59,6 +61,7 @@ class Job:
 def _check_training(config: Config, world: World) -> None:
     check_launch(config, world)
     config.accumulation(world.size)
+    check_guard(config)
     if world.is_main:
         check_key(config)
     check_networks(config)
@@ -105,7 +108,7 @@ def _digest(file: Path) -> str:
 
 def _training_needs(config: Config, world: World) -> Needs:
     """The state, and in host memory the copy of it from which checkpoints are written."""
-    state = expected_state(config, world.size, world.rank)
+    state = resident(config, world.size, world.rank)
     device, host = on(state, "device"), on(state, "host") + checkpoint_bytes(config) // world.size
     shared = handed_over(config, world.size)
     return Needs(device, host, shared) if world.device.type == "cuda" else Needs(0, device + host, shared)

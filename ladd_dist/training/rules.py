@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
-from ladd_dist.config import GuardConfig, RuleConfig
+from ladd_dist.config import Config, GuardConfig, RuleConfig
 from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.results import Estimate
 from ladd_dist.training.tracking import Row
@@ -100,6 +100,23 @@ def rules_of(config: GuardConfig) -> dict[str, RuleConfig]:
     if unknown := [name for name in config.without if name not in rules]:
         raise LaddError(f"guard.without names {unknown[0]!r}, which is no rule: known are {', '.join(rules)}")
     return {name: rule for name, rule in rules.items() if name not in config.without}
+
+
+def check_guard(config: Config) -> None:
+    """See that the rules exist, and that evaluations come in time to judge a checkpoint; costs nothing.
+
+    Raises:
+        LaddError: if one that is to be left out does not exist, or if a checkpoint would count as healthy before two
+            evaluations, as many as the rules that come along take, have seen it.
+    """
+    settings, every = config.guard, config.train.evaluate_every
+    judging = [name for name, rule in rules_of(settings).items() if rule.of_evaluations]
+    if settings.goes_back and judging and settings.healthy_after < 2 * every:
+        raise LaddError(
+            f"guard.healthy_after={settings.healthy_after} is less than two train.evaluate_every={every}: the guard "
+            f"could go back to a checkpoint that {judging[0]!r} has not judged yet: set guard.healthy_after="
+            f"{2 * every} or more, or evaluate more often"
+        )
 
 
 def alarm(name: str, rule: RuleConfig, rows: Sequence[Row], since: int = 0) -> Alarm | None:

@@ -24,8 +24,9 @@ from ladd_dist.log import log, progress, warn
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.registry import build_method
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.planning.memory import describe, expected_state
+from ladd_dist.planning.memory import describe
 from ladd_dist.planning.networks import check_networks
+from ladd_dist.planning.onlookers import resident
 from ladd_dist.supervision.requests import RequestExchange
 from ladd_dist.supervision.signals import Signals
 from ladd_dist.training.averages import MetricAverages
@@ -34,6 +35,7 @@ from ladd_dist.training.guard import Guard
 from ladd_dist.training.hooks import GoBack, Hook, Hooks
 from ladd_dist.training.preview import Preview
 from ladd_dist.training.profiler import Profiler
+from ladd_dist.training.rules import check_guard
 from ladd_dist.training.tracking import Tracker
 from ladd_dist.training.weights import WeightChanges
 
@@ -59,6 +61,7 @@ class Trainer:
         world.position.enter(0, "start")
         check_launch(config, world)
         config.accumulation(world.size)
+        check_guard(config)
         self.space = check_networks(config)
         self.teacher_id = fingerprint(config.teacher.path)
         self.dataset = check_dataset(config, self.space, self.teacher_id, world)
@@ -67,7 +70,7 @@ class Trainer:
         # Before the networks: its prompts may be unusable, and its text encoders are gone when those are loaded.
         self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
         self.hooks += [Evaluation(config, world)] if config.train.evaluate_every else []
-        log(f"each rank will hold {describe(expected_state(config, world.size))}")
+        log(f"each rank will hold {describe(resident(config, world.size))}")
         self.method = build_method(config, world, self.clock)
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         self._micro_batches = iter(self.reader)
