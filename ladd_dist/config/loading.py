@@ -12,19 +12,48 @@ from ladd_dist.config.section import Section
 from ladd_dist.config.yaml import override, read_yaml
 from ladd_dist.errors import LaddError
 
+_EXTENDS = "extends"
 _Kind = TypeVar("_Kind", bound=Section)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply ``key.sub=value`` overrides (values are YAML) and validate.
 
+    ``extends: FILE``, beside the sections, takes all that the file does not say from another one.
+
     Raises:
         LaddError: naming the file, key or value at fault and what would be right.
     """
-    tree = read_yaml(Path(path))
+    tree = _read(Path(path))
     for setting in overrides or []:
         override(tree, setting)
     return validate(Config, tree, path)
+
+
+def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file says, over what it extends; ``below`` are the files that extend it."""
+    tree = read_yaml(path)
+    if _EXTENDS not in tree:
+        return tree
+    name, chain = tree.pop(_EXTENDS), (*below, path.resolve())
+    if not isinstance(name, str):
+        raise LaddError(f"{path}: {_EXTENDS} names a config file, not {name!r}")
+    other = path.parent / name
+    if not other.is_file():
+        raise LaddError(f"{path}: {_EXTENDS}: {name}, but there is no {other}: write its path from this file's folder")
+    if other.resolve() in chain:
+        raise LaddError(f"{path}: {_EXTENDS}: {name}, which extends this file in turn: remove one of the two")
+    return _over(_read(other, chain), tree)
+
+
+def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Sections of both, key by key, of which ``own`` wins; lists and values are replaced whole."""
+    both = {key: _over(base[key], own[key]) for key in base.keys() & own if _are_sections(base[key], own[key])}
+    return base | own | both
+
+
+def _are_sections(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def validate(kind: type[_Kind], tree: dict[str, Any], path: str | Path) -> _Kind:
