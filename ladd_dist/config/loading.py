@@ -40,7 +40,9 @@ def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise LaddError(f"{path}: {_EXTENDS} names a config file, not {name!r}")
     other = path.parent / name
     if not other.is_file():
-        raise LaddError(f"{path}: {_EXTENDS}: {name}, but there is no {other}: write its path from this file's folder")
+        raise LaddError(
+            f"{path}: {_EXTENDS}: {name}, but there is no {other}: write its path from this file's folder"
+        )
     if other.resolve() in chain:
         raise LaddError(f"{path}: {_EXTENDS}: {name}, which extends this file in turn: remove one of the two")
     return _over(_read(other, chain), tree)

@@ -56,6 +56,7 @@ class Config(Section):
             "discriminator": self.discriminator != DiscriminatorConfig(),
             "head_optimizer": self.head_optimizer is not None,
             "kernels.heads": self.kernels.heads != "auto",
+            "teacher.float8": self.teacher.float8,
         }
         for key in (key for key, set_ in given.items() if set_):
             raise ValueError(f"{key} is the discriminator's, but method.name={self.method.name} has none: remove it")
@@ -94,13 +95,26 @@ class Config(Section):
     def _teacher_is_base(self) -> "Config":
         """A teacher that is the student's base is placed and run as the student is."""
         if self.student.is_teachers_base:
-            for key in ("placement", "activation_checkpointing", "compile"):
+            for key in ("placement", "activation_checkpointing", "compile", "float8"):
                 value, default = getattr(self.teacher, key), TeacherConfig.model_fields[key].default
                 if value != default:
                     raise ValueError(
                         f"teacher.{key}={value} is of no use: with student.lora the teacher is the student's base, "
                         f"placed and run as that is: set teacher.{key}={default}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _float8(self) -> "Config":
+        """Its products give bf16, and engines shard and gather in the compute precision alone."""
+        for key, value, needed in (
+            ("train.precision", self.train.precision, "bf16"),
+            ("teacher.placement", self.teacher.placement, "replicate"),
+        ):
+            if self.teacher.float8 and value != needed:
+                raise ValueError(
+                    f"teacher.float8=true, but {key}={value}: set {key}={needed}, or teacher.float8=false"
+                )
         return self
 
     @model_validator(mode="after")

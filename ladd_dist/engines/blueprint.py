@@ -29,13 +29,15 @@ class Blueprint:
     ``build`` allocates nothing on the meta device, and says by ``requires_grad`` what is trained. Frozen parameters
     are made in ``dtype``, the compute precision; trained ones in fp32 (master weights), and with them the buffers.
     ``weights`` has all of them by their names in the network, those that no folder holds included.
-    ``compile`` has the wrap points compiled (see `engines.compiled`).
+    ``compile`` has the wrap points compiled (see `engines.compiled`). ``finish`` is done to the whole network once
+    its weights are there, such as putting some of them in fewer bits.
     """
 
     build: Callable[[], nn.Module]
     weights: TensorSource
     dtype: torch.dtype
     compile: bool = False
+    finish: Callable[[nn.Module], None] | None = None
 
     def on_meta(self) -> nn.Module:
         """The network without storage."""
@@ -50,6 +52,8 @@ class Blueprint:
         module = self.on_meta().to_empty(device=device)
         fill(whole_shards(dict(module.named_parameters())), self.weights)
         self.fill_buffers(module)
+        if self.finish:
+            self.finish(module)
         return module
 
     @torch.no_grad()

@@ -13,6 +13,9 @@ from ladd_dist.engines.registry import engine_entry
 from ladd_dist.engines.settings import check_ranks, check_settings
 from ladd_dist.errors import LaddError
 
+_FLOAT8_CAPABILITY = 8, 9
+"""The first with tensor cores for it."""
+
 
 def check_launch(config: Config, world: World) -> None:
     """Reject an engine that does not fit its settings, the way the processes were started, or the device.
@@ -30,6 +33,8 @@ def check_launch(config: Config, world: World) -> None:
     for key in ("student_optimizer", "head_optimizer"):
         if getattr(config, key) is not None and getattr(config, key).state == "8bit":
             _check_8bit(key, world)
+    if config.teacher.float8:
+        _check_float8(world)
 
 
 def _check_8bit(key: str, world: World) -> None:
@@ -37,6 +42,18 @@ def _check_8bit(key: str, world: World) -> None:
         raise LaddError(f"{key}.state=8bit needs a GPU, but this run is on the CPU: set {key}.state=fp32")
     if find_spec("torchao") is None:
         raise LaddError(f"{key}.state=8bit needs torchao: pip install torchao==0.18.0, or set {key}.state=fp32")
+
+
+def _check_float8(world: World) -> None:
+    """A CPU multiplies what it reads in 8 bits too, slowly."""
+    if world.device.type != "cuda":
+        return
+    name, instead = torch.cuda.get_device_name(world.device), "set teacher.float8=false"
+    if torch.version.hip:
+        raise LaddError(f"teacher.float8=true is for NVIDIA's GPUs, and not for {name}: {instead}")
+    if (capability := torch.cuda.get_device_capability(world.device)) < _FLOAT8_CAPABILITY:
+        has, needs = (".".join(map(str, each)) for each in (capability, _FLOAT8_CAPABILITY))
+        raise LaddError(f"teacher.float8=true needs compute capability {needs}, and {name} has {has}: {instead}")
 
 
 def compute_dtype(config: Config) -> torch.dtype:

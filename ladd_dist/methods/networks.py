@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from torch import nn
+
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.blueprint import Blueprint
@@ -37,7 +39,13 @@ def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprin
         put_attention(net)
         return net.requires_grad_(False).eval()
 
-    return Blueprint(make, FolderWeights(folder), dtype, config.teacher.compile)
+    finish = _to_float8 if config.teacher.float8 else None
+    return Blueprint(make, FolderWeights(folder), dtype, config.teacher.compile, finish)
+
+
+def _to_float8(network: nn.Module) -> None:
+    assert isinstance(network, Backbone)
+    network.to_float8()
 
 
 def meta_student(config: Config) -> Backbone:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ladd_dist.config import LoraConfig
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.models.adapters import adapters, adapters_count, add_adapters
+from ladd_dist.models.float8 import to_float8
 
 
 class Backbone(nn.Module, ABC):
@@ -95,6 +96,18 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def wrap_points(self) -> list[nn.Module]:
         """The blocks: what an engine shards and gathers one by one."""
+
+    def token_layers(self) -> list[str]:
+        """Names of the linear layers of blocks that every token passes, which are those that may be in float8.
+
+        They are nearly all of a pass's arithmetic. What runs once per sample, such as modulation, is not among them:
+        it costs nothing to leave exact, and scales all tokens alike. None by default.
+        """
+        return []
+
+    def to_float8(self) -> None:
+        """Put the layers of `token_layers` into 8 bits, in place, see `models.float8`; they stay frozen."""
+        to_float8(self, self.token_layers())
 
     @abstractmethod
     def truncate(self, last_block: int) -> None:

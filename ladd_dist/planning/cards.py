@@ -51,6 +51,10 @@ class Reached:
     link: float = 0.8
 
 
+FLOAT8_SPEED = 2
+"""Times ``bf16``: the ceiling of products in 8 bits with fp32 accumulation on all of the below that have them, by the
+same sheets. That the same share of it is reached is an assumption."""
+
 REACHED = Reached()
 """Measured on one H200 (docs/benchmarks): 679 TFLOP/s in matrix products and 4,271 GB/s in copies, of 989 and 4,800;
 347 TFLOP/s in attention and about 180 in heads, by this repository's kernels. Links are an assumption (0.8): no

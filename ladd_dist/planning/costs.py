@@ -86,6 +86,8 @@ class Costs:
         with self._mode:
             for name, net in self._nets.items():
                 self._place(name, net)
+                if name == "teacher" and config.teacher.float8:
+                    self._backbone_of(name).to_float8()
         space = LatentSpace.of(config.teacher.path)
         self._shape = space.shape(bucket)
         self.grid = space.grid(*self._shape[1:])
@@ -141,15 +143,18 @@ class Costs:
         if isinstance(net, Backbone):
             net.compute_dtype = self._dtype
 
+    def _backbone_of(self, name: str) -> Backbone:
+        net = self._nets[name]
+        assert isinstance(net, Backbone)
+        return net
+
     @property
     def _taps(self) -> tuple[int, ...]:
         return getattr(self._nets.get("heads"), "taps", ())
 
     @property
     def _width(self) -> int:
-        backbone = self._nets.get("teacher", self._nets[STUDENT])
-        assert isinstance(backbone, Backbone)
-        return backbone.width
+        return self._backbone_of("teacher" if "teacher" in self._nets else STUDENT).width
 
     def _inputs(self, samples: int = 1) -> tuple[Tensor, Tensor, Conditioning]:
         tokens, channels = self._context

@@ -7,7 +7,7 @@ attention's formula, which holds every pair of tokens, where a device takes its 
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import prod
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 class Work:
     """Floating point operations of matrix products and convolutions, those of attention, and bytes of all else.
 
+    ``float8`` are operations of products in 8 bits.
     ``moved`` are the bytes that other operators read and write, one kernel each, as PyTorch runs them without
     compilation.
     """
@@ -28,17 +29,18 @@ class Work:
     matmul: float = 0
     attention: float = 0
     moved: float = 0
+    float8: float = 0
 
     @property
     def flops(self) -> float:
         """All of them."""
-        return self.matmul + self.attention
+        return self.matmul + self.attention + self.float8
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.matmul + other.matmul, self.attention + other.attention, self.moved + other.moved)
+        return Work(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: float) -> "Work":
-        return Work(self.matmul * times, self.attention * times, self.moved * times)
+        return Work(*(each * times for each in astuple(self)))
 
 
 class Counter(TorchDispatchMode):
@@ -88,6 +90,8 @@ def _work(func: Any, args: tuple, kwargs: dict, out: Any) -> Work | None:
     if func.overloadpacket not in flop_registry:
         return None
     flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+    if func.overloadpacket is torch.ops.aten._scaled_mm:
+        return Work(float8=flops)
     return Work(attention=flops) if "attention" in func.name() else Work(flops)
 
 

@@ -22,6 +22,8 @@ from ladd_dist.engines.ranges import Layout, elements, gathered_limit, whole
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT, Method, Networks, optimizer
 from ladd_dist.methods.registry import method_of
+from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.float8 import saved_bytes
 
 StateBytes = Counter[tuple[MemoryKind, str]]
 """Bytes, by the memory that they are in and by what they hold: the student's ``masters``, ``weights`` (in compute
@@ -49,6 +51,8 @@ def state_of(config: Config, networks: Networks, size: int, rank: int = 0) -> St
             state += _replicated(name, optimizer(config, method.OPTIMIZERS[name]), _shapes(module))
     for name, module in networks.frozen.items():
         state += _frozen(config, name, _shapes(module), layout, size)
+        if name == "teacher" and config.teacher.float8:
+            state["device", name] -= _saved_by_float8(config, module)
     return state
 
 
@@ -128,6 +132,11 @@ def _frozen(config: Config, name: str, shapes: list[torch.Size], layout: Layout,
     if _sharded(config) and keeps.keeps_gathered:
         state["device", "gathered"] = _gathered(shapes, size, dtype)
     return state
+
+
+def _saved_by_float8(config: Config, teacher: nn.Module) -> int:
+    assert isinstance(teacher, Backbone)
+    return saved_bytes(teacher, teacher.token_layers(), compute_dtype(config).itemsize)
 
 
 def _sharded(config: Config) -> bool:

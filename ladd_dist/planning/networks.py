@@ -27,6 +27,8 @@ def check_networks(config: Config) -> LatentSpace:
     space = LatentSpace.of(config.teacher.path, config.student.path)
     for bucket in config.synthesis.buckets:
         space.shape(Bucket.parse(bucket))
+    if config.teacher.float8:
+        meta_backbone(config.teacher.path).to_float8()
     check_weights(config)
     return space
 

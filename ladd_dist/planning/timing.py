@@ -10,7 +10,7 @@ from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.planning.activations import checkpointed
-from ladd_dist.planning.cards import REACHED
+from ladd_dist.planning.cards import FLOAT8_SPEED, REACHED
 from ladd_dist.planning.cluster import Cluster, Group, Sent, collective, sharding_groups
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.counting import Work
@@ -92,7 +92,8 @@ def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micr
 def arithmetic_seconds(work: Work, cluster: Cluster) -> float:
     """Of a backbone's matrix products and attention."""
     peak = cluster.card.bf16
-    return work.matmul / (peak * REACHED.matmul) + work.attention / (peak * REACHED.attention)
+    products = work.matmul + work.float8 / FLOAT8_SPEED
+    return products / (peak * REACHED.matmul) + work.attention / (peak * REACHED.attention)
 
 
 def _collectives(config: Config, costs: Costs, cluster: Cluster, micro_batches: int) -> tuple[Sent, Sent]:

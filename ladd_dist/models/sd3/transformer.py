@@ -63,6 +63,12 @@ class Sd3Backbone(Backbone):
         """The submodules that an engine shards and gathers one by one."""
         return list(self.net.transformer_blocks)
 
+    def token_layers(self) -> list[str]:
+        """Projections of attention and feed-forward layers, of image and text; not the norms' modulation."""
+        blocks = self.net.transformer_blocks
+        names = [name for name, layer in blocks.named_modules() if isinstance(layer, nn.Linear)]
+        return [f"net.transformer_blocks.{name}" for name in names if "norm" not in name]
+
     def truncate(self, last_block: int) -> None:
         """See `truncate`."""
         truncate(self.net, last_block)
