@@ -55,6 +55,7 @@ EARLY = [[SHARD, "discriminator.blocks=[0]"]]
 LORA = "student.lora={rank: 4, targets: [to_q, to_k, to_v, ff.net.2]}"
 CASES = {
     1: under("local", [[], [LORA, BF16], [BF16, "train.ema_device=cpu", "method.mismatched_weight=0.5"]])
+    + under("local", [[BF16, "teacher.float8=true"]])
     + under("fsdp2", PAIR)
     + under("zero3", PAIR + OFFLOADS[:1]),
     2: under("fsdp2", [*EVERY, *EARLY, [LORA, BF16]]) + under("zero3", [*EVERY, *EARLY, *OFFLOADS[:2], [LORA, BF16]]),

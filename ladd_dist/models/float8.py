@@ -45,7 +45,7 @@ class Float8Linear(nn.Module):
         rows = x.to(torch.bfloat16).reshape(-1, x.shape[-1])
         out: Tensor = _Product.apply(rows, self.weight, self.scale)
         out = out.view(*x.shape[:-1], -1)
-        return out if self.bias is None else out + self.bias
+        return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
 class _Product(torch.autograd.Function):
