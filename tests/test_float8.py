@@ -156,7 +156,7 @@ def assert_near(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
     """Logits are about 0 at first, and losses means of them."""
     for name in ("d_loss", "g_loss", "real_logit", "student_grad_norm", "head_grad_norm"):
         torch.testing.assert_close(
-            ours[name], exact[name], rtol=0.1, atol=0.05, msg=lambda text, n=name: f"{n}: {text}"
+            ours[name], exact[name], rtol=0.1, atol=0.15, msg=lambda text, n=name: f"{n}: {text}"
         )
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import ALONE, tiny_config
 from ranks import ENGINES, ranks
-from torch import Tensor
+from torch import Tensor, nn
 
 from ladd_dist.checkpoints.reader import Checkpoint, open_newest
-from ladd_dist.config import Config
+from ladd_dist.config import Config, LoraConfig
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
@@ -18,6 +18,7 @@ from ladd_dist.errors import LaddError
 from ladd_dist.measuring.compare import compare_runs
 from ladd_dist.methods.networks import meta_student
 from ladd_dist.methods.registry import build_method
+from ladd_dist.models.adapters import add_adapters, is_adapter
 from ladd_dist.models.registry import family_of
 from ladd_dist.planning.networks import check_networks
 from ladd_dist.training.trainer import Trainer
@@ -172,3 +173,22 @@ def test_a_teacher_that_is_the_base_has_no_settings_of_its_own(
 ) -> None:
     with pytest.raises(LaddError, match=f"teacher.{setting.split('=')[0]}=.* is of no use"):
         lora_config(tmp_path, random_dataset, random_teacher, f"teacher.{setting}")
+
+
+def test_an_adapter_keeps_its_layers_input_and_no_copy_of_it() -> None:
+    """Under autocast with fp32 adapters on a bf16 base, as one process trains: inputs are what most memory goes to."""
+    net = nn.ModuleList(nn.Linear(64, 64, dtype=torch.bfloat16) for _ in range(2))
+    add_adapters(net, LoraConfig(rank=4))
+    for name, parameter in net.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if is_adapter(name) else torch.bfloat16)
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    x = torch.randn(128, 64, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = [layer(x) for layer in net]
+    assert all(output.requires_grad for output in outputs)
+    assert [tensor.data_ptr() for tensor in kept.values() if tensor.shape == x.shape] == [x.data_ptr()]

@@ -1,6 +1,6 @@
 """The weights of a diffusers folder's transformer, read range by range out of its safetensors files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
@@ -17,16 +17,17 @@ _PREFIX = "net."
 """Of a backbone's names before those in the folder's files."""
 _NEAR = 4
 """Rows at most so far apart are read in one piece: to read each alone takes longer than those between them."""
-_UNREAD = ContextVar("unread", default=False)
+_UNREAD = ContextVar[Callable[[int], Tensor] | None]("unread", default=None)
 
 
 @contextmanager
-def unread() -> Iterator[None]:
-    """Within it folders' weights are neither looked for nor read: memory as it is stands for them.
+def unread(instead: Callable[[int], Tensor] = torch.empty) -> Iterator[None]:
+    """Within it folders' weights are neither looked for nor read.
 
-    For a dry run, which needs their sizes alone.
+    Args:
+        instead: makes so many elements that stand for them: memory as it is for a dry run, which needs sizes alone.
     """
-    token = _UNREAD.set(True)
+    token = _UNREAD.set(instead)
     try:
         yield
     finally:
@@ -49,8 +50,8 @@ class FolderWeights(StoredTensors):
 
     def read(self, name: str, offset: int, length: int) -> Tensor:
         """Elements ``[offset, offset + length)`` of a flattened parameter or buffer of `Backbone`."""
-        if _UNREAD.get():
-            return torch.empty(length)
+        if instead := _UNREAD.get():
+            return instead(length)
         key = name.removeprefix(_PREFIX)
         tensor = self._where[key].get_slice(key)
         width = torch.Size(tensor.get_shape()[1:]).numel()

@@ -8,22 +8,16 @@ import torch
 import torch.distributed as dist
 
 from ladd_dist.config import Config
-from ladd_dist.data.buckets import Bucket, LatentSpace
-from ladd_dist.data.mds import REJECTED
-from ladd_dist.diffusion.batch import Batch
-from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.build import check_launch
 from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
-from ladd_dist.methods.base import Method
-from ladd_dist.methods.networks import meta_backbone
 from ladd_dist.methods.registry import build_method, method_of
-from ladd_dist.models.registry import family_of
 from ladd_dist.models.weights import unread
 from ladd_dist.planning.dry_run.device import Wait, on_fake_device
 from ladd_dist.planning.memory import StateBytes, expected_state
+from ladd_dist.planning.samples import random_sample
 from ladd_dist.planning.traffic import Traffic, TrafficCounter
 
 
@@ -81,7 +75,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
             device.waits.clear()  # a start may wait
             with TrafficCounter() as traffic:
                 for index, bucket in enumerate(buckets):
-                    samples = [_sample(config, world, method, bucket, index)] * min(micro_batches, accumulation)
+                    samples = [random_sample(config, world, method, bucket, index)] * min(micro_batches, accumulation)
                     method.iteration(index, samples)
                     ema.update(index)
         networks = method_of(config).networks(config)
@@ -112,24 +106,3 @@ def _ranks(config: Config, size: int) -> Iterator[World]:
         yield world
     finally:
         dist.destroy_process_group()
-
-
-def _sample(config: Config, world: World, method: Method, bucket: str, index: int) -> object:
-    """A micro-batch of a bucket as the reader would give it, moved to the device."""
-    space = LatentSpace.of(config.teacher.path, config.student.path)
-    count, shape = config.micro_batch(world.size), space.shape(Bucket.parse(bucket))
-    latents = torch.empty(count, *shape, device=world.device)
-    tokens, width = family_of(config.teacher.path).context_shape(config.teacher)
-    pooled = meta_backbone(config.teacher.path).pooled_width
-    cond = Conditioning(
-        torch.empty(count, tokens, width, device=world.device), torch.empty(count, pooled, device=world.device)
-    )
-    batch = Batch(
-        latents,
-        cond,
-        list(range(count)),
-        bucket,
-        mismatched=cond if method.mismatched_prompts(config) else None,
-        rejected=torch.empty_like(latents) if REJECTED in method.FIELDS else None,
-    )
-    return method.sample(config.seed, index, batch, space.grid(*shape[1:]))
