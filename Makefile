@@ -59,10 +59,13 @@ gate: $(INSTALLED) $(SECOND_TRITON)
 $(SECOND_TRITON): | $(INSTALLED)
 	$(BIN)/pip install --no-deps --target $@ triton==3.6.0
 
-# On a machine with a GPU, one call meant to end within ten minutes, see docs/gpu.md: correctness there, then times, then
-# the table that `auto` reads. BENCH_TIME is milliseconds of warm-up and of timing per provider and round.
+# On a machine with a GPU, one call meant to end within ten minutes, see docs/gpu.md: the 8B step in several settings,
+# which stops in time for the rest; correctness; times of kernels; the table that `auto` reads. BENCH_TIME is milliseconds
+# of warm-up and of timing per provider and round.
+STEP_CONFIG ?= configs/sd35_large_141gb.yaml
 BENCH_TIME ?= --warmup 25 --rep 100
-gpu-check: $(INSTALLED)
+gpu-check: $(INSTALLED) $(TORCHAO)
+	PYTHONPATH=$(TORCHAO) $(BIN)/python launchers/step.py --config $(STEP_CONFIG) teacher.path=tests/gpu/sd35_large run_dir=runs/gpu_check
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
 	$(BIN)/python -m kernels.bench joint_attention $(BENCH_TIME) --only batch=1 --only image=4096 --only text=154
 	$(BIN)/python -m kernels.bench grouped_heads $(BENCH_TIME) --only batch=1,4 --without "loop compiled"

@@ -1,15 +1,21 @@
 """Measure the training step: what the trainer adds to the mathematics, the fake pass, the traffic."""
 
+import json
+from dataclasses import asdict
+
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.config.arguments import as_count
 from ladd_dist.log import log
 from ladd_dist.measuring.benchmark import measure_traffic, order, overhead
+from ladd_dist.measuring.iteration import measure_iteration
 
 _DESCRIPTION = """\
-Measure the training step as ratios within one run. The dataset must be there (launchers/synthesize.py).
+Measure the training step, as ratios within one run. But for iteration the dataset must be there
+(launchers/synthesize.py).
 
   step      the trainer's whole iteration against the bare mathematics, in one process
   order     the two-pass order against the shared fake pass
+  iteration seconds by phase and memory of an iteration on random weights, as JSON; needs no dataset
   traffic   calls and bytes of every collective of an iteration, against theory; start with torchrun or deepspeed
 
   python launchers/bench.py --config configs/tiny_cpu.yaml --what step run_dir=runs/bench
@@ -22,6 +28,9 @@ def main(launch: Launch) -> None:
     # Alone: no page is drawn beside what is measured.
     tracking = launch.config.tracking.model_copy(update={"page_every": 0.0})
     config, world, rounds = launch.config.model_copy(update={"tracking": tracking}), launch.world, launch.args.rounds
+    if launch.args.what == "iteration":
+        print(json.dumps(asdict(measure_iteration(config, world, rounds))))
+        return
     if launch.args.what == "traffic":
         seen, expected = measure_traffic(config, world)
         for kind, moved in sorted(seen.items()):
@@ -36,6 +45,8 @@ def main(launch: Launch) -> None:
 
 if __name__ == "__main__":
     command = parser(_DESCRIPTION)
-    command.add_argument("--what", choices=("step", "order", "traffic"), required=True, help="what to measure")
+    command.add_argument(
+        "--what", choices=("step", "order", "iteration", "traffic"), required=True, help="what to measure"
+    )
     command.add_argument("--rounds", type=as_count, default=10, help="rounds of iterations that take turns")
     run(command, main, holds="run_dir")

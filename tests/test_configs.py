@@ -16,17 +16,10 @@ from ladd_dist.models.sd3.transformer import meta_transformer
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
-SD35_LARGE = {
-    "_class_name": "SD3Transformer2DModel", "sample_size": 128, "patch_size": 2, "in_channels": 16, "num_layers": 38,
-    "attention_head_dim": 64, "num_attention_heads": 38, "joint_attention_dim": 4096, "caption_projection_dim": 2432,
-    "pooled_projection_dim": 2048, "out_channels": 16, "pos_embed_max_size": 192, "qk_norm": "rms_norm",
-}  # fmt: skip
-SD35_VAE = {
-    "_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
-    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "latent_channels": 16, "norm_num_groups": 32, "sample_size": 1024, "scaling_factor": 1.5305,
-    "shift_factor": 0.0609, "use_quant_conv": False, "use_post_quant_conv": False,
-}  # fmt: skip
+SD35_LARGE, SD35_VAE = (
+    json.loads((ROOT / f"tests/gpu/sd35_large/{name}/config.json").read_text(encoding="utf-8"))
+    for name in ("transformer", "vae")
+)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)

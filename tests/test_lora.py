@@ -176,7 +176,7 @@ def test_a_teacher_that_is_the_base_has_no_settings_of_its_own(
 
 
 def test_an_adapter_keeps_its_layers_input_and_no_copy_of_it() -> None:
-    """Under autocast with fp32 adapters on a bf16 base, as one process trains: inputs are what most memory goes to."""
+    """Under autocast with fp32 adapters on a bf16 base, as one process trains: most memory goes to inputs."""
     net = nn.ModuleList(nn.Linear(64, 64, dtype=torch.bfloat16) for _ in range(2))
     add_adapters(net, LoraConfig(rank=4))
     for name, parameter in net.named_parameters():

@@ -1,0 +1,54 @@
+"""The step measured in several settings: by the program that a GPU has, on small networks and the CPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY
+from test_memory import SMALL_HEADS
+
+from ladd_dist.config import load
+from ladd_dist.engines.settings import check_settings
+from ladd_dist.measuring import step_check
+from ladd_dist.measuring.step_check import Setting, check_step, settings
+
+ONE_GPU = [f"configs/sd35_large_{size}gb.yaml" for size in (141, 80, 48)]
+
+
+@pytest.mark.parametrize("path", [*ONE_GPU, TINY])
+def test_every_setting_can_be_run_and_differs_from_the_others(path: str) -> None:
+    found = settings(load(path))
+    configs = [load(path, ["train.global_batch=4", *setting.overrides]) for setting in found]
+    for config in configs:
+        check_settings(config)
+    assert len({repr(config) for config in configs}) == len({setting.name for setting in found}) == len(found)
+    assert any("float8" in setting.name for setting in found) is not configs[0].student.is_teachers_base
+
+
+def test_rows_come_one_by_one_and_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    chosen = [Setting("as configured", ()), Setting("on Triton", ("kernels.attention=triton",)), Setting("later", ())]
+    monkeypatch.setattr(step_check, "settings", lambda config: chosen[:2])
+    overrides = [
+        "device=cpu",
+        f"run_dir={tmp_path}/run",
+        "train.micro_batch=2",
+        "method.fake_pass=two_pass",
+        *SMALL_HEADS,
+    ]
+    out = tmp_path / "step.json"
+    lines = list(check_step(Path(TINY), overrides, out, seconds=500, rounds=1))
+    first, refused = json.loads(out.read_text())
+    assert lines[0].startswith("as configured: ") and lines[0].endswith(" s per sample")
+    assert (first["device"], first["samples"]) == ("CPU", 4)
+    assert {"student forward", "teacher backward", "optimizer", "average"} <= set(first["phases"])
+    assert 0 < sum(first["phases"].values()) <= first["seconds"]
+    assert "kernels.attention=triton" in refused["error"] and lines[1] == f"on Triton: {refused['error']}"
+
+    monkeypatch.setattr(step_check, "settings", lambda config: chosen)
+    assert list(check_step(Path(TINY), overrides, out, seconds=0, rounds=1)) == [
+        "later: no time is left: the same command goes on here"
+    ]
+    head, _, *cells = out.with_suffix(".md").read_text().splitlines()
+    assert len({line.count("|") for line in (head, *cells)}) == 1
+    assert cells[0].startswith("| tiny_cpu | as configured | ") and refused["error"] in cells[1]
