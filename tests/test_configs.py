@@ -74,6 +74,43 @@ def test_learning_rates_may_be_written_as_people_write_them(value):
         assert load("configs/tiny_cpu.yaml", [f"student_optimizer.lr={text}"]).student_optimizer.lr == float(text)
 
 
+def chain(folder: Path, **files: str) -> Path:
+    """Configuration files of one folder, the first of which is returned."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / f"{next(iter(files))}.yaml"
+
+
+def test_a_file_says_only_what_differs_from_those_it_extends(tmp_path):
+    base = (ROOT / "configs/tiny_cpu.yaml").resolve()
+    top = chain(
+        tmp_path,
+        top="extends: middle.yaml\ntrain: {iterations: 7}\nsynthesis: {buckets: [32x32]}\n",
+        middle=f"extends: {base}\ntrain: {{iterations: 5, global_batch: 24}}\nengine: fsdp2\n",
+    )
+    found, plain = load(top, ["seed=3"]), load(base)
+    assert (found.train.iterations, found.train.global_batch, found.engine, found.seed) == (7, 24, "fsdp2", 3)
+    assert found.synthesis.buckets == ["32x32"]  # a list is replaced whole
+    assert found.synthesis.prompts == plain.synthesis.prompts and found.teacher == plain.teacher
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a": "extends: b.yaml\n"}, "a.yaml: extends: b.yaml, but there is no "),
+        (
+            {"a": "extends: b.yaml\n", "b": "extends: a.yaml\n"},
+            "which extends this file in turn: remove one of the two",
+        ),
+        ({"a": "extends: [b.yaml]\n"}, "extends names a config file, not ['b.yaml']"),
+        ({"a": "extends: b.yaml\n", "b": "- 1\n"}, "b.yaml must hold a mapping of sections"),
+    ],
+)
+def test_what_cannot_be_extended_is_said(tmp_path, files, words):
+    with pytest.raises(LaddError, match=re.escape(words)):
+        load(chain(tmp_path, **files))
+
+
 def keys(section: type[Section]) -> set[str]:
     found = set()
     for name, field in section.model_fields.items():

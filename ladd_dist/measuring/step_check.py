@@ -81,12 +81,16 @@ def check_step(config_file: Path, overrides: Sequence[str], out: Path, seconds: 
         given = [*_COMMON, *overrides, *setting.overrides]
         row: Row = {"config": str(config_file), "setting": setting.name, "overrides": given}
         row |= _measure(config_file, given, left, rounds)
-        yield f"{setting.name}: {row.get('error') or format(row['seconds'] / row['samples'], '.3f') + ' s per sample'}"
+        yield f"{setting.name}: {row.get('error') or _per_sample(row)}"
         if "out of time" in row.get("error", ""):
             continue
         rows.append(row)
         out.write_text(json.dumps(rows, indent=1) + "\n")
     out.with_suffix(".md").write_text("\n".join(table(rows)) + "\n")
+
+
+def _per_sample(row: Row) -> str:
+    return f"{row['seconds'] / row['samples']:.3f} s per sample"
 
 
 def _measure(config_file: Path, overrides: Sequence[str], seconds: float, rounds: int) -> Row:
