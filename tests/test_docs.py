@@ -7,14 +7,12 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 from documented import PAGES, ROOT, Command, commands, hostfile
 from torch.distributed.run import get_args_parser, parse_min_max_nnodes
 
 from ladd_dist.config import load
-from ladd_dist.config.yaml import read_yaml, write_yaml
 from ladd_dist.engines.settings import check_ranks, check_settings
 
 GUIDES = ROOT / "docs/guides.md"
@@ -59,19 +57,11 @@ def file(tmp_path: Path) -> Callable[[str], str]:
     def found(name: str) -> str:
         if name == "medium.yaml":
             changed = re.search(r"^```yaml\n(.*?)^```", GUIDES.read_text(), re.MULTILINE | re.DOTALL)
-            (tmp_path / "changed.yaml").write_text(changed[1])
-            tree = merged(read_yaml(ROOT / "configs/sd35_large.yaml"), read_yaml(tmp_path / "changed.yaml"))
-            write_yaml(tmp_path / name, tree)
+            (tmp_path / name).write_text(changed[1].replace("extends: ", f"extends: {ROOT}/"))
             return str(tmp_path / name)
         return name if Path(name).is_file() else str(next(ROOT.glob(f"launchers/*/{name}")))
 
     return found
-
-
-def merged(tree: Any, changed: Any) -> Any:
-    if not isinstance(changed, dict):
-        return changed
-    return tree | {key: merged(tree.get(key, {}), value) for key, value in changed.items()}
 
 
 def worlds(words: tuple[str, ...]) -> list[int]:

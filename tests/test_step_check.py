@@ -47,7 +47,7 @@ def test_rows_come_one_by_one_and_are_not_measured_again(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(step_check, "settings", lambda config: chosen)
     assert list(check_step(Path(TINY), overrides, out, seconds=0, rounds=1)) == [
-        "later: no time is left: the same command goes on here"
+        "later: out of time: the same command goes on here"
     ]
     head, _, *cells = out.with_suffix(".md").read_text().splitlines()
     assert len({line.count("|") for line in (head, *cells)}) == 1

@@ -27,6 +27,8 @@ _COMMON = ("train.global_batch=4", "train.log_every=1")
 _ONE = ("train.global_batch=1", "train.micro_batch=1", "method.fake_pass=shared")
 _PYTORCH = ("kernels.attention=cudnn", "kernels.heads=torch")
 
+_CUT_SHORT = "out of time: the same command goes on here"
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -69,24 +71,23 @@ def check_step(config_file: Path, overrides: Sequence[str], out: Path, seconds: 
         LaddError: for a configuration that cannot be read.
     """
     deadline = time.monotonic() + seconds
-    rows: list[Row] = json.loads(out.read_text()) if out.is_file() else []
+    rows: list[Row] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else []
     done = {(row["config"], row["setting"]) for row in rows}
     for setting in settings(load(config_file, list(overrides))):
         left = deadline - time.monotonic()
         if (str(config_file), setting.name) in done:
             continue
         if left <= 0:
-            yield f"{setting.name}: no time is left: the same command goes on here"
+            yield f"{setting.name}: {_CUT_SHORT}"
             continue
         given = [*_COMMON, *overrides, *setting.overrides]
         row: Row = {"config": str(config_file), "setting": setting.name, "overrides": given}
         row |= _measure(config_file, given, left, rounds)
+        if row.get("error") != _CUT_SHORT:
+            rows.append(row)
+            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         yield f"{setting.name}: {row.get('error') or _per_sample(row)}"
-        if "out of time" in row.get("error", ""):
-            continue
-        rows.append(row)
-        out.write_text(json.dumps(rows, indent=1) + "\n")
-    out.with_suffix(".md").write_text("\n".join(table(rows)) + "\n")
+    out.with_suffix(".md").write_text("\n".join(table(rows)) + "\n", encoding="utf-8")
 
 
 def _per_sample(row: Row) -> str:
@@ -98,10 +99,14 @@ def _measure(config_file: Path, overrides: Sequence[str], seconds: float, rounds
     command = [sys.executable, "launchers/bench.py", "--config", str(config_file), "--what", "iteration"]
     try:
         done = subprocess.run(  # noqa: S603
-            [*command, "--rounds", str(rounds), *overrides], capture_output=True, text=True, timeout=seconds
+            [*command, "--rounds", str(rounds), *overrides],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        return {"error": "out of time"}
+        return {"error": _CUT_SHORT}
     if done.returncode:
         return {"error": (done.stderr.strip() or f"code {done.returncode}").splitlines()[-1][:300]}
     measured: Row = json.loads(done.stdout.splitlines()[-1])
