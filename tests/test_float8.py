@@ -142,28 +142,26 @@ def test_what_every_token_passes_is_in_8_bits_and_all_else_is_not() -> None:
     }
 
 
-def iterations(*overrides: str) -> dict[str, Tensor]:
-    """Metrics of the last of three updates of student and heads."""
+def first_iteration(*overrides: str) -> dict[str, Tensor]:
+    """Metrics of the first update of student and heads: later ones are of weights that go apart."""
     config = load(TINY, [*SMALL_HEADS, "train.precision=bf16", "train.global_batch=4", *overrides])
     method = build_method(config, ALONE, Clock(ALONE))
     sample = method.sample(0, 0, batch(), (8, 8))
-    for _ in range(3):
-        metrics = method.iteration(0, [sample])
-    return {name: value.float() for name, value in metrics.items()}
+    return {name: value.float() for name, value in method.iteration(0, [sample]).items()}
 
 
 def assert_near(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
     """Logits are about 0 at first, and losses means of them."""
     for name in ("d_loss", "g_loss", "real_logit", "student_grad_norm", "head_grad_norm"):
         torch.testing.assert_close(
-            ours[name], exact[name], rtol=0.1, atol=0.15, msg=lambda text, n=name: f"{n}: {text}"
+            ours[name], exact[name], rtol=0.2, atol=0.05, msg=lambda text, n=name: f"{n}: {text}"
         )
 
 
 @pytest.mark.parametrize("order", ["shared", "two_pass"])
 def test_a_step_on_it_is_near_that_on_an_exact_teacher(order: str) -> None:
     common = [f"method.fake_pass={order}", "method.r1_weight=0.01", "teacher.activation_checkpointing=true"]
-    exact, ours = iterations(*common), iterations(*common, "teacher.float8=true")
+    exact, ours = first_iteration(*common), first_iteration(*common, "teacher.float8=true")
     assert_near(ours, exact)
     assert not torch.equal(ours["student_grad_norm"], exact["student_grad_norm"])
 
@@ -171,7 +169,9 @@ def test_a_step_on_it_is_near_that_on_an_exact_teacher(order: str) -> None:
 @pytest.mark.slow
 @NEEDS_VECTORS
 def test_compiled_it_computes_the_same() -> None:
-    exact, ours = (iterations("teacher.float8=true", f"teacher.compile={compiled}") for compiled in ("false", "true"))
+    exact, ours = (
+        first_iteration("teacher.float8=true", f"teacher.compile={compiled}") for compiled in ("false", "true")
+    )
     assert_near(ours, exact)
 
 
