@@ -6,14 +6,13 @@ each on planes; AdamW as PyTorch makes it, and an average moved parameter by par
 """
 
 import math
-from typing import Any
 
 import torch
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ladd_dist.config import Config
+from ladd_dist.config import Config, OptimizerConfig
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.flow import TIMESTEP_SCALE, add_noise, choose_time, logit_normal, shifted_location
@@ -116,9 +115,10 @@ class PeerLoop:
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     @staticmethod
-    def _adamw(net: nn.Module, c: Any) -> torch.optim.Optimizer:
+    def _adamw(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+        b1, b2 = config.betas
         return torch.optim.AdamW(
-            net.parameters(), lr=c.lr, betas=tuple(c.betas), eps=c.eps, weight_decay=c.weight_decay
+            net.parameters(), lr=config.lr, betas=(b1, b2), eps=config.eps, weight_decay=config.weight_decay
         )
 
     def _keep(self, block: nn.Module, inputs: object, outputs: tuple[Tensor, Tensor]) -> None:

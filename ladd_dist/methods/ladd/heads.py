@@ -41,9 +41,9 @@ from ladd_dist.errors import LaddError
 _FREQUENCIES = 256
 
 Gradients = Literal["once", "twice", "inputs"]
-"""What may be differentiated: logits by features and weights; logits and the square of their gradient by features, as
-R1 does, by weights alone, for which the kernels have no formula; or logits by features alone, which spares the work on
-weights."""
+"""What may be differentiated: logits by features and weights; logits and the squared gradient by features, which R1
+asks for, by weights alone, which the kernels have no formula for; or logits by features alone, which spares the work
+on weights."""
 
 
 class GroupedConv(nn.Module):
