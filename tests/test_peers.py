@@ -11,7 +11,8 @@ from ladd_dist.errors import LaddError
 from ladd_dist.measuring.against_peers import Comparison, Sides, compare_with_peers
 
 # AdamW's own epsilon would make whole steps of the rounding of gradients that are zero.
-EXACT = [
+EXACT = ["student_optimizer.eps=1e-3", "head_optimizer.eps=1e-3"]
+SMALL = ["train.global_batch=4", "engine=local", "device=cpu"]
     "student_optimizer.eps=1e-3",
     "head_optimizer.eps=1e-3",
     "train.global_batch=4",

@@ -6,6 +6,7 @@ each on planes; AdamW as PyTorch makes it, and an average moved parameter by par
 """
 
 import math
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import Timesteps
@@ -50,14 +51,15 @@ class Head(nn.Module):
         def rows(stacked: Tensor) -> Tensor:
             return stacked.unflatten(0, (len(ours.taps), -1))[number]
 
-        project, conv1, norm1, _, conv2, norm2, _ = self.features
+        layers: Any = self.features
+        project, conv1, norm1, _, conv2, norm2, _ = layers
         project.weight.copy_(ours.project[number].mT[..., None, None])
         project.bias.copy_(ours.project_bias[number, 0])
         for mine, theirs in ((conv1, ours.conv1), (norm1, ours.norm1), (conv2, ours.conv2), (norm2, ours.norm2)):
             mine.weight.copy_(rows(theirs.weight))
             mine.bias.copy_(rows(theirs.bias))
         self.logit.weight.copy_(ours.logit[number].view_as(self.logit.weight))
-        self.logit.bias.copy_(ours.logit_bias[number])
+        self.logit.bias.fill_(ours.logit_bias[number])  # type: ignore[union-attr]
         self.condition.weight.copy_(rows(ours.embed.weight))
         self.condition.bias.copy_(rows(ours.embed.bias))
 
@@ -101,10 +103,15 @@ class PeerLoop:
     def __init__(self, config: Config, heads: DiscriminatorHeads, device: torch.device) -> None:
         dtype = compute_dtype(config)
         self.method = settings(config)
-        self.teacher = family_of(config.teacher.path).load(config.teacher.path, dtype).net.to(device)
-        self.teacher.eval().requires_grad_(False)
-        self.student = Start.of(config).load(torch.float32).net.train().to(device)
-        self.ema = Start.of(config).load(torch.float32).net.requires_grad_(False).to(device)
+        teacher, student, average = (
+            family_of(config.teacher.path).load(config.teacher.path, dtype),
+            Start.of(config).load(torch.float32),
+            Start.of(config).load(torch.float32),
+        )
+        # diffusers' own transformers, which is what peers call.
+        self.teacher: Any = teacher.to(device).eval().requires_grad_(False).net
+        self.student: Any = student.to(device).train().net
+        self.ema: Any = average.to(device).requires_grad_(False).net
         self.heads = Heads(heads).to(device)
         self.features: list[Tensor] = []
         for block in heads.taps:
@@ -145,7 +152,7 @@ class PeerLoop:
         """Update the heads, the student and its average."""
         return self._update_heads(sample) | self._update_student(sample)
 
-    def _run(self, net: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def _run(self, net: Any, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         velocity: Tensor = net(
             hidden_states=x.to(net.dtype),
             timestep=t * TIMESTEP_SCALE,
@@ -180,7 +187,7 @@ class PeerLoop:
             if weight:
                 scale = (sample.grid[0] * sample.grid[1]) ** 0.5
                 gradients = torch.autograd.grad(real_logits.sum() / scale, real, create_graph=True)
-                penalty = sum(g.square().sum() for g in gradients) / (len(real) * len(real[0]))
+                penalty = torch.stack([g.square().sum() for g in gradients]).sum() / (len(real) * len(real[0]))
         (loss + weight * penalty).backward()
         torch.nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
         self.heads_optimizer.step()
