@@ -13,12 +13,6 @@ from ladd_dist.measuring.against_peers import Comparison, Sides, compare_with_pe
 # AdamW's own epsilon would make whole steps of the rounding of gradients that are zero.
 EXACT = ["student_optimizer.eps=1e-3", "head_optimizer.eps=1e-3"]
 SMALL = ["train.global_batch=4", "engine=local", "device=cpu"]
-    "student_optimizer.eps=1e-3",
-    "head_optimizer.eps=1e-3",
-    "train.global_batch=4",
-    "engine=local",
-    "device=cpu",
-]
 
 
 def config(run_dir, *overrides):
