@@ -18,8 +18,9 @@ class TeacherConfig(Section):
     placement: Literal["replicate", "shard"] = "replicate"
     """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
     activation_checkpointing: bool = False
-    compile: bool = False
-    """torch.compile the blocks, once for all of one kind and for every aspect ratio."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile the blocks, once for all of one kind and for every aspect ratio; ``auto`` does it on a CPU, where
+    the run is long enough to earn it back. docs/speed.md has the measurements."""
     max_t5_tokens: Annotated[int, Field(ge=1, le=512)] = 256
     """T5 tokens appended to the 77 of CLIP; zeros where the teacher has no T5. The pipeline takes 512 at most."""
 
@@ -55,7 +56,8 @@ class StudentConfig(Section):
     """Train adapters on the frozen start instead of the whole network. If that is the teacher, it is kept once, and
     is student, teacher and backbone of the discriminator: the least memory."""
     activation_checkpointing: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
+    """As the teacher's."""
 
     @property
     def is_teachers_base(self) -> bool:
