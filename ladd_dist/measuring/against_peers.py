@@ -26,7 +26,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
 from ladd_dist.log import progress
-from ladd_dist.measuring.benchmark import seconds
+from ladd_dist.measuring.benchmark import seconds_of
 from ladd_dist.measuring.peers import PeerLoop
 from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.methods.ladd.sample import settings
@@ -165,8 +165,8 @@ def compare_with_peers(config: Config, world: World, rounds: int) -> Comparison:
     ours, theirs = list[float](), list[float]()
     bar = progress("rounds", rounds, unit="round", world=world)
     for _ in range(rounds):
-        ours.append(seconds(sides.ours, world))
-        theirs.append(seconds(sides.theirs, world))
+        ours.append(seconds_of(sides.ours, world))
+        theirs.append(seconds_of(sides.theirs, world))
         bar.update()
     bar.close()
     return Comparison(losses, start, ours, theirs)

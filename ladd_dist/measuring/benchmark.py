@@ -193,7 +193,7 @@ def take_turns(first: Iteration, second: Iteration, block: int, rounds: int, wor
     sums = []
     bar = progress("rounds", rounds, unit="round", world=world)
     for index in range(rounds + 1):
-        pairs = [(seconds(second, world), seconds(first, world)) for _ in range(block)]
+        pairs = [(seconds_of(second, world), seconds_of(first, world)) for _ in range(block)]
         if index:  # the first round warms up
             sums.append([sum(column) for column in zip(*pairs, strict=True)])
             bar.update()
@@ -203,7 +203,7 @@ def take_turns(first: Iteration, second: Iteration, block: int, rounds: int, wor
     return Ratio(first_ms, second_ms, second_ms / first_ms)
 
 
-def seconds(run: Iteration, world: World) -> float:
+def seconds_of(run: Iteration, world: World) -> float:
     """Time on a GPU; on the CPU this process's own seconds, which other processes do not lengthen."""
     cuda = world.device.type == "cuda"
     clock = time.perf_counter if cuda else time.process_time
