@@ -33,8 +33,9 @@ def test_both_loops_make_the_same_losses_and_weights_of_the_same_noise(tmp_path)
 def test_a_comparison_tells_the_median_of_its_rounds_and_is_recorded_whole(tmp_path):
     found = compare_with_peers(config(tmp_path, "train.precision=bf16"), ALONE, rounds=2)
     record = json.loads(json.dumps(found.record(config(tmp_path))))
+    assert record["compiled"] == []
     assert len(record["ours_ms"]) == len(record["peers_ms"]) == 2 and record["losses"].keys() == found.losses.keys()
-    ratios = Comparison({}, 0.0, [1.0, 2.0, 1.0], [1.5, 2.0, 1.4])
+    ratios = Comparison({}, [], 0.0, [1.0, 2.0, 1.0], [1.5, 2.0, 1.4])
     assert ratios.quartiles[1] == 1.4 and "1.400x" in str(ratios)
 
 

@@ -23,6 +23,7 @@ from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
+from ladd_dist.engines.compiled import is_compiled
 from ladd_dist.engines.ema import Ema
 from ladd_dist.errors import LaddError
 from ladd_dist.log import progress
@@ -41,12 +42,14 @@ class Comparison:
 
     Attributes:
         losses: of the first iteration, from equal weights with equal noise: ours and theirs by name.
+        compiled: which of our networks are.
         start: seconds of our first two iterations, in which what is compiled is compiled.
         ours: CPU seconds of an iteration, round by round; on a GPU seconds.
         theirs: of the peers', in the same rounds.
     """
 
     losses: dict[str, tuple[float, float]]
+    compiled: list[str]
     start: float
     ours: list[float]
     theirs: list[float]
@@ -86,7 +89,7 @@ class Comparison:
             "batch": config.train.global_batch,
             "bucket": config.synthesis.buckets[0],
             "precision": config.train.precision,
-            "compiled": [config.student.compile, config.teacher.compile],
+            "compiled": self.compiled,
             "r1_weight": settings(config).r1_weight,
             "losses": self.losses,
             "start_s": round(self.start, 1),
@@ -116,6 +119,8 @@ class Sides:
         self.batch, self.grid = drawn_batch(config, world.device)
         self.method = Ladd.build(config, world, Clock(world))
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
+        networks: dict[str, Any] = {"student": self.method.student.module} | self.method.frozen
+        self.compiled = [name for name, net in networks.items() if is_compiled(net.wrap_points()[0])]
         self.peers = PeerLoop(config, self.method.heads.module, world.device)  # type: ignore[arg-type]
         self._ours = self._theirs = 0
 
@@ -169,4 +174,4 @@ def compare_with_peers(config: Config, world: World, rounds: int) -> Comparison:
         theirs.append(seconds_of(sides.theirs, world))
         bar.update()
     bar.close()
-    return Comparison(losses, start, ours, theirs)
+    return Comparison(losses, sides.compiled, start, ours, theirs)
