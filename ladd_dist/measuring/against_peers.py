@@ -119,7 +119,7 @@ class Sides:
         self.batch, self.grid = drawn_batch(config, world.device)
         self.method = Ladd.build(config, world, Clock(world))
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
-        networks: dict[str, Any] = {"student": self.method.student.module} | self.method.frozen
+        networks: dict[str, Any] = {"student": self.method.student.module, **self.method.frozen}
         self.compiled = [name for name, net in networks.items() if is_compiled(net.wrap_points()[0])]
         self.peers = PeerLoop(config, self.method.heads.module, world.device)  # type: ignore[arg-type]
         self._ours = self._theirs = 0
