@@ -74,7 +74,7 @@ class Comparison:
         """All of it with the command, the machine, how busy that is, and what the networks are."""
         teacher = meta_backbone(config.teacher.path)
         describe = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(describe, capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
+        commit = subprocess.run(describe, capture_output=True, encoding="utf-8", check=False)  # noqa: S603
         return {
             "command": " ".join(["python", *sys.argv]),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
