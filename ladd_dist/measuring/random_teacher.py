@@ -11,7 +11,6 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from ladd_dist.config.arguments import as_count, as_path
-from ladd_dist.models.sd3.configs import load_config
 
 _FROM = Path("ladd_dist/digits/teacher")
 _HEAD = 64
@@ -22,7 +21,8 @@ def random_teacher(blocks: int, width: int, folder: Path) -> None:
     shutil.copytree(_FROM, folder, ignore=shutil.ignore_patterns("transformer"))
     sizes = {"num_layers": blocks, "num_attention_heads": width // _HEAD, "attention_head_dim": _HEAD}
     torch.manual_seed(0)
-    config = load_config(_FROM) | sizes | {"caption_projection_dim": width}
+    config = SD3Transformer2DModel.load_config(_FROM, subfolder="transformer") | sizes
+    config["caption_projection_dim"] = width
     SD3Transformer2DModel.from_config(config).save_pretrained(folder / "transformer")
 
 
