@@ -113,6 +113,8 @@ class Sides:
         for key, value in {"loss": "hinge", "distillation_weight": 0, "mismatched_weight": 0}.items():
             if getattr(method, key) != value:
                 raise LaddError(f"the peers' loop has no other loss: set method.{key}={value}")
+        if config.discriminator.convolve != "grid":
+            raise LaddError("the peers' loop has heads on planes: set discriminator.convolve=grid")
         if config.train.micro_batch not in (None, config.train.global_batch):
             raise LaddError("the peers' loop takes a batch at once: leave train.micro_batch out")
         self.config, self.world = config, world
