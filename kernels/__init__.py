@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kernels.heads.op import grouped_heads as grouped_heads
     from kernels.heads.projection import project_tokens as project_tokens
     from kernels.heads.reference import grouped_heads_reference as grouped_heads_reference
+    from kernels.heads.slope import grouped_heads_slope as grouped_heads_slope
     from kernels.heads.weights import HEAD_WIDTH_STEP as HEAD_WIDTH_STEP
     from kernels.heads.weights import HeadWeights as HeadWeights
     from kernels.hinge.op import hinge_per_head as hinge_per_head
@@ -46,6 +47,7 @@ _EXPORTS: dict[str, str] = {
     "grouped_heads": "heads.op",
     "project_tokens": "heads.projection",
     "grouped_heads_reference": "heads.reference",
+    "grouped_heads_slope": "heads.slope",
     "HEAD_WIDTH_STEP": "heads.weights",
     "HeadWeights": "heads.weights",
     "hinge_per_head": "hinge.op",

@@ -1,23 +1,26 @@
-"""Measure the training step: what the trainer adds to the mathematics, the fake pass, the traffic."""
+"""Measure the training step: beside peers' loops and the mathematics alone, the fake pass, the traffic."""
 
 import json
 from dataclasses import asdict
 
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.config.arguments import as_count
+from ladd_dist.config.arguments import as_count, as_path
 from ladd_dist.log import log
+from ladd_dist.measuring.against_peers import compare_with_peers
 from ladd_dist.measuring.benchmark import measure_traffic, order, overhead
 from ladd_dist.measuring.iteration import measure_iteration
 
 _DESCRIPTION = """\
-Measure the training step, as ratios within one run. But for iteration the dataset must be there
+Measure the training step, as ratios within one run. But for peers and iteration the dataset must be there
 (launchers/synthesize.py).
 
+  peers     the loop of public trainers against ours, on a drawn batch: docs/speed.md
   step      the trainer's whole iteration against the bare mathematics, in one process
   order     the two-pass order against the shared fake pass
   iteration seconds by phase and memory of an iteration on random weights, as JSON; needs no dataset
   traffic   calls and bytes of every collective of an iteration, against theory; start with torchrun or deepspeed
 
+  python launchers/bench.py --config configs/tiny_cpu.yaml --what peers --rounds 30 run_dir=runs/bench
   python launchers/bench.py --config configs/tiny_cpu.yaml --what step run_dir=runs/bench
   torchrun --nproc-per-node 2 launchers/bench.py --config configs/tiny_cpu.yaml --what traffic engine=fsdp2
 """
@@ -28,6 +31,14 @@ def main(launch: Launch) -> None:
     # Alone: no page is drawn beside what is measured.
     tracking = launch.config.tracking.model_copy(update={"page_every": 0.0})
     config, world, rounds = launch.config.model_copy(update={"tracking": tracking}), launch.world, launch.args.rounds
+    if launch.args.what == "peers":
+        found = compare_with_peers(config, world, rounds)
+        for name, (ours, theirs) in found.losses.items():
+            log(f"{name} of the first iteration: ours {ours:.7g}, peers {theirs:.7g}")
+        log(f"our first two iterations took {found.start:.1f} s; after that {found}")
+        if launch.args.json:
+            launch.args.json.write_text(json.dumps(found.record(config), indent=1) + "\n", encoding="utf-8")
+        return
     if launch.args.what == "iteration":
         print(json.dumps(asdict(measure_iteration(config, world, rounds))))
         return
@@ -46,7 +57,8 @@ def main(launch: Launch) -> None:
 if __name__ == "__main__":
     command = parser(_DESCRIPTION)
     command.add_argument(
-        "--what", choices=("step", "order", "iteration", "traffic"), required=True, help="what to measure"
+        "--what", choices=("peers", "step", "order", "iteration", "traffic"), required=True, help="what to measure"
     )
     command.add_argument("--rounds", type=as_count, default=10, help="rounds of iterations that take turns")
+    command.add_argument("--json", type=as_path, metavar="FILE", help="of peers: write every round here")
     run(command, main, holds="run_dir")

@@ -1,5 +1,7 @@
 import json
 import math
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from kernels import measured
 from ladd_dist.config import DiscriminatorConfig
 from ladd_dist.errors import LaddError
 from ladd_dist.methods.ladd.heads import DiscriminatorHeads, choose_heads
+from ladd_dist.methods.ladd.losses import r1_penalty
 
 CONFIG = DiscriminatorConfig(width=16, out_width=8, groups=4, cond_width=12)
 
@@ -78,8 +81,34 @@ def test_heads_and_samples_do_not_see_one_another():
     assert changed.tolist() == [[False, False], [True, False], [False, False]]
 
 
+def test_r1_is_the_squared_gradient_of_each_sample_by_each_heads_features():
+    """And its gradient by the weights, against autograd's of one head and sample after the other."""
+    module, inputs = heads(), [f.requires_grad_() for f in features(grid=(3, 5))]
+    logits, slopes = module(inputs, (3, 5), T, POOLED, 0, "twice")
+    penalty = r1_penalty(slopes, logits[0, 0].numel())
+    plain, total = module(inputs, (3, 5), T, POOLED), 0
+    for head, sample in product(range(3), range(2)):
+        mean = plain[head, sample].sum() / 15**0.5
+        (gradient,) = torch.autograd.grad(mean, inputs[head], create_graph=True)
+        total = total + gradient.square().sum() / 6
+    close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-5)
+    close((logits, penalty), (plain, total))
+    by_weights = partial(
+        torch.autograd.grad, inputs=[*module.parameters()], retain_graph=True, materialize_grads=True
+    )
+    close(by_weights(penalty), by_weights(total))
+
+
+def test_r1_of_features_in_bf16_is_summed_in_fp32():
+    with torch.autocast("cpu", torch.bfloat16):
+        _, slopes = heads()([f.bfloat16() for f in features()], (3, 5), T, POOLED, 0, "twice")
+    _, exact = heads()([f.bfloat16().float() for f in features()], (3, 5), T, POOLED, 0, "twice")
+    assert slopes.dtype == torch.float32
+    torch.testing.assert_close(slopes, exact, rtol=0.1, atol=0)
+
+
 def test_convolutions_see_true_neighbours_not_row_ends(monkeypatch):
-    monkeypatch.setattr("kernels.heads.reference._normalised", lambda y, *_: (y,))  # norms see the whole grid
+    monkeypatch.setattr("kernels.heads.reference._normalised", lambda y, *_: (y, y, y))  # norms see the whole grid
     module, inputs = heads(), features(grid=(6, 6))
     before = module(inputs, (6, 6), T, POOLED)
     inputs[0][:, 2 * 6 + 5] += 1.0  # row 2, last column

@@ -97,6 +97,21 @@ def test_a_second_derivative_of_the_operation_is_refused_and_the_reference_has_o
     assert torch.autograd.grad(gradient.square().sum(), x)[0].abs().max() > 0
 
 
+def test_the_gradient_by_the_tokens_and_what_it_depends_on_equal_autograds():
+    """In float64: R1's penalty by tokens and every weight but the last bias, which it does not depend on."""
+    x, weights = problem(3, 2, (3, 5), 16, 32, torch.float64)
+    weights = kernels.HeadWeights(*(w.double() for w in weights))
+    leaves = [x, *weights[:-1]]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    logits = kernels.grouped_heads_reference(x, weights, 4)
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    want = torch.autograd.grad(gradient.square().sum() + logits.square().sum(), leaves)
+    again, slope = kernels.grouped_heads_slope(x, weights, 4)
+    torch.testing.assert_close((again, slope), (logits, gradient))
+    torch.testing.assert_close(torch.autograd.grad(slope.square().sum() + again.square().sum(), leaves), want)
+
+
 def broken(**changes):
     x, weights = problem(2, 1, (4, 4), 32, 16)
     return changes.pop("x", x), weights._replace(**changes), 4

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kernels import hinge_per_head
-from ladd_dist.methods.ladd.losses import LOSSES, adversarial_loss, distillation, r1_penalty
+from ladd_dist.methods.ladd.losses import LOSSES, adversarial_loss, distillation
 
 ROLES = ("real", "fake", "generator")
 
@@ -69,42 +69,3 @@ def test_the_generators_gradient_does_not_vanish_where_it_wins():
     fake = torch.full((1, 1, 2, 2), 5.0, requires_grad=True)
     hinge(fake, "generator").backward()
     assert (fake.grad == -0.25).all()
-
-
-def _toy_heads(inputs, weights):
-    """Two heads that mix neighbours nonlinearly: (B, N, C) -> (B, H, W) each."""
-    return torch.stack([torch.tanh(x @ w).cumsum(1).view(len(x), 2, 3) for x, w in zip(inputs, weights, strict=True)])
-
-
-def test_r1_against_one_gradient_per_head_and_sample():
-    torch.manual_seed(0)
-    inputs = [torch.randn(4, 6, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    weights = [torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    penalty = r1_penalty(_toy_heads(inputs, weights), inputs)
-
-    total = torch.zeros((), dtype=torch.float64)
-    for head in range(2):
-        for sample in range(4):
-            x = inputs[head][sample : sample + 1].detach().requires_grad_()
-            logits = _toy_heads([x], [weights[head]])
-            (g,) = torch.autograd.grad(logits.sum() / 6**0.5, x, create_graph=True)
-            total = total + (g**2).sum()
-    torch.testing.assert_close(penalty, total / 8)
-    expected = torch.autograd.grad(total / 8, weights)
-    torch.testing.assert_close(torch.autograd.grad(penalty, weights), expected)
-
-
-def test_r1_gradient_against_finite_differences():
-    torch.manual_seed(1)
-    inputs = [torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)]
-    weights = [torch.randn(3, dtype=torch.float64, requires_grad=True)]
-    assert torch.autograd.gradcheck(lambda w: r1_penalty(_toy_heads(inputs, [w]), inputs), weights)
-
-
-def test_r1_of_features_in_bf16_is_summed_in_fp32():
-    """Many equal squares: a bf16 sum would have eight bits of them."""
-    x = torch.ones(1, 4, 1000, dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.full((1000,), 1.0, requires_grad=True)
-    penalty = r1_penalty((x @ weight.bfloat16()).float().view(1, 1, 2, 2), [x])
-    assert penalty.dtype == torch.float32 and penalty.item() == 1000.0
-    assert torch.autograd.grad(penalty, weight)[0].tolist() == [2.0] * 1000

@@ -3,6 +3,8 @@
 Shapes as PyTorch's convolutions have them: planes ``(B, G*K, H, W)``.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,12 +24,35 @@ def grouped_heads_reference(x: Tensor, weights: HeadWeights, groups: int) -> Ten
     GPU convolutions get their input channels-last, which is where cuDNN is fast; on a CPU grouped convolutions are
     faster on planes (see docs/log.md).
     """
+    return heads_forward(x, weights, groups).logits
+
+
+class HeadsForward(NamedTuple):
+    """What a forward pass makes: of each layer the norm's input and output, planes ``(B, G*K, H, W)`` in at least
+    fp32, and the norm's moments, mean and inverse deviation of each group.
+    """
+
+    y1: Tensor
+    n1: Tensor
+    moments1: tuple[Tensor, Tensor]
+    y2: Tensor
+    n2: Tensor
+    moments2: tuple[Tensor, Tensor]
+    logits: Tensor
+
+
+def heads_forward(x: Tensor, weights: HeadWeights, groups: int) -> HeadsForward:
+    """See `grouped_heads_reference`."""
     heads = x.shape[0]
     first, second = (tuple(weights)[i : i + 4] for i in (0, 4))
-    h1 = F.leaky_relu(_normalised(_convolved(_planes(x), first, heads), first, heads * groups)[0], SLOPE)
-    h2 = F.leaky_relu(_normalised(_convolved(h1.to(x.dtype), second, heads), second, heads * groups)[0], SLOPE)
+    y1 = _norm_input(_convolved(_planes(x), first, heads))
+    n1, mean1, rstd1 = _normalised(y1, first, heads * groups)
+    y2 = _norm_input(_convolved(F.leaky_relu(n1, SLOPE).to(x.dtype), second, heads))
+    n2, mean2, rstd2 = _normalised(y2, second, heads * groups)
+    h2 = F.leaky_relu(n2, SLOPE)
     logits = torch.einsum("bgnhw,gbn->gbhw", h2.unflatten(1, (heads, -1)), weights.logit)
-    return (logits + weights.logit_bias.view(-1, 1, 1, 1)).contiguous()
+    logits = (logits + weights.logit_bias.view(-1, 1, 1, 1)).contiguous()
+    return HeadsForward(y1, n1, (mean1, rstd1), y2, n2, (mean2, rstd2), logits)
 
 
 def reference_gradients(

@@ -18,8 +18,9 @@ class TeacherConfig(Section):
     placement: Literal["replicate", "shard"] = "replicate"
     """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
     activation_checkpointing: bool = False
-    compile: bool = False
-    """torch.compile the blocks, once for all of one kind and for every aspect ratio."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile the blocks, once for all of one kind and for every aspect ratio; ``auto`` does it on a CPU, where
+    the run is long enough to earn it back. docs/speed.md has the measurements."""
     float8: bool = False
     """Hold the linear layers that every token passes in 8 bits and multiply in 8 bits, forward and backward: a third
     less memory, and tensor cores of twice the speed (capability 8.9 and up). Not where it is sharded."""
@@ -58,7 +59,8 @@ class StudentConfig(Section):
     """Train adapters on the frozen start instead of the whole network. If that is the teacher, it is kept once, and
     is student, teacher and backbone of the discriminator: the least memory."""
     activation_checkpointing: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
+    """As the teacher's."""
 
     @property
     def is_teachers_base(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ladd_dist.distributed.allocator import keep_freed
 from ladd_dist.distributed.connection import connect
 from ladd_dist.distributed.rendezvous import fresh
 from ladd_dist.distributed.tasks import group_variables
@@ -128,6 +129,7 @@ def start(device: str = "auto") -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "cpu" or not torch.cuda.is_available():
         chosen, backend = torch.device("cpu"), "gloo"
+        keep_freed()
     else:
         # Slurm may show each task its own GPU alone, which then is the first one.
         chosen, backend = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0), "nccl"

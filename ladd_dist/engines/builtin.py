@@ -99,7 +99,8 @@ def _check_zero3(config: Config) -> None:
     if config.student_optimizer.state == "8bit":
         reason = "offloads only fp32 state" if config.zero3.offload != "none" else "partitions only fp32 state"
         raise LaddError(f"student_optimizer.state=8bit: engine=zero3 {reason}; set fp32, or engine=fsdp2")
-    if config.student.compile or (config.teacher.compile and config.teacher.placement == "shard"):
+    asked = config.student.compile is True, config.teacher.compile is True and config.teacher.placement == "shard"
+    if any(asked):
         raise LaddError("compile=true: the hooks of engine=zero3 cannot be compiled; set engine=fsdp2")
 
 

@@ -18,6 +18,11 @@ _VECTOR_BITS = {"AVX512": 512, "AVX2": 256, "DEFAULT": 1}
 """Of what PyTorch's own kernels use here, as `ATEN_CPU_CAPABILITY` may have limited it."""
 
 
+def is_compiled(block: nn.Module) -> bool:
+    """Whether `compile_blocks` had it."""
+    return "forward" in vars(block)
+
+
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Have each block's forward compiled when it first runs, together with all blocks of the same shapes.
 

@@ -32,7 +32,8 @@ class ReplicatedEngine(Engine):
             return self.module(*inputs, **options)
 
     def step(self, lr: float) -> Tensor:
-        gradients = {n: p.grad.view(-1) for n, p in self.module.named_parameters() if p.grad is not None}
+        found = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+        gradients = {name: g if g.ndim == 1 else g.view(-1) for name, g in found.items()}
         self.world.mean_(list(gradients.values()))
         norm = self._optimizer.step(gradients, lr)
         self.module.zero_grad()

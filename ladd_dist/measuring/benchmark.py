@@ -24,7 +24,6 @@ from ladd_dist.engines.registry import engine_entry
 from ladd_dist.errors import LaddError
 from ladd_dist.log import progress
 from ladd_dist.methods.base import STUDENT, Method, Metrics
-from ladd_dist.methods.ladd.heads import Gradients
 from ladd_dist.methods.ladd.losses import adversarial_loss, r1_penalty
 from ladd_dist.methods.ladd.method import make_heads
 from ladd_dist.methods.ladd.sample import Sample, settings
@@ -84,13 +83,13 @@ class BareStep:
         with torch.no_grad():
             x_r = add_noise(batch.latents, draws.real_noise, sample.r)
             real = self.teacher(x_r, sample.r, batch.cond, taps)
-        real = [f.requires_grad_(self.r1_weight > 0) for f in real]
-        gradients: Gradients = "twice" if self.r1_weight else "once"
-        d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled, 0, gradients)
+        d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled, 0, "twice" if self.r1_weight else "once")
+        if self.r1_weight:
+            d_real, slopes = d_real
         d_fake = self.heads([f.detach() for f in fake], sample.grid, sample.s, batch.cond.pooled)
         loss = adversarial_loss(d_real, "real").loss.mean() + adversarial_loss(d_fake, "fake").loss.mean()
         if self.r1_weight:
-            loss = loss + self.r1_weight * r1_penalty(d_real, real)
+            loss = loss + self.r1_weight * r1_penalty(slopes, d_real[0, 0].numel())
         loss.backward()
         self._update(0)
         d_fake = self.heads(fake, sample.grid, sample.s, batch.cond.pooled, 0, "inputs")
@@ -194,7 +193,7 @@ def take_turns(first: Iteration, second: Iteration, block: int, rounds: int, wor
     sums = []
     bar = progress("rounds", rounds, unit="round", world=world)
     for index in range(rounds + 1):
-        pairs = [(_seconds(second, world), _seconds(first, world)) for _ in range(block)]
+        pairs = [(seconds_of(second, world), seconds_of(first, world)) for _ in range(block)]
         if index:  # the first round warms up
             sums.append([sum(column) for column in zip(*pairs, strict=True)])
             bar.update()
@@ -204,7 +203,7 @@ def take_turns(first: Iteration, second: Iteration, block: int, rounds: int, wor
     return Ratio(first_ms, second_ms, second_ms / first_ms)
 
 
-def _seconds(run: Iteration, world: World) -> float:
+def seconds_of(run: Iteration, world: World) -> float:
     """Time on a GPU; on the CPU this process's own seconds, which other processes do not lengthen."""
     cuda = world.device.type == "cuda"
     clock = time.perf_counter if cuda else time.process_time

@@ -9,6 +9,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.log import log
+from ladd_dist.methods.compiling import compiles
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.start import Start
@@ -18,20 +19,22 @@ from ladd_dist.models.weights import FolderWeights
 def student_blueprint(config: Config, world: World) -> Blueprint:
     """The student as it starts, see `Start`. What is trained of it is fp32."""
     start, dtype = Start.of(config), compute_dtype(config)
-    put_attention = pick_attention(config, "student", start.folder, config.student.compile, world)
+    compiled = compiles(config, "student", start.on_meta(), world)
+    put_attention = pick_attention(config, "student", start.folder, compiled, world)
 
     def make() -> Backbone:
         net = start.make(dtype, config.student.activation_checkpointing)
         put_attention(net)
         return net.train()
 
-    return Blueprint(make, start.weights(), dtype, config.student.compile)
+    return Blueprint(make, start.weights(), dtype, compiled)
 
 
 def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprint:
     """The frozen teacher up to a block, in the compute dtype: it gives features and no velocity."""
     dtype, folder = compute_dtype(config), config.teacher.path
-    put_attention = pick_attention(config, "teacher", folder, config.teacher.compile, world)
+    compiled = compiles(config, "teacher", meta_backbone(folder), world)
+    put_attention = pick_attention(config, "teacher", folder, compiled, world)
 
     def make() -> Backbone:
         net = family_of(folder).make(folder, dtype, config.teacher.activation_checkpointing)
@@ -40,7 +43,7 @@ def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprin
         return net.requires_grad_(False).eval()
 
     finish = _to_float8 if config.teacher.float8 else None
-    return Blueprint(make, FolderWeights(folder), dtype, config.teacher.compile, finish)
+    return Blueprint(make, FolderWeights(folder), dtype, compiled, finish)
 
 
 def _to_float8(network: nn.Module) -> None:

@@ -196,17 +196,19 @@ class Costs:
         features = [torch.empty(size, dtype=self._dtype) for _ in range(count)]
         by_inputs = passed.gradient == "inputs"
         for each in features:
-            each.requires_grad_(by_inputs or passed.twice)
+            each.requires_grad_(by_inputs)
         gradients = "inputs" if by_inputs else "twice" if passed.twice else "once"
         with gradients_dropped(net), self._autocast(), _counted() as counter:
             logits = net(features, self.grid, t, cond.pooled, 0, gradients)
+            if passed.twice:
+                logits, slopes = logits
             forward, kept = counter.work, counter.alive
             forward_peak = counter.peak
             counter.forget_peak()
             if by_inputs:
                 torch.autograd.grad(logits.sum(), features)
             else:
-                loss = logits.sum() + r1_penalty(logits, features) if passed.twice else logits.sum()
+                loss = logits.sum() + r1_penalty(slopes, 1) if passed.twice else logits.sum()
                 loss.backward()
             backward = counter.work + forward * -1
         groups = self.heads / count

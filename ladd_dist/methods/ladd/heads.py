@@ -30,6 +30,7 @@ from kernels import (
     fastest,
     grouped_heads,
     grouped_heads_reference,
+    grouped_heads_slope,
     project_tokens,
     triton_obstacle,
 )
@@ -40,8 +41,9 @@ from ladd_dist.errors import LaddError
 _FREQUENCIES = 256
 
 Gradients = Literal["once", "twice", "inputs"]
-"""What may be differentiated: logits by features and weights; those gradients once more, as R1 does, for which the
-kernels have no formula; or logits by features alone, which spares the work on weights."""
+"""What may be differentiated: logits by features and weights; logits and the squared gradient by features, which R1
+asks for, by weights alone, which the kernels have no formula for; or logits by features alone, which spares the work
+on weights."""
 
 
 class GroupedConv(nn.Module):
@@ -115,7 +117,7 @@ class DiscriminatorHeads(nn.Module):
         pooled: Tensor,
         first: int = 0,
         gradients: Gradients = "once",
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Judge features with all heads, or with the few that they belong to.
 
         Args:
@@ -127,7 +129,7 @@ class DiscriminatorHeads(nn.Module):
             gradients: see `Gradients`.
 
         Returns:
-            Logits ``(len(features), B, H, W)``, fp32.
+            Logits ``(len(features), B, H, W)``, fp32; ``twice`` also `_squared_slope` of each head and sample.
         """
         if features[0].shape[1] != grid[0] * grid[1]:
             raise ValueError(f"{features[0].shape[1]} tokens do not fill a {grid[0]}x{grid[1]} grid")
@@ -139,7 +141,10 @@ class DiscriminatorHeads(nn.Module):
         x_GBNK = project_tokens(features, project_weight, project_bias, _compute_dtype(features[0]))
         with torch.autocast(x_GBNK.device.type, enabled=False):
             x_GBHWK = x_GBNK.unflatten(2, grid if self.on_grid else (1, -1))
-            if self.implementation == "reference" or gradients == "twice":
+            if gradients == "twice":
+                logits, slope = grouped_heads_slope(x_GBHWK, weights, self.groups)
+                return logits.flatten(2).unflatten(2, grid), _squared_slope(slope, project_weight)
+            if self.implementation == "reference":
                 logits = grouped_heads_reference(x_GBHWK, weights, self.groups)
             else:
                 logits = grouped_heads(x_GBHWK, weights, self.groups, "triton")
@@ -162,6 +167,17 @@ class DiscriminatorHeads(nn.Module):
         shared = self.embed_time(waves) + self.embed_pooled(pooled.to(waves.dtype))
         embedded = self.embed(F.silu(shared)).unflatten(1, self.logit.shape)
         return embedded / math.sqrt(self.logit.shape[1])
+
+
+def _squared_slope(slope_GBHWK: Tensor, project_GDK: Tensor) -> Tensor:
+    """Square of the gradient of each sample's logits, all positions together, by the features ``(G, B)``, fp32.
+
+    From the gradient g by the projected tokens, ``|g P'|^2 = g (P' P) g``: nothing of the features' size is made.
+    """
+    exact = torch.promote_types(slope_GBHWK.dtype, torch.float32)
+    g = slope_GBHWK.flatten(2, 3).flatten(1, 2).to(exact)
+    gram = project_GDK.mT @ project_GDK
+    return (torch.bmm(g, gram) * g).view(*slope_GBHWK.shape[:2], -1).sum(2)
 
 
 def _parameters(conv: GroupedConv, norm: nn.GroupNorm) -> tuple[Tensor, ...]:

@@ -61,27 +61,21 @@ def adversarial_loss(logits: Tensor, role: Role, name: str = "hinge", fused: boo
     return PerHead(LOSSES[name](x, role).mean(1), x.detach().mean(1), right.to(x.dtype).mean(1))
 
 
-def r1_penalty(logits: Tensor, head_inputs: list[Tensor]) -> Tensor:
+def r1_penalty(squared_slopes: Tensor, positions: int) -> Tensor:
     """Gradient penalty: squared gradient of each sample's mean logit by its head inputs, mean over samples and heads.
 
     R1 (Mescheder et al. 2018, arXiv 1801.04406) with the head inputs in the place of the image: the double
     backward passes through the small heads only, never through the frozen teacher.
 
     Args:
-        logits: ``(heads, B, H, W)`` logits of the real features.
-        head_inputs: one ``(B, N, C)`` tensor per head, requiring gradients.
+        squared_slopes: ``(heads, B)``, of the sum of each sample's logits.
+        positions: of its logits, by whose root the sum is divided: the penalty then does not depend on the image's
+            size while positions react to their own neighbourhood.
 
     Returns:
-        Scalar in at least fp32, differentiable by the heads' parameters.
+        Scalar, differentiable by the heads' parameters.
     """
-    heads, batch = logits.shape[:2]
-    # Heads and samples do not see one another, so one gradient of the sum holds each pair's own. A sample's
-    # logit is its sum over positions divided by sqrt(positions): the penalty then does not depend on the
-    # image's size while positions react to their own neighbourhood.
-    positions = logits[0, 0].numel()
-    grads = torch.autograd.grad(logits.sum() / positions**0.5, head_inputs, create_graph=True)
-    exact = torch.promote_types(grads[0].dtype, torch.float32)
-    return torch.stack([g.square().sum(dtype=exact) for g in grads]).sum() / (heads * batch)
+    return squared_slopes.mean() / positions
 
 
 def distillation(x0_hat: Tensor, x0: Tensor, t: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ without graph, the heads get their gradients group by group while it runs, and o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -205,12 +206,15 @@ class LaddStep:
             features: one ``(B, N, D)`` for each of consecutive heads, the first of which has the number ``first``.
         """
         weight = self.method.r1_weight if term.role == "real" else 0.0
-        features = [f.requires_grad_(weight > 0) for f in features]
         self.clock.mark("head forward")
-        gradients = "twice" if weight > 0 else "once"
-        logits = self.heads(features, sample.grid, term.level, term.cond.pooled, first, gradients)
+        judge = partial(self.heads, features, sample.grid, term.level, term.cond.pooled, first)
+        if weight:
+            logits, squared_slopes = judge("twice")
+            r1 = r1_penalty(squared_slopes, logits[0, 0].numel())
+        else:
+            logits = judge()
+            r1 = logits.new_zeros(())
         result = self.loss(logits, term.role)
-        r1 = r1_penalty(logits, features) if weight > 0 else torch.zeros_like(result.loss[0])
         loss = (result.loss.mean() + weight * r1) * (len(features) / len(self.taps))
         self.clock.mark("head backward")
         self.heads.backward(share * loss * nan_unless_finite(loss))
