@@ -24,7 +24,7 @@ from ladd_dist.models.registry import family_of
 from ladd_dist.models.weights import unread
 from ladd_dist.planning.dry_run.device import Wait, on_fake_device
 from ladd_dist.planning.memory import StateBytes, expected_state
-from ladd_dist.planning.traffic import Traffic, TrafficCounter
+from ladd_dist.planning.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
             ema = Ema(method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
             resident = device.memory.live
             device.memory.peaks.clear()
+            device.traffic.seen.clear()
             device.waits.clear()  # a start may wait
-            with TrafficCounter() as traffic:
-                for index, bucket in enumerate(buckets):
-                    samples = [_sample(config, world, method, bucket, index)] * min(micro_batches, accumulation)
-                    method.iteration(index, samples)
-                    ema.update(index)
+            for index, bucket in enumerate(buckets):
+                samples = [_sample(config, world, method, bucket, index)] * min(micro_batches, accumulation)
+                method.iteration(index, samples)
+                ema.update(index)
         networks = method_of(config).networks(config)
         modules = {**networks.trained, **networks.frozen}
         return DryRun(
@@ -91,7 +91,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
             expected_state(config, size),
             resident,
             dict(device.memory.peaks),
-            dict(traffic.seen),
+            dict(device.traffic.seen),
             list(device.waits),
             min(micro_batches, accumulation),
             accumulation,
