@@ -115,8 +115,8 @@ class FakeDevice(TorchDispatchMode):
         if _has_real(args) or _has_real(kwargs.values()):
             args, kwargs = tree_map(self._as_fake, (args, kwargs))
         try:
-            # What an operator would come to within the mode; to enter it takes longer than the operator.
-            result = self._fake.__torch_dispatch__(func, types, args, kwargs)
+            # What an operator comes to within the mode; to enter it takes longer than the operator itself.
+            result = self._fake.dispatch(func, types, args, kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
             raise LaddError(f"{caller()}: {func} waits for the device and its result has no shape before") from None
         self.memory.see(self._phase(), result)
