@@ -1,7 +1,7 @@
 """A start and an iteration on fake ranks, by the code that trains, and what was counted on the way."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +16,13 @@ from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.build import check_launch
 from ladd_dist.engines.ema import Ema
-from ladd_dist.errors import LaddError
 from ladd_dist.methods.base import Method
 from ladd_dist.methods.networks import meta_backbone
 from ladd_dist.methods.registry import build_method, method_of
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.weights import unread
 from ladd_dist.planning.dry_run.device import Wait, on_fake_device
+from ladd_dist.planning.dry_run.zero3 import agreeing_ranks
 from ladd_dist.planning.memory import StateBytes, expected_state
 from ladd_dist.planning.traffic import Traffic
 
@@ -65,10 +65,6 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
         LaddError: for what would have failed on a GPU, as far as this project says it itself.
         RuntimeError: as torch raises it, such as for tensors on different devices.
     """
-    if config.engine == "zero3":
-        raise LaddError(
-            "--dry-run: engine=zero3 compares numbers between ranks, and fake ones have none: set engine=fsdp2"
-        )
     accumulation = config.accumulation(size)
     with _ranks(config, size) as world:
         check_launch(config, world)
@@ -109,7 +105,8 @@ def _ranks(config: Config, size: int) -> Iterator[World]:
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
     try:
-        yield world
+        with agreeing_ranks() if config.engine == "zero3" else nullcontext():
+            yield world
     finally:
         dist.destroy_process_group()
 
