@@ -51,7 +51,7 @@ def run_dry(config: Config, args: argparse.Namespace) -> None:
     from ladd_dist.log import log, warn
     from ladd_dist.models.folder import weight_files
     from ladd_dist.planning.dry_run.run import dry_run
-    from ladd_dist.planning.dry_run.summary import summary
+    from ladd_dist.planning.dry_run.summary import offloaded, summary
     from ladd_dist.planning.networks import check_networks
 
     if config.device == "cpu":
@@ -65,8 +65,10 @@ def run_dry(config: Config, args: argparse.Namespace) -> None:
     else:
         check_networks(config)
         log("teacher, student and buckets fit one another")
+    if config.engine == "zero3" and config.zero3.offload != "none":
+        print(offloaded(config, args.dry_run))
+        return
     buckets = [Bucket.parse(name) for name in config.synthesis.buckets]
     largest = max(buckets, key=lambda bucket: bucket.height * bucket.width).name
-    print(
-        summary(dry_run(config, args.dry_run, [largest], _MICRO_BATCHES), fake_card(args.gpu), largest, args.dry_run)
-    )
+    seen = dry_run(config, args.dry_run, [largest], _MICRO_BATCHES)
+    print(summary(config, seen, fake_card(args.gpu), largest, args.dry_run))

@@ -66,7 +66,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
         RuntimeError: as torch raises it, such as for tensors on different devices.
     """
     accumulation = config.accumulation(size)
-    with _ranks(config, size) as world:
+    with ranks(config, size) as world:
         check_launch(config, world)
         clock = Clock(world)
         with unread(), on_fake_device(lambda: clock.phase) as device:
@@ -95,7 +95,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
 
 
 @contextmanager
-def _ranks(config: Config, size: int) -> Iterator[World]:
+def ranks(config: Config, size: int) -> Iterator[World]:
     """Rank 0 among others that are not there: their collectives change nothing."""
     world = World(0, size, 0, torch.device("cuda", 0))
     if size == 1 and config.engine == "local":
