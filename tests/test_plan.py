@@ -32,7 +32,7 @@ def tiny(*overrides):
 @pytest.fixture(scope="module")
 def costs():
     config = tiny()
-    return Costs(config, largest_bucket(config))
+    return Costs(config, largest_bucket(config), CARDS["H100"].device)
 
 
 def test_an_unknown_card_is_refused_with_the_known_ones_and_a_way_out():

@@ -63,7 +63,7 @@ def trained(config, costs):
 @pytest.mark.parametrize("overrides", CASES, ids=lambda o: " ".join(o) or "default")
 def test_a_whole_iteration_does_and_holds_what_its_passes_add_up_to(overrides):
     config = small(*overrides)
-    costs = Costs(config, BUCKET)
+    costs = Costs(config, BUCKET, "cpu")
     method, sample = trained(config, costs)
     with Counter() as counter:
         method.iteration(0, [sample])
@@ -78,7 +78,7 @@ def test_a_whole_iteration_does_and_holds_what_its_passes_add_up_to(overrides):
 @pytest.fixture(scope="module")
 def plain():
     config = small()
-    costs = Costs(config, BUCKET)
+    costs = Costs(config, BUCKET, "cpu")
     return config, costs, *trained(config, costs)
 
 
@@ -132,7 +132,7 @@ def test_sd35_large_at_1024_by_1024(large_teacher):
     config = load(
         "configs/sd35_large.yaml", [f"teacher.path={large_teacher}", "student.activation_checkpointing=false"]
     )
-    costs = Costs(config, Bucket(1024, 1024))
+    costs = Costs(config, Bucket(1024, 1024), gpu)
     student = costs.of(Pass("student", "weights"), False)
     teacher = costs.of(Pass("teacher", "inputs", features=True), False)
     assert student.forward.flops / 1e12 == pytest.approx(29.6, abs=0.05)

@@ -21,6 +21,7 @@ from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.registry import family_of
+from ladd_dist.models.start import Start
 from ladd_dist.planning.counting import Counter, Work, gradients_dropped
 
 _NONE = Work()
@@ -74,9 +75,10 @@ class Costs:
 
     Args:
         bucket: the picture's size.
+        gpu: as PyTorch calls it: by its name kernels are chosen.
     """
 
-    def __init__(self, config: Config, bucket: Bucket) -> None:
+    def __init__(self, config: Config, bucket: Bucket, gpu: str) -> None:
         self._config, self._dtype = config, compute_dtype(config)
         self._mode = FakeTensorMode()
         self.networks = networks = method_of(config).networks(config)
@@ -86,6 +88,7 @@ class Costs:
         with self._mode:
             for name, net in self._nets.items():
                 self._place(name, net)
+                self._choose_kernels(name, net, gpu)
         space = LatentSpace.of(config.teacher.path)
         self._shape = space.shape(bucket)
         self.grid = space.grid(*self._shape[1:])
@@ -140,6 +143,14 @@ class Costs:
         net._apply(lambda t: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device="cpu"))
         if isinstance(net, Backbone):
             net.compute_dtype = self._dtype
+
+    def _choose_kernels(self, name: str, net: nn.Module, gpu: str) -> None:
+        config, dtype = self._config, self._dtype
+        if isinstance(net, Backbone):
+            folder, part = Start.of(config).folder, config.student
+            if name != STUDENT:
+                folder, part = config.teacher.path, config.teacher
+            family_of(folder).plan_attention(folder, config.kernels, gpu, dtype, part.compile)(net)
 
     @property
     def _taps(self) -> tuple[int, ...]:

@@ -17,6 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 
+_FUSED_ATTENTION = "ladd_kernels::joint_attention"
+"""Names of its operators begin so: forward and ``_backward``."""
+
+
 @dataclass(frozen=True)
 class Work:
     """Floating point operations of matrix products and convolutions, those of attention, and bytes of all else.
@@ -85,10 +89,19 @@ def _work(func: Any, args: tuple, kwargs: dict, out: Any) -> Work | None:
     if func is torch.ops.aten.convolution_backward.default:
         grad, x, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
         return Work(conv_flop_count(x.shape, weight.shape, grad.shape, transposed) * sum(wanted[:2]))
+    if func.name().startswith(_FUSED_ATTENTION):
+        return Work(attention=_fused_attention(func, args))
     if func.overloadpacket not in flop_registry:
         return None
     flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
     return Work(attention=flops) if "attention" in func.name() else Work(flops)
+
+
+def _fused_attention(func: Any, args: tuple) -> int:
+    """FLOP of this repository's kernel by PyTorch's formulas for its own: a backward pass is five products."""
+    backward = func.name().startswith(_FUSED_ATTENTION + "_backward")
+    (batch, image, heads, width), text = args[0].shape, args[1 if backward else 3].shape[1]
+    return (5 if backward else 2) * 2 * batch * heads * (image + text) ** 2 * width
 
 
 def _moved(func: Any, taken: list[Tensor], made: list[Tensor]) -> int:
