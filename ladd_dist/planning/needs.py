@@ -7,7 +7,7 @@ from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.planning.activations import Peak, activation_peak
+from ladd_dist.planning.activations import Moment, moments
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.memory import state_of
 from ladd_dist.planning.onlookers import onlookers
@@ -17,18 +17,18 @@ _FP32 = 4
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of one rank, the first, which holds most.
+    """Bytes of one rank, the first, which holds most, at an iteration's worst moment.
 
     Attributes:
         device: by part; ``gathered`` are whole blocks and their gradients on their way, ``workspace`` what CUDA,
             libraries and the allocator are given.
         host: by part; ``checkpoint copy`` is the writer's.
-        peak: the activations' worst moment.
+        worst: that moment.
     """
 
     device: dict[str, int]
     host: dict[str, int]
-    peak: Peak
+    worst: Moment
 
     @property
     def total(self) -> int:
@@ -40,41 +40,62 @@ def needs(config: Config, costs: Costs, size: int, samples: int, workspace: int)
     """Of a rank out of ``size`` with so many samples in a micro-batch."""
     state = costs.once("state", config, size, lambda: state_of(config, costs.networks, size))
     state = state + costs.once("onlookers", config, size, lambda: onlookers(config, costs.networks, size))
-    peak = activation_peak(config, costs, samples)
-    device = {kind: count for (place, kind), count in state.items() if place == "device" and count}
     host = {kind: count for (place, kind), count in state.items() if place == "host" and count}
-    device["gathered"] = device.pop("gathered", 0) + costs.once(
-        "gathered", config, size, lambda: _gathered(config, costs, size)
-    )
-    device |= {"activations": peak.bytes, "workspace": workspace}
     copied = ("masters", "moments", "ema")
     host["checkpoint copy"] = sum(count for (_, kind), count in state.items() if kind in copied)
-    return Needs(device, host, peak)
+    blocks = costs.once("blocks", config, size, lambda: _blocks(config, costs, size))
+    accumulates = config.accumulation(size) > 1
+
+    def device_at(moment: Moment) -> dict[str, int]:
+        parts = {kind: count for (place, kind), count in state.items() if place == "device" and count}
+        if not (accumulates or moment.reached or config.engine == "zero3"):  # which has them from the start
+            parts.pop("gradients", None)
+        parts["gathered"] = parts.get("gathered", 0) + blocks.at(moment)
+        return parts | {"activations": moment.bytes, "workspace": workspace}
+
+    worst = max(moments(config, costs, samples), key=lambda moment: sum(device_at(moment).values()))
+    return Needs(device_at(worst), host, worst)
 
 
-def _gathered(config: Config, costs: Costs, size: int) -> int:
-    """Whole blocks at a time, and the gradients of two on their way to their shards.
+@dataclass(frozen=True)
+class _Blocks:
+    """Bytes of a network's weights that are whole for a while, on one rank.
 
-    FSDP2 holds the block that runs and the next one, and the parameters outside of blocks; ZeRO-3 three blocks at
-    most. One process casts the trained weights for every pass, and its graph keeps the copies.
+    Attributes:
+        whole: by network, while it runs.
+        cast: of the student in one process, which casts its weights for every pass and whose graph keeps the copies.
+        reduced: gradients of its blocks on their way to their shards.
+        always: of these, what is there all the time.
     """
+
+    whole: dict[str, int]
+    cast: int = 0
+    reduced: int = 0
+    always: bool = False
+
+    def at(self, moment: Moment) -> int:
+        """Of all networks at a moment."""
+        whole = self.whole.get(moment.running, 0)
+        cast = self.cast if moment.running == STUDENT or STUDENT in moment.held else 0
+        return whole + cast + (self.reduced if self.always or moment.gradients else 0)
+
+
+def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
+    """FSDP2 holds the block that runs and the next one, and the parameters outside of blocks; ZeRO-3 three blocks."""
     width = compute_dtype(config).itemsize
     student = costs.networks.trained[STUDENT]
     assert isinstance(student, Backbone)
     if engine_entry(config.engine).launcher == "python":
         trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-        return trained * width if width < _FP32 else 0
+        return _Blocks({}, cast=trained * width if width < _FP32 else 0)
     if size == 1:
-        return 0
-    ahead = 3 if config.engine == "zero3" else 2 + max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
-    block, root = _sizes(student)
-    reduced = 2 * block * (width + _FP32)
-    whole = ahead * block + root
-    for frozen in costs.networks.frozen.values():
-        if config.teacher.placement == "shard" and isinstance(frozen, Backbone):
-            block, root = _sizes(frozen)
-            whole += ahead * block + root
-    return whole * width + reduced
+        return _Blocks({})
+    zero3 = config.engine == "zero3"
+    ahead = 3 if zero3 else 2 + max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
+    sharded = {STUDENT: student} | (costs.networks.frozen if config.teacher.placement == "shard" else {})
+    sizes = {name: _sizes(net) for name, net in sharded.items() if isinstance(net, Backbone)}
+    whole = {name: (ahead * block + root) * width for name, (block, root) in sizes.items()}
+    return _Blocks(whole, reduced=2 * sizes[STUDENT][0] * (width + _FP32), always=zero3)
 
 
 def _sizes(net: Backbone) -> tuple[int, int]:
