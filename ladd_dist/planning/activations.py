@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ladd_dist.config import Config
+from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import method_of
@@ -47,11 +48,12 @@ def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
     Graphs of `Pass`es that reach the student or the inputs are kept until the last forward pass, and go one by one,
     the last first. Heads that learn while the teacher runs hold one group's features and graph at a time.
     """
+    keeps = engine_entry(config.engine).residency(config).keeps_inputs
     held: dict[str, int] = {}
     waiting: list[tuple[str, Pass]] = []
     looking: Pass | None = None  # a pass that gives features and keeps none: the next heads learn while it runs
     for passed in method_of(config).passes(config):
-        cost = costs.of(passed, checkpointed(config, passed.network), samples)
+        cost = costs.of(passed, checkpointed(config, passed.network), samples, keeps)
         if passed.network == "heads":
             transient, running = max(cost.forward_peak, cost.backward_peak), ""
             if looking is not None:
@@ -69,7 +71,7 @@ def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
             held[name] = cost.kept
             waiting.append((name, passed))
     for name, passed in reversed(waiting):
-        cost = costs.of(passed, checkpointed(config, passed.network), samples)
+        cost = costs.of(passed, checkpointed(config, passed.network), samples, keeps)
         transient, to_weights = cost.backward_peak - cost.kept, passed.gradient == "weights"
         yield Moment(f"{name} backward", dict(held), transient, passed.network, to_weights)
         del held[name]

@@ -1,7 +1,7 @@
 """What one pass of a network costs, counted on the real modules without storage."""
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import prod
@@ -22,7 +22,7 @@ from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.start import Start
-from ladd_dist.planning.counting import Counter, Work, gradients_dropped
+from ladd_dist.planning.counting import Counter, Work, gradients_dropped, inputs_kept
 
 _NONE = Work()
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class Costs:
         student: Any = networks.trained[STUDENT]
         self.sample_bytes: int = 2 * (prod(self._shape) + prod(self._context) + student.pooled_width)
         self._made: dict[Hashable, Any] = {}
-        self._known: dict[tuple[Pass, bool, int], PassCost] = {}
+        self._known: dict[Hashable, PassCost] = {}
 
     @property
     def heads(self) -> int:
@@ -122,18 +122,24 @@ class Costs:
         """Of so many tapped blocks of a sample."""
         return blocks * self.grid[0] * self.grid[1] * self._width * self._dtype.itemsize
 
-    def of(self, passed: Pass, checkpointing: bool, samples: int = 1) -> PassCost:
-        """One pass over ``passed.samples`` latents of each sample; activations are recomputed or kept."""
-        if passed.network == "heads":
-            return self._once(passed, False, samples)
-        recomputes = checkpointing and passed.gradient != "none"
-        return self._once(replace(passed, samples=1), recomputes, 1) * (samples * passed.samples)
+    def of(self, passed: Pass, checkpointing: bool, samples: int = 1, keeps_inputs: bool = False) -> PassCost:
+        """One pass over ``passed.samples`` latents of each sample; activations are recomputed or kept.
 
-    def _once(self, passed: Pass, checkpointing: bool, samples: int) -> PassCost:
-        key = passed, checkpointing, samples
+        Args:
+            keeps_inputs: see `Residency`.
+        """
+        if passed.network == "heads":
+            return self._once(passed, False, False, samples)
+        recomputes = checkpointing and passed.gradient != "none"
+        # For the gradient of weights a layer's inputs are kept anyway.
+        keeps = keeps_inputs and passed.gradient == "inputs"
+        return self._once(replace(passed, samples=1), recomputes, keeps, 1) * (samples * passed.samples)
+
+    def _once(self, passed: Pass, checkpointing: bool, keeps_inputs: bool, samples: int) -> PassCost:
+        key = passed, checkpointing, keeps_inputs, samples
         if key not in self._known:
             heads = passed.network == "heads"
-            with self._mode:
+            with self._mode, inputs_kept() if keeps_inputs else nullcontext():
                 self._known[key] = self._heads(passed, samples) if heads else self._backbone(passed, checkpointing)
         return self._known[key]
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -135,3 +136,31 @@ def gradients_dropped(module: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+_linear = torch.nn.functional.linear
+
+
+class _KeepsInput(torch.autograd.Function):
+    """A linear layer with frozen weights that keeps its input for the backward pass, as DeepSpeed's does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0] @ ctx.saved_tensors[1], None, None
+
+
+@contextmanager
+def inputs_kept() -> Iterator[None]:
+    """Within it linear layers with frozen weights keep their inputs."""
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        made: Tensor = _KeepsInput.apply(x, weight, bias)
+        return made
+
+    with patch("torch.nn.functional.linear", linear):
+        yield

@@ -44,11 +44,11 @@ def needs(config: Config, costs: Costs, size: int, samples: int, workspace: int)
     copied = ("masters", "moments", "ema")
     host["checkpoint copy"] = sum(count for (_, kind), count in state.items() if kind in copied)
     blocks = costs.once("blocks", config, size, lambda: _blocks(config, costs, size))
-    accumulates = config.accumulation(size) > 1
+    keeps, accumulates = engine_entry(config.engine).residency(config).keeps_gradients, config.accumulation(size) > 1
 
     def device_at(moment: Moment) -> dict[str, int]:
         parts = {kind: count for (place, kind), count in state.items() if place == "device" and count}
-        if not (accumulates or moment.reached or config.engine == "zero3"):  # which has them from the start
+        if not (accumulates or moment.reached or keeps):
             parts.pop("gradients", None)
         parts["gathered"] = parts.get("gathered", 0) + blocks.at(moment)
         return parts | {"activations": moment.bytes, "workspace": workspace}
@@ -64,20 +64,20 @@ class _Blocks:
     Attributes:
         whole: by network, while it runs.
         cast: of the student in one process, which casts its weights for every pass and whose graph keeps the copies.
-        reduced: gradients of its blocks on their way to their shards.
-        always: of these, what is there all the time.
+        reduced: gradients of its blocks on their way to their shards, in its backward pass.
+        always: a buffer for them that is there all the time.
     """
 
     whole: dict[str, int]
     cast: int = 0
     reduced: int = 0
-    always: bool = False
+    always: int = 0
 
     def at(self, moment: Moment) -> int:
         """Of all networks at a moment."""
         whole = self.whole.get(moment.running, 0)
         cast = self.cast if moment.running == STUDENT or STUDENT in moment.held else 0
-        return whole + cast + (self.reduced if self.always or moment.gradients else 0)
+        return whole + cast + self.always + (self.reduced if moment.gradients else 0)
 
 
 def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
@@ -90,12 +90,13 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
         return _Blocks({}, cast=trained * width if width < _FP32 else 0)
     if size == 1:
         return _Blocks({})
-    zero3 = config.engine == "zero3"
-    ahead = 3 if zero3 else 2 + max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
+    keeps = engine_entry(config.engine).residency(config).keeps_gradients
+    ahead = 3 if config.engine == "zero3" else 2 + max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
     sharded = {STUDENT: student} | (costs.networks.frozen if config.teacher.placement == "shard" else {})
     sizes = {name: _sizes(net) for name, net in sharded.items() if isinstance(net, Backbone)}
     whole = {name: (ahead * block + root) * width for name, (block, root) in sizes.items()}
-    return _Blocks(whole, reduced=2 * sizes[STUDENT][0] * (width + _FP32), always=zero3)
+    block = sizes[STUDENT][0]
+    return _Blocks(whole, reduced=2 * block * (width + _FP32), always=block * _FP32 if keeps else 0)
 
 
 def _sizes(net: Backbone) -> tuple[int, int]:
