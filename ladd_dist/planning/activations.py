@@ -20,6 +20,7 @@ class Moment:
         held: kept graphs, by the network that they belong to.
         transient: what the moment itself needs.
         running: the backbone that runs, if any.
+        between: whether it does so between two of its blocks.
         gradients: whether it is the running network's backward pass to its weights.
         reached: whether gradients of all of its weights are there, and not of none yet.
     """
@@ -28,6 +29,7 @@ class Moment:
     held: dict[str, int]
     transient: int
     running: str = ""
+    between: bool = False
     gradients: bool = False
     reached: bool = False
 
@@ -61,7 +63,7 @@ def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
                 running = looking.network
                 yield Moment(f"{running} forward for the heads", dict(held), look.forward_peak + group, running)
                 transient += look.between + group
-            yield Moment("heads", dict(held), transient, running)
+            yield Moment("heads", dict(held), transient, running, between=True)
             looking = None
             continue
         name = f"{passed.network} for the heads" if passed.network == STUDENT and passed.features else passed.network
@@ -73,7 +75,7 @@ def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
     for name, passed in reversed(waiting):
         cost = costs.of(passed, checkpointed(config, passed.network), samples, keeps)
         transient, to_weights = cost.backward_peak - cost.kept, passed.gradient == "weights"
-        yield Moment(f"{name} backward", dict(held), transient, passed.network, to_weights)
+        yield Moment(f"{name} backward", dict(held), transient, passed.network, gradients=to_weights)
         del held[name]
         if to_weights:  # its graph has gone, its gradients have come
-            yield Moment(f"end of {name} backward", dict(held), transient, passed.network, True, reached=True)
+            yield Moment(f"end of {name} backward", dict(held), transient, passed.network, gradients=True, reached=True)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from ladd_dist.config import Config
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.registry import engine_entry
@@ -62,44 +64,57 @@ class _Blocks:
     """Bytes of a network's weights that are whole for a while, on one rank.
 
     Attributes:
-        whole: by network, while it runs.
-        cast: of the student in one process, which casts its weights for every pass and whose graph keeps the copies.
-        reduced: gradients of its blocks on their way to their shards, in its backward pass.
+        running: by network, while one of its blocks runs.
+        between: by network, between two of them.
+        graph: with the student's graph.
+        reduced: gradients of one of its blocks on their way to their shards, in its backward pass.
         always: a buffer for them that is there all the time.
     """
 
-    whole: dict[str, int]
-    cast: int = 0
+    running: dict[str, int]
+    between: dict[str, int]
+    graph: int = 0
     reduced: int = 0
     always: int = 0
 
     def at(self, moment: Moment) -> int:
         """Of all networks at a moment."""
-        whole = self.whole.get(moment.running, 0)
-        cast = self.cast if moment.running == STUDENT or STUDENT in moment.held else 0
-        return whole + cast + self.always + (self.reduced if moment.gradients else 0)
+        whole = (self.between if moment.between else self.running).get(moment.running, 0)
+        graph = self.graph if moment.running == STUDENT or STUDENT in moment.held else 0
+        return whole + graph + self.always + (self.reduced if moment.gradients else 0)
 
 
 def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
-    """FSDP2 holds the block that runs and the next one, and the parameters outside of blocks; ZeRO-3 three blocks."""
-    width = compute_dtype(config).itemsize
-    student = costs.networks.trained[STUDENT]
+    """FSDP2 holds the block that runs, the next one and what is outside of blocks; ZeRO-3 three blocks at any time.
+
+    One process casts trained weights whenever they are used, and a graph keeps the copies, but of recomputed blocks.
+    """
+    width, student = compute_dtype(config).itemsize, costs.networks.trained[STUDENT]
     assert isinstance(student, Backbone)
+    trained, _ = _sizes(student, trained=True)
     if engine_entry(config.engine).launcher == "python":
-        trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-        return _Blocks({}, cast=trained * width if width < _FP32 else 0)
+        every = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        if width == _FP32:
+            return _Blocks({}, {})
+        return _Blocks({STUDENT: trained * width}, {}, 0 if config.student.activation_checkpointing else every * width)
     if size == 1:
-        return _Blocks({})
+        return _Blocks({}, {})
     keeps = engine_entry(config.engine).residency(config).keeps_gradients
-    ahead = 3 if config.engine == "zero3" else 2 + max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
+    ahead = max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
+    running, between = (3, 3) if config.engine == "zero3" else (2 + ahead, ahead)
     sharded = {STUDENT: student} | (costs.networks.frozen if config.teacher.placement == "shard" else {})
     sizes = {name: _sizes(net) for name, net in sharded.items() if isinstance(net, Backbone)}
-    whole = {name: (ahead * block + root) * width for name, (block, root) in sizes.items()}
-    block = sizes[STUDENT][0]
-    return _Blocks(whole, reduced=2 * block * (width + _FP32), always=block * _FP32 if keeps else 0)
+    whole = [
+        {name: (count * block + root) * width for name, (block, root) in sizes.items()} for count in (running, between)
+    ]
+    return _Blocks(*whole, reduced=trained * (width + _FP32), always=trained * _FP32 if keeps else 0)
 
 
-def _sizes(net: Backbone) -> tuple[int, int]:
-    """Parameters of the largest block, and of what is in none."""
-    blocks = [sum(p.numel() for p in block.parameters()) for block in net.wrap_points()]
-    return max(blocks), sum(p.numel() for p in net.parameters()) - sum(blocks)
+def _sizes(net: Backbone, trained: bool = False) -> tuple[int, int]:
+    """Parameters of the largest block, and of what is in none; all of them or those that are trained."""
+
+    def count(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+
+    blocks = [count(block) for block in net.wrap_points()]
+    return max(blocks), count(net) - sum(blocks)
