@@ -78,4 +78,6 @@ def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
         yield Moment(f"{name} backward", dict(held), transient, passed.network, gradients=to_weights)
         del held[name]
         if to_weights:  # its graph has gone, its gradients have come
-            yield Moment(f"end of {name} backward", dict(held), transient, passed.network, gradients=True, reached=True)
+            yield Moment(
+                f"end of {name} backward", dict(held), transient, passed.network, gradients=True, reached=True
+            )

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-
 _FUSED_ATTENTION = "ladd_kernels::joint_attention"
 """Names of its operators begin so: forward and ``_backward``."""
 

@@ -96,7 +96,9 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
         every = sum(p.numel() for p in student.parameters() if p.requires_grad)
         if width == _FP32:
             return _Blocks({}, {})
-        return _Blocks({STUDENT: trained * width}, {}, 0 if config.student.activation_checkpointing else every * width)
+        return _Blocks(
+            {STUDENT: trained * width}, {}, 0 if config.student.activation_checkpointing else every * width
+        )
     if size == 1:
         return _Blocks({}, {})
     keeps = engine_entry(config.engine).residency(config).keeps_gradients
@@ -105,7 +107,8 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
     sharded = {STUDENT: student} | (costs.networks.frozen if config.teacher.placement == "shard" else {})
     sizes = {name: _sizes(net) for name, net in sharded.items() if isinstance(net, Backbone)}
     whole = [
-        {name: (count * block + root) * width for name, (block, root) in sizes.items()} for count in (running, between)
+        {name: (count * block + root) * width for name, (block, root) in sizes.items()}
+        for count in (running, between)
     ]
     return _Blocks(*whole, reduced=trained * (width + _FP32), always=trained * _FP32 if keeps else 0)
 

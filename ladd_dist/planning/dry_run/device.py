@@ -75,7 +75,7 @@ class Wait:
 class FakeDevice(TorchDispatchMode):
     """Makes all tensors on a GPU fake and leaves those on the CPU as they are; knows who waits for them.
 
-    A large network is a hundred thousand operators, and what is done here for each of them is most of a dry run's time.
+    A large network is a hundred thousand operators: what is done here for each of them is most of the time.
 
     Args:
         phase: tells the phase that is under way.
