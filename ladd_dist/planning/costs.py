@@ -1,7 +1,7 @@
 """What one pass of a network costs, counted on the real modules without storage."""
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import prod
@@ -181,7 +181,7 @@ class Costs:
         x, t, cond = self._inputs()
         x.requires_grad_(passed.gradient == "inputs")
         taps = self._taps if passed.features else None
-        with gradients_dropped(net), torch.set_grad_enabled(passed.gradient != "none"), _counted() as counter:
+        with gradients_dropped(net), torch.set_grad_enabled(passed.gradient != "none"), Counter() as counter:
             between = [0]
             consume = (lambda _: between.append(counter.alive)) if passed.gradient == "none" else None
             out = net(x, t, cond, taps, consume, adapter=passed.adapter)
@@ -210,7 +210,7 @@ class Costs:
         for each in features:
             each.requires_grad_(by_inputs or passed.twice)
         gradients = "inputs" if by_inputs else "twice" if passed.twice else "once"
-        with gradients_dropped(net), self._autocast(), _counted() as counter:
+        with gradients_dropped(net), self._autocast(), Counter() as counter:
             logits = net(features, self.grid, t, cond.pooled, 0, gradients)
             forward, kept = counter.work, counter.alive
             forward_peak = counter.peak
@@ -226,9 +226,3 @@ class Costs:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32)
-
-
-@contextmanager
-def _counted() -> Iterator[Counter]:
-    with Counter() as counter:
-        yield counter

@@ -45,7 +45,8 @@ def needs(config: Config, costs: Costs, size: int, samples: int, workspace: int)
     host = {kind: count for (place, kind), count in state.items() if place == "host" and count}
     copied = ("masters", "moments", "ema")
     host["checkpoint copy"] = sum(count for (_, kind), count in state.items() if kind in copied)
-    blocks = costs.once("blocks", config, size, lambda: _blocks(config, costs, size))
+    recomputed = "blocks, recomputed" if config.student.activation_checkpointing else "blocks"
+    blocks = costs.once(recomputed, config, size, lambda: _blocks(config, costs, size))
     keeps, accumulates = engine_entry(config.engine).residency(config).keeps_gradients, config.accumulation(size) > 1
 
     def device_at(moment: Moment) -> dict[str, int]:
@@ -96,9 +97,9 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
         every = sum(p.numel() for p in student.parameters() if p.requires_grad)
         if width == _FP32:
             return _Blocks({}, {})
-        return _Blocks(
-            {STUDENT: trained * width}, {}, 0 if config.student.activation_checkpointing else every * width
-        )
+        if config.student.activation_checkpointing:
+            return _Blocks({STUDENT: trained * width}, {})
+        return _Blocks({}, {}, graph=every * width)
     if size == 1:
         return _Blocks({}, {})
     keeps = engine_entry(config.engine).residency(config).keeps_gradients
