@@ -151,12 +151,12 @@ class Costs:
             net.compute_dtype = self._dtype
 
     def _choose_kernels(self, name: str, net: nn.Module, gpu: str) -> None:
-        config, dtype = self._config, self._dtype
-        if isinstance(net, Backbone):
-            folder, part = Start.of(config).folder, config.student
-            if name != STUDENT:
-                folder, part = config.teacher.path, config.teacher
-            family_of(folder).plan_attention(folder, config.kernels, gpu, dtype, part.compile)(net)
+        if not isinstance(net, Backbone):
+            return
+        config = self._config
+        start = Start.of(config).folder, config.student.compile
+        folder, compiled = start if name == STUDENT else (config.teacher.path, config.teacher.compile)
+        family_of(folder).plan_attention(folder, config.kernels, gpu, self._dtype, compiled)(net)
 
     @property
     def _taps(self) -> tuple[int, ...]:

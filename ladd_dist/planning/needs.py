@@ -105,13 +105,15 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
     keeps = engine_entry(config.engine).residency(config).keeps_gradients
     ahead = max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
     running, between = (3, 3) if config.engine == "zero3" else (2 + ahead, ahead)
-    sharded = {STUDENT: student} | (costs.networks.frozen if config.teacher.placement == "shard" else {})
+    sharded = {STUDENT: student, **(costs.networks.frozen if config.teacher.placement == "shard" else {})}
     sizes = {name: _sizes(net) for name, net in sharded.items() if isinstance(net, Backbone)}
-    whole = [
-        {name: (count * block + root) * width for name, (block, root) in sizes.items()}
-        for count in (running, between)
-    ]
-    return _Blocks(*whole, reduced=trained * (width + _FP32), always=trained * _FP32 if keeps else 0)
+
+    def whole(blocks: int) -> dict[str, int]:
+        return {name: (blocks * block + root) * width for name, (block, root) in sizes.items()}
+
+    buffer = trained * _FP32
+    reduced = trained * width + (0 if keeps else buffer)
+    return _Blocks(whole(running), whole(between), reduced=reduced, always=buffer if keeps else 0)
 
 
 def _sizes(net: Backbone, trained: bool = False) -> tuple[int, int]:
