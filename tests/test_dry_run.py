@@ -19,7 +19,9 @@ from ladd_dist.config import load
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.dry_run.card import KNOWN, fake_card
 from ladd_dist.planning.dry_run.cuda import build, environment
+from ladd_dist.planning.memory import on
 from ladd_dist.planning.needs import needs
+from ladd_dist.planning.onlookers import onlookers
 from ladd_dist.planning.plan import largest_bucket
 
 LARGE, DPO = "configs/sd35_large.yaml", "configs/sd35_large_dpo.yaml"
@@ -192,7 +194,8 @@ def test_the_plans_memory_is_what_a_dry_run_counts(dry_runs, tmp_path):
         planned = needs(config, counted, case.size, config.micro_batch(case.size), workspace=0)
         # Of 512 ranks each holds little but blocks on their way, whose number is a guess.
         most, near = max(result["peaks"].values()), 0.08 if case.size == 512 else 0.05
-        assert planned.total == pytest.approx(most, rel=near), (
+        beside = on(onlookers(config, counted.networks, case.size), "device")  # of which a dry run has none
+        assert planned.total - beside == pytest.approx(most, rel=near), (
             case,
             planned,
             result["peaks"],
