@@ -1,7 +1,8 @@
 """GPU architectures that the kernels are compiled and checked for, and what a multiprocessor of each has.
 
-Limits are those of the CUDA programming guide's table of technical specifications per compute capability. No torch
-here: the ahead-of-time gate also runs beside another version of triton.
+Limits are those of the CUDA programming guide's table of technical specifications per compute capability, which has
+no column for 10.3 and 12.1: NVIDIA's CCCL (`cuda::arch_traits`) gives them those of 10.0 and 12.0. No torch here: the
+ahead-of-time gate also runs beside another version of triton.
 """
 
 from dataclasses import dataclass

@@ -34,9 +34,12 @@ def main(args: argparse.Namespace) -> None:
     config, cards = load(args.config, args.overrides), [read_card(name) for name in args.gpu]
     storage = args.storage * 1e9 if args.storage else None
     clusters = [Cluster(card, args.gpus_per_node, args.nodes, args.nic * 1e9, storage) for card in cards]
-    costs, workspace = Costs(config, largest_bucket(config)), int(args.workspace * 1e9)
+    bucket, workspace = largest_bucket(config), int(args.workspace * 1e9)
     if args.scale:
-        rows = {each.card.name: list(scale(config, each, costs, workspace)) for each in clusters}
+        rows = {
+            each.card.name: list(scale(config, each, Costs(config, bucket, each.card.device), workspace))
+            for each in clusters
+        }
         for name, found in rows.items():
             print("\n".join([f"\n{name}, predicted:\n", *markdown(found)]))
         if args.picture:
@@ -45,6 +48,7 @@ def main(args: argparse.Namespace) -> None:
     if len(clusters) > 1:
         raise LaddError("--gpu: several types are compared with --scale alone: give one")
     cluster = clusters[0]
+    costs = Costs(config, bucket, cluster.card.device)
     given, why = None, ""
     try:
         given = plan(config, cluster, costs, workspace)

@@ -39,7 +39,9 @@ SPARE = 0.05
 @pytest.mark.parametrize(("size", "card"), ONE_GPU.items())
 def test_the_8b_step_fits_by_the_planner(size: str, card: str) -> None:
     config = load(f"configs/sd35_large_{size}.yaml", [LARGE])
-    needed = needs(config, Costs(config, largest_bucket(config)), 1, config.micro_batch(1), WORKSPACE)
+    needed = needs(
+        config, Costs(config, largest_bucket(config), CARDS[card].device), 1, config.micro_batch(1), WORKSPACE
+    )
     assert 0.7 < needed.total / CARDS[card].memory < 1 - SPARE
 
 

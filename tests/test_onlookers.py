@@ -101,7 +101,7 @@ def test_a_run_holds_what_is_said(tmp_path: Path, dataset: Path, monkeypatch: py
 def test_the_planner_counts_them_by_name(tmp_path: Path, dataset: Path) -> None:
     base = ["train.precision=bf16", "train.global_batch=64", "train.micro_batch=null", "engine=fsdp2"]
     configs = [tiny_config(tmp_path, dataset, *base, *more) for more in ([], [PREVIEWS, EVALUATES])]
-    costs = Costs(configs[0], largest_bucket(configs[0]))
+    costs = Costs(configs[0], largest_bucket(configs[0]), "cpu")
     without, looking = (plan(config, Cluster(CARDS["H100"], 2), costs, 0).needs.device for config in configs)
     beside = held(configs[1])
     assert looking == {**without, **beside} and set(beside) == {"vae", "judge"}

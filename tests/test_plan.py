@@ -32,7 +32,7 @@ def tiny(*overrides):
 @pytest.fixture(scope="module")
 def costs():
     config = tiny()
-    return Costs(config, largest_bucket(config))
+    return Costs(config, largest_bucket(config), CARDS["H100"].device)
 
 
 def test_an_unknown_card_is_refused_with_the_known_ones_and_a_way_out():
@@ -85,8 +85,13 @@ def test_memory_is_the_state_and_what_comes_on_top(costs):
     made = plan(config, PAIR, costs)
     state = resident(config, 2)
     extra = {"activations", "workspace", "gathered"}
-    assert sum(size for kind, size in made.needs.device.items() if kind not in extra) == on(state, "device")
-    assert all(made.needs.device[kind] > 0 for kind in extra)
+    device = made.needs.device
+    held = sum(size for kind, size in device.items() if kind not in extra)
+    # At the worst moment of an only micro-batch there are no gradients yet; a second one finds those of the first.
+    assert not made.needs.worst.reached and held == on(state, "device") - state["device", "gradients"]
+    assert all(device[kind] > 0 for kind in extra)
+    again = tiny(FSDP2, "teacher.placement=shard", "train.micro_batch=16", "method.fake_pass=two_pass")
+    assert plan(again, PAIR, costs).needs.device["gradients"] == state["device", "gradients"]
     copied = sum(size for (_, kind), size in state.items() if kind in ("masters", "moments", "ema"))
     kept = {kind: state["host", kind] for kind in ("ema", "watched")}
     assert made.needs.host == {**kept, "checkpoint copy": copied}
@@ -110,7 +115,7 @@ def test_recomputing_takes_time_and_adds_nothing_to_the_models_arithmetic(costs)
     )
     assert recomputed.time.arithmetic > kept.time.arithmetic
     assert recomputed.time.model_flops == kept.time.model_flops
-    assert recomputed.needs.peak.bytes < kept.needs.peak.bytes
+    assert recomputed.needs.worst.bytes < kept.needs.worst.bytes
 
 
 def test_replicas_send_less_between_nodes_only_where_they_shard_within(costs):

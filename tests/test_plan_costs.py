@@ -16,7 +16,7 @@ from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import build_method, method_of
-from ladd_dist.planning.activations import activation_peak, checkpointed
+from ladd_dist.planning.activations import checkpointed, moments
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.counting import Counter
 
@@ -63,7 +63,7 @@ def trained(config, costs):
 @pytest.mark.parametrize("overrides", CASES, ids=lambda o: " ".join(o) or "default")
 def test_a_whole_iteration_does_and_holds_what_its_passes_add_up_to(overrides):
     config = small(*overrides)
-    costs = Costs(config, BUCKET)
+    costs = Costs(config, BUCKET, "cpu")
     method, sample = trained(config, costs)
     with Counter() as counter:
         method.iteration(0, [sample])
@@ -72,13 +72,14 @@ def test_a_whole_iteration_does_and_holds_what_its_passes_add_up_to(overrides):
     flops = sum(cost.forward.flops + cost.backward.flops for cost in found)
     assert flops == pytest.approx(counter.work.flops, rel=0.05)
     # Which of a convolution's tensors are copied for its kernel is the device's own matter.
-    assert activation_peak(config, costs, SAMPLES).bytes == pytest.approx(counter.peak, rel=0.06)
+    peak = max(moment.bytes for moment in moments(config, costs, SAMPLES))
+    assert peak == pytest.approx(counter.peak, rel=0.06)
 
 
 @pytest.fixture(scope="module")
 def plain():
     config = small()
-    costs = Costs(config, BUCKET)
+    costs = Costs(config, BUCKET, "cpu")
     return config, costs, *trained(config, costs)
 
 
@@ -127,21 +128,24 @@ def test_heads_are_what_their_formula_says(plain):
     assert by_inputs.backward.flops == pytest.approx(forward, rel=0.05)
 
 
-def test_sd35_large_at_1024_by_1024(large_teacher):
+@pytest.mark.parametrize(("gpu", "kept"), [("NVIDIA H100 80GB HBM3", 12.7e9), ("NVIDIA H200", 7.9e9)])
+def test_sd35_large_at_1024_by_1024(large_teacher, gpu, kept):
     """2 x parameters x tokens would say three times as much: modulation runs once for a sample."""
     config = load(
         "configs/sd35_large.yaml", [f"teacher.path={large_teacher}", "student.activation_checkpointing=false"]
     )
-    costs = Costs(config, Bucket(1024, 1024))
+    costs = Costs(config, Bucket(1024, 1024), gpu)
     student = costs.of(Pass("student", "weights"), False)
     teacher = costs.of(Pass("teacher", "inputs", features=True), False)
     assert student.forward.flops / 1e12 == pytest.approx(29.6, abs=0.05)
     assert student.backward.flops / 1e12 == pytest.approx(62.5, abs=0.05)
     assert teacher.backward.flops / 1e12 == pytest.approx(39.6, abs=0.05)
+    # The H200 is known to take the fused attention, which keeps no normalised queries and keys.
+    assert teacher.kept == pytest.approx(kept, rel=0.02)
     look = costs.of(Pass("teacher", features=True), False)
     both = (student.forward, student.backward, teacher.forward, teacher.backward, look.forward)
     assert sum(work.flops for work in both) / 1e12 == pytest.approx(191, abs=0.5)
     again = costs.of(Pass("student", "weights"), True)
     recomputed = again.backward.flops - student.backward.flops
     assert recomputed == pytest.approx(student.forward.flops, rel=0.01)  # all but embeddings and output layers
-    assert again.kept < student.kept / 20
+    assert again.kept < student.kept / 18

@@ -92,6 +92,8 @@ def _zero3_residency(config: Config) -> Residency:
         pads_moments=True,
         keeps_gathered=True,
         fp32_buffers=True,
+        keeps_inputs=True,
+        keeps_gradients=True,
     )
 
 

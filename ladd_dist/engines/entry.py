@@ -32,6 +32,9 @@ class Residency:
         pads_moments: whether moments are padded to equal shards, as masters are.
         keeps_gathered: whether biases and norm weights stay whole on every rank between passes.
         fp32_buffers: whether a sharded frozen network has its buffers in fp32.
+        keeps_inputs: whether linear layers keep their inputs for a backward pass even where their weights are frozen.
+        keeps_gradients: whether gradients' memory is there all the time, and with it a buffer for one block's on
+            their way.
     """
 
     masters: MemoryKind = "device"
@@ -41,6 +44,8 @@ class Residency:
     pads_moments: bool = False
     keeps_gathered: bool = False
     fp32_buffers: bool = False
+    keeps_inputs: bool = False
+    keeps_gradients: bool = False
 
 
 def _anything(*_: object) -> None:

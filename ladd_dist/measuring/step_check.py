@@ -129,8 +129,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def _cells(row: Row, known: dict[str, Costs]) -> list[str]:
     config = load(row["config"], row["overrides"])
-    networks = f"{config.teacher} {config.student.lora}"
-    costs = known.setdefault(networks, Costs(config, largest_bucket(config)))
+    networks = f"{config.teacher} {config.student.lora} {row['device']}"
+    costs = known.setdefault(networks, Costs(config, largest_bucket(config), row["device"]))
     flops = sum(flops_by_part(config, costs).values())
     planned = needs(config, costs, 1, config.micro_batch(1), workspace=0).total
     card = next((card for card in CARDS.values() if card.device == row["device"]), None)

@@ -167,6 +167,15 @@ class Family(ABC):
     ) -> tuple[Callable[[Backbone], None], str]:
         """What puts the attention to run into a backbone, and the choice and its reason in words for the log."""
 
+    def plan_attention(
+        self, folder: str | Path, kernels: KernelsConfig, gpu: str, dtype: torch.dtype, compiled: bool
+    ) -> Callable[[Backbone], None]:
+        """The same for a GPU that is not there, by PyTorch's name of it: for what shapes alone tell of a run.
+
+        A family that does not say how has its attention counted as it is made.
+        """
+        return lambda backbone: None
+
     @abstractmethod
     def conditioner(self, teacher: TeacherConfig, dtype: torch.dtype, device: torch.device) -> Conditioner:
         """Load what encodes prompts."""

@@ -1,8 +1,10 @@
-"""The most that an iteration's tensors take beside the state, by which of its parts are alive when."""
+"""What an iteration's tensors take beside the state, by which of its parts are alive when."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ladd_dist.config import Config
+from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import method_of
@@ -10,18 +12,26 @@ from ladd_dist.planning.costs import Costs
 
 
 @dataclass(frozen=True)
-class Peak:
-    """Bytes alive at the worst moment of a micro-batch.
+class Moment:
+    """Of a micro-batch, and the bytes that are alive then.
 
     Attributes:
-        during: that moment.
-        held: kept graphs at that moment, by the network that they belong to.
+        during: its name.
+        held: kept graphs, by the network that they belong to.
         transient: what the moment itself needs.
+        running: the backbone that runs, if any.
+        between: whether it does so between two of its blocks.
+        gradients: whether it is the running network's backward pass to its weights.
+        reached: whether gradients of all of its weights are there, and not of none yet.
     """
 
     during: str
     held: dict[str, int]
     transient: int
+    running: str = ""
+    between: bool = False
+    gradients: bool = False
+    reached: bool = False
 
     @property
     def bytes(self) -> int:
@@ -34,35 +44,40 @@ def checkpointed(config: Config, network: str) -> bool:
     return config.student.activation_checkpointing if network == STUDENT else config.teacher.activation_checkpointing
 
 
-def activation_peak(config: Config, costs: Costs, samples: int) -> Peak:
-    """The worst moment of a micro-batch of so many samples.
+def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
+    """Those of a micro-batch of so many samples that may be the worst.
 
     Graphs of `Pass`es that reach the student or the inputs are kept until the last forward pass, and go one by one,
     the last first. Heads that learn while the teacher runs hold one group's features and graph at a time.
     """
-    moments: list[Peak] = []
+    keeps = engine_entry(config.engine).residency(config).keeps_inputs
     held: dict[str, int] = {}
     waiting: list[tuple[str, Pass]] = []
     looking: Pass | None = None  # a pass that gives features and keeps none: the next heads learn while it runs
     for passed in method_of(config).passes(config):
-        cost = costs.of(passed, checkpointed(config, passed.network), samples)
+        cost = costs.of(passed, checkpointed(config, passed.network), samples, keeps)
         if passed.network == "heads":
-            transient = max(cost.forward_peak, cost.backward_peak)
+            transient, running = max(cost.forward_peak, cost.backward_peak), ""
             if looking is not None:
                 look, group = costs.of(looking, False, samples), samples * costs.feature_bytes(costs.at_once(passed))
-                moments.append(Peak("teacher forward for the heads", dict(held), look.forward_peak + group))
+                running = looking.network
+                yield Moment(f"{running} forward for the heads", dict(held), look.forward_peak + group, running)
                 transient += look.between + group
-            moments.append(Peak("heads", dict(held), transient))
+            yield Moment("heads", dict(held), transient, running, between=True)
             looking = None
             continue
         name = f"{passed.network} for the heads" if passed.network == STUDENT and passed.features else passed.network
-        moments.append(Peak(f"{name} forward", dict(held), cost.forward_peak))
+        yield Moment(f"{name} forward", dict(held), cost.forward_peak, passed.network)
         looking = passed if passed.features and passed.gradient == "none" else None
         if passed.gradient != "none":
             held[name] = cost.kept
             waiting.append((name, passed))
     for name, passed in reversed(waiting):
-        cost = costs.of(passed, checkpointed(config, passed.network), samples)
-        moments.append(Peak(f"{name} backward", dict(held), cost.backward_peak - cost.kept))
+        cost = costs.of(passed, checkpointed(config, passed.network), samples, keeps)
+        transient, to_weights = cost.backward_peak - cost.kept, passed.gradient == "weights"
+        yield Moment(f"{name} backward", dict(held), transient, passed.network, gradients=to_weights)
         del held[name]
-    return max(moments, key=lambda moment: moment.bytes)
+        if to_weights:  # its graph has gone, its gradients have come
+            yield Moment(
+                f"end of {name} backward", dict(held), transient, passed.network, gradients=True, reached=True
+            )

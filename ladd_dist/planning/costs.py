@@ -1,7 +1,7 @@
 """What one pass of a network costs, counted on the real modules without storage."""
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import prod
@@ -21,7 +21,8 @@ from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.registry import family_of
-from ladd_dist.planning.counting import Counter, Work, gradients_dropped
+from ladd_dist.models.start import Start
+from ladd_dist.planning.counting import Counter, Work, gradients_dropped, inputs_kept
 
 _NONE = Work()
 T = TypeVar("T")
@@ -74,9 +75,10 @@ class Costs:
 
     Args:
         bucket: the picture's size.
+        gpu: as PyTorch calls it: by its name kernels are chosen.
     """
 
-    def __init__(self, config: Config, bucket: Bucket) -> None:
+    def __init__(self, config: Config, bucket: Bucket, gpu: str) -> None:
         self._config, self._dtype = config, compute_dtype(config)
         self._mode = FakeTensorMode()
         self.networks = networks = method_of(config).networks(config)
@@ -86,6 +88,7 @@ class Costs:
         with self._mode:
             for name, net in self._nets.items():
                 self._place(name, net)
+                self._choose_kernels(name, net, gpu)
                 if name == "teacher" and config.teacher.float8:
                     self._backbone_of(name).to_float8()
         space = LatentSpace.of(config.teacher.path)
@@ -95,7 +98,7 @@ class Costs:
         student: Any = networks.trained[STUDENT]
         self.sample_bytes: int = 2 * (prod(self._shape) + prod(self._context) + student.pooled_width)
         self._made: dict[Hashable, Any] = {}
-        self._known: dict[tuple[Pass, bool, int], PassCost] = {}
+        self._known: dict[Hashable, PassCost] = {}
 
     @property
     def heads(self) -> int:
@@ -121,18 +124,24 @@ class Costs:
         """Of so many tapped blocks of a sample."""
         return blocks * self.grid[0] * self.grid[1] * self._width * self._dtype.itemsize
 
-    def of(self, passed: Pass, checkpointing: bool, samples: int = 1) -> PassCost:
-        """One pass over ``passed.samples`` latents of each sample; activations are recomputed or kept."""
-        if passed.network == "heads":
-            return self._once(passed, False, samples)
-        recomputes = checkpointing and passed.gradient != "none"
-        return self._once(replace(passed, samples=1), recomputes, 1) * (samples * passed.samples)
+    def of(self, passed: Pass, checkpointing: bool, samples: int = 1, keeps_inputs: bool = False) -> PassCost:
+        """One pass over ``passed.samples`` latents of each sample; activations are recomputed or kept.
 
-    def _once(self, passed: Pass, checkpointing: bool, samples: int) -> PassCost:
-        key = passed, checkpointing, samples
+        Args:
+            keeps_inputs: see `Residency`.
+        """
+        if passed.network == "heads":
+            return self._once(passed, False, False, samples)
+        recomputes = checkpointing and passed.gradient != "none"
+        # For the gradient of weights a layer's inputs are kept anyway.
+        keeps = keeps_inputs and passed.gradient == "inputs"
+        return self._once(replace(passed, samples=1), recomputes, keeps, 1) * (samples * passed.samples)
+
+    def _once(self, passed: Pass, checkpointing: bool, keeps_inputs: bool, samples: int) -> PassCost:
+        key = passed, checkpointing, keeps_inputs, samples
         if key not in self._known:
             heads = passed.network == "heads"
-            with self._mode:
+            with self._mode, inputs_kept() if keeps_inputs else nullcontext():
                 self._known[key] = self._heads(passed, samples) if heads else self._backbone(passed, checkpointing)
         return self._known[key]
 
@@ -147,6 +156,15 @@ class Costs:
         net = self._nets[name]
         assert isinstance(net, Backbone)
         return net
+
+    def _choose_kernels(self, name: str, net: nn.Module, gpu: str) -> None:
+        if not isinstance(net, Backbone):
+            return
+        config = self._config
+        # `auto` compiles on a CPU alone.
+        start = Start.of(config).folder, config.student.compile is True
+        folder, compiled = start if name == STUDENT else (config.teacher.path, config.teacher.compile is True)
+        family_of(folder).plan_attention(folder, config.kernels, gpu, self._dtype, compiled)(net)
 
     @property
     def _taps(self) -> tuple[int, ...]:
@@ -169,7 +187,7 @@ class Costs:
         x, t, cond = self._inputs()
         x.requires_grad_(passed.gradient == "inputs")
         taps = self._taps if passed.features else None
-        with gradients_dropped(net), torch.set_grad_enabled(passed.gradient != "none"), _counted() as counter:
+        with gradients_dropped(net), torch.set_grad_enabled(passed.gradient != "none"), Counter() as counter:
             between = [0]
             consume = (lambda _: between.append(counter.alive)) if passed.gradient == "none" else None
             out = net(x, t, cond, taps, consume, adapter=passed.adapter)
@@ -198,7 +216,7 @@ class Costs:
         for each in features:
             each.requires_grad_(by_inputs)
         gradients = "inputs" if by_inputs else "twice" if passed.twice else "once"
-        with gradients_dropped(net), self._autocast(), _counted() as counter:
+        with gradients_dropped(net), self._autocast(), Counter() as counter:
             logits = net(features, self.grid, t, cond.pooled, 0, gradients)
             if passed.twice:
                 logits, slopes = logits
@@ -216,9 +234,3 @@ class Costs:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32)
-
-
-@contextmanager
-def _counted() -> Iterator[Counter]:
-    with Counter() as counter:
-        yield counter

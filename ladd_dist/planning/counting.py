@@ -10,11 +10,15 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from math import prod
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
+
+_FUSED_ATTENTION = "ladd_kernels::joint_attention"
+"""Names of its operators begin so: forward and ``_backward``."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,21 @@ def _work(func: Any, args: tuple, kwargs: dict, out: Any) -> Work | None:
     if func is torch.ops.aten.convolution_backward.default:
         grad, x, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
         return Work(conv_flop_count(x.shape, weight.shape, grad.shape, transposed) * sum(wanted[:2]))
+    if func.name().startswith(_FUSED_ATTENTION):
+        return Work(attention=_fused_attention(func, args))
     if func.overloadpacket not in flop_registry:
         return None
     flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
     if func.overloadpacket is torch.ops.aten._scaled_mm:
         return Work(float8=flops)
     return Work(attention=flops) if "attention" in func.name() else Work(flops)
+
+
+def _fused_attention(func: Any, args: tuple) -> int:
+    """FLOP of this repository's kernel by PyTorch's formulas for its own: a backward pass is five products."""
+    backward = func.name().startswith(_FUSED_ATTENTION + "_backward")
+    (batch, image, heads, width), text = args[0].shape, args[1 if backward else 3].shape[1]
+    return (5 if backward else 2) * 2 * batch * heads * (image + text) ** 2 * width
 
 
 def _moved(func: Any, taken: list[Tensor], made: list[Tensor]) -> int:
@@ -126,3 +139,31 @@ def gradients_dropped(module: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+_linear = torch.nn.functional.linear
+
+
+class _KeepsInput(torch.autograd.Function):
+    """A linear layer with frozen weights that keeps its input for the backward pass, as DeepSpeed's does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0] @ ctx.saved_tensors[1], None, None
+
+
+@contextmanager
+def inputs_kept() -> Iterator[None]:
+    """Within it linear layers with frozen weights keep their inputs."""
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        made: Tensor = _KeepsInput.apply(x, weight, bias)
+        return made
+
+    with patch("torch.nn.functional.linear", linear):
+        yield

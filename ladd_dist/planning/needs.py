@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from ladd_dist.config import Config
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.planning.activations import Peak, activation_peak
+from ladd_dist.planning.activations import Moment, moments
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.memory import state_of
 from ladd_dist.planning.onlookers import onlookers
@@ -17,18 +19,18 @@ _FP32 = 4
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of one rank, the first, which holds most.
+    """Bytes of one rank, the first, which holds most, at an iteration's worst moment.
 
     Attributes:
         device: by part; ``gathered`` are whole blocks and their gradients on their way, ``workspace`` what CUDA,
             libraries and the allocator are given.
         host: by part; ``checkpoint copy`` is the writer's.
-        peak: the activations' worst moment.
+        worst: that moment.
     """
 
     device: dict[str, int]
     host: dict[str, int]
-    peak: Peak
+    worst: Moment
 
     @property
     def total(self) -> int:
@@ -40,44 +42,85 @@ def needs(config: Config, costs: Costs, size: int, samples: int, workspace: int)
     """Of a rank out of ``size`` with so many samples in a micro-batch."""
     state = costs.once("state", config, size, lambda: state_of(config, costs.networks, size))
     state = state + costs.once("onlookers", config, size, lambda: onlookers(config, costs.networks, size))
-    peak = activation_peak(config, costs, samples)
-    device = {kind: count for (place, kind), count in state.items() if place == "device" and count}
     host = {kind: count for (place, kind), count in state.items() if place == "host" and count}
-    device["gathered"] = device.pop("gathered", 0) + costs.once(
-        "gathered", config, size, lambda: _gathered(config, costs, size)
-    )
-    device |= {"activations": peak.bytes, "workspace": workspace}
     copied = ("masters", "moments", "ema")
     host["checkpoint copy"] = sum(count for (_, kind), count in state.items() if kind in copied)
-    return Needs(device, host, peak)
+    recomputed = "blocks, recomputed" if config.student.activation_checkpointing else "blocks"
+    blocks = costs.once(recomputed, config, size, lambda: _blocks(config, costs, size))
+    keeps, accumulates = engine_entry(config.engine).residency(config).keeps_gradients, config.accumulation(size) > 1
+
+    def device_at(moment: Moment) -> dict[str, int]:
+        parts = {kind: count for (place, kind), count in state.items() if place == "device" and count}
+        if not (accumulates or moment.reached or keeps):
+            parts.pop("gradients", None)
+        parts["gathered"] = parts.get("gathered", 0) + blocks.at(moment)
+        return parts | {"activations": moment.bytes, "workspace": workspace}
+
+    worst = max(moments(config, costs, samples), key=lambda moment: sum(device_at(moment).values()))
+    return Needs(device_at(worst), host, worst)
 
 
-def _gathered(config: Config, costs: Costs, size: int) -> int:
-    """Whole blocks at a time, and the gradients of two on their way to their shards.
+@dataclass(frozen=True)
+class _Blocks:
+    """Bytes of a network's weights that are whole for a while, on one rank.
 
-    FSDP2 holds the block that runs and the next one, and the parameters outside of blocks; ZeRO-3 three blocks at
-    most. One process casts the trained weights for every pass, and its graph keeps the copies.
+    Attributes:
+        running: by network, while one of its blocks runs.
+        between: by network, between two of them.
+        graph: with the student's graph.
+        reduced: gradients of one of its blocks on their way to their shards, in its backward pass.
+        always: a buffer for them that is there all the time.
     """
-    width = compute_dtype(config).itemsize
-    student = costs.networks.trained[STUDENT]
+
+    running: dict[str, int]
+    between: dict[str, int]
+    graph: int = 0
+    reduced: int = 0
+    always: int = 0
+
+    def at(self, moment: Moment) -> int:
+        """Of all networks at a moment."""
+        whole = (self.between if moment.between else self.running).get(moment.running, 0)
+        graph = self.graph if moment.running == STUDENT or STUDENT in moment.held else 0
+        return whole + graph + self.always + (self.reduced if moment.gradients else 0)
+
+
+def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
+    """FSDP2 holds the block that runs, the next one and what is outside of blocks; ZeRO-3 three blocks at any time.
+
+    One process casts trained weights whenever they are used, and a graph keeps the copies, but of recomputed blocks.
+    """
+    width, student = compute_dtype(config).itemsize, costs.networks.trained[STUDENT]
     assert isinstance(student, Backbone)
+    trained, _ = _sizes(student, trained=True)
     if engine_entry(config.engine).launcher == "python":
-        trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-        return trained * width if width < _FP32 else 0
+        every = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        if width == _FP32:
+            return _Blocks({}, {})
+        if config.student.activation_checkpointing:
+            return _Blocks({STUDENT: trained * width}, {})
+        return _Blocks({}, {}, graph=every * width)
     if size == 1:
-        return 0
-    ahead = 3 if config.engine == "zero3" else 2 + max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
-    block, root = _sizes(student)
-    reduced = 2 * block * (width + _FP32)
-    whole = ahead * block + root
-    for frozen in costs.networks.frozen.values():
-        if config.teacher.placement == "shard" and isinstance(frozen, Backbone):
-            block, root = _sizes(frozen)
-            whole += ahead * block + root
-    return whole * width + reduced
+        return _Blocks({}, {})
+    keeps = engine_entry(config.engine).residency(config).keeps_gradients
+    ahead = max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
+    running, between = (3, 3) if config.engine == "zero3" else (2 + ahead, ahead)
+    sharded = {STUDENT: student, **(costs.networks.frozen if config.teacher.placement == "shard" else {})}
+    sizes = {name: _sizes(net) for name, net in sharded.items() if isinstance(net, Backbone)}
+
+    def whole(blocks: int) -> dict[str, int]:
+        return {name: (blocks * block + root) * width for name, (block, root) in sizes.items()}
+
+    buffer = trained * _FP32
+    reduced = trained * width + (0 if keeps else buffer)
+    return _Blocks(whole(running), whole(between), reduced=reduced, always=buffer if keeps else 0)
 
 
-def _sizes(net: Backbone) -> tuple[int, int]:
-    """Parameters of the largest block, and of what is in none."""
-    blocks = [sum(p.numel() for p in block.parameters()) for block in net.wrap_points()]
-    return max(blocks), sum(p.numel() for p in net.parameters()) - sum(blocks)
+def _sizes(net: Backbone, trained: bool = False) -> tuple[int, int]:
+    """Parameters of the largest block, and of what is in none; all of them or those that are trained."""
+
+    def count(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+
+    blocks = [count(block) for block in net.wrap_points()]
+    return max(blocks), count(net) - sum(blocks)

@@ -74,7 +74,7 @@ def advised(advice: Advice, given: Plan | None) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     room, needed = plan.cluster.card.memory, plan.needs.total
     word = "fits" if plan.fits else "DOES NOT FIT"
-    note = f"{word}: {needed / 1e9:.4g} of {room / 1e9:g}; activations are worst in {plan.needs.peak.during}"
+    note = f"{word}: {needed / 1e9:.4g} of {room / 1e9:g}; most in {plan.needs.worst.during}"
     device = _parts("memory of a GPU, GB", plan.needs.device, 1e9, note)
     return [*device, *_parts("host memory of a rank, GB", plan.needs.host, 1e9)]
 

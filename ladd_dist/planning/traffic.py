@@ -38,13 +38,17 @@ class TrafficCounter(TorchDispatchMode):
         self.seen: dict[str, Traffic] = defaultdict(Traffic)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Look at ``c10d`` operators on their way."""
-        namespace, name = str(func.name()).split("::")
-        if namespace == "c10d":
-            kind = _KIND_OF.get(name.split(".")[0], name)
+        """Look at operators on their way."""
+        self.see(func, args)
+        return func(*args, **(kwargs or {}))
+
+    def see(self, func: Any, args: tuple) -> None:
+        """Count an operator if it is a collective."""
+        if func.namespace == "c10d":
+            name = func.overloadpacket.__name__
+            kind = _KIND_OF.get(name, name)
             self.seen[kind].calls += 1
             self.seen[kind].bytes += _whole_bytes(kind, args)
-        return func(*args, **(kwargs or {}))
 
 
 def _whole_bytes(kind: str, args: tuple) -> int:

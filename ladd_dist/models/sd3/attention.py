@@ -77,26 +77,45 @@ def choose_attention(
     obstacles |= {name: sdpa_obstacle(name, device, dtype, head_dim) for name in SDPA_BACKENDS}
     if setting == "auto":
         runs = [name for name, obstacle in obstacles.items() if not obstacle]
-        return _measured(config, device, dtype, compiled, runs) or _unmeasured(device, dtype, obstacles)
+        gpu = torch.cuda.get_device_name(device)
+        return _measured(config, gpu, dtype, compiled, runs) or _unmeasured(gpu, dtype, obstacles)
     if obstacles[setting]:
         raise LaddError(f"kernels.attention={setting}: {obstacles[setting]}; set kernels.attention=auto")
     return Attention(setting, "own", f"as kernels.attention={setting} asks")
 
 
+def expects_fused(setting: str, config: dict[str, Any], gpu: str, dtype: torch.dtype, compiled: bool) -> bool:
+    """Whether a GPU that is not there would run the fused kernel, as far as its name says.
+
+    Args:
+        gpu: as PyTorch calls it.
+    """
+    if setting != "auto":
+        return setting == "triton"
+    runs = [*SDPA_BACKENDS, *([] if _shape_obstacle(config) else ["triton"])]
+    found = _measured(config, gpu, dtype, compiled, runs)
+    return found is not None and found.implementation == "triton"
+
+
 def _fused_obstacle(config: dict[str, Any], device: torch.device) -> str:
     """Why the fused kernel cannot run, or an empty string."""
+    return _shape_obstacle(config) or triton_obstacle(device)
+
+
+def _shape_obstacle(config: dict[str, Any]) -> str:
+    """Why there is no fused kernel for a network, or an empty string."""
     if (head_dim := config["attention_head_dim"]) not in ATTENTION_HEAD_DIMS:
         return f"the kernel has no head_dim of {head_dim}, only {', '.join(map(str, ATTENTION_HEAD_DIMS))}"
     if config.get("qk_norm") not in (None, "rms_norm"):
         return f"the kernel has no qk_norm of {config['qk_norm']}, only rms_norm or none"
-    return triton_obstacle(device)
+    return ""
 
 
 def _measured(
-    config: dict[str, Any], device: torch.device, dtype: torch.dtype, compiled: bool, runs: list[str]
+    config: dict[str, Any], gpu: str, dtype: torch.dtype, compiled: bool, runs: list[str]
 ) -> Attention | None:
     """The fastest by the table, of those that run; None where nothing was measured, or nothing that has a name."""
-    way, gpu = "compiled" if compiled else "eager", torch.cuda.get_device_name(device)
+    way = "compiled" if compiled else "eager"
     tokens = (config["sample_size"] // config["patch_size"]) ** 2
     where = {
         "op": "joint_attention", "gpu": gpu, "dtype": DTYPE_NAMES[dtype], "head_dim": config["attention_head_dim"],
@@ -114,8 +133,7 @@ def _measured(
     return None
 
 
-def _unmeasured(device: torch.device, dtype: torch.dtype, obstacles: Mapping[str, str]) -> Attention:
-    gpu = torch.cuda.get_device_name(device)
+def _unmeasured(gpu: str, dtype: torch.dtype, obstacles: Mapping[str, str]) -> Attention:
     for name in _UNMEASURED:
         if not obstacles[name]:
             precision = DTYPE_NAMES[dtype]

@@ -12,7 +12,7 @@ from ladd_dist.errors import LaddError
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.family import Drawing, Family, Joined, TokenGrid
 from ladd_dist.models.reduction import Reduced
-from ladd_dist.models.sd3.attention import choose_attention, set_attention
+from ladd_dist.models.sd3.attention import Attention, choose_attention, expects_fused, set_attention
 from ladd_dist.models.sd3.configs import clip_tokens, load_config
 from ladd_dist.models.sd3.export import usage, write_scheduler
 from ladd_dist.models.sd3.fit import check_parts, check_shapes
@@ -74,6 +74,14 @@ class Sd3(Family):
         """See `models.sd3.attention`."""
         attention = choose_attention(kernels.attention, load_config(folder), device, dtype, compiled)
         return lambda backbone: set_attention(backbone.net, attention), str(attention)
+
+    def plan_attention(
+        self, folder: str | Path, kernels: KernelsConfig, gpu: str, dtype: torch.dtype, compiled: bool
+    ) -> Callable[[Backbone], None]:
+        """The fused kernel keeps no normalised copies of queries and keys, all others do."""
+        fused = expects_fused(kernels.attention, load_config(folder), gpu, dtype, compiled)
+        chosen = Attention("triton" if fused else "diffusers", "own", "planned")
+        return lambda backbone: set_attention(backbone.net, chosen)
 
     def conditioner(self, teacher: TeacherConfig, dtype: torch.dtype, device: torch.device) -> TextEncoders:
         """See `TextEncoders`."""

@@ -47,12 +47,12 @@ def run_dry(config: Config, args: argparse.Namespace) -> None:
     """
     import torch  # late: it must find the stand-in for CUDA
 
-    from ladd_dist.data.buckets import Bucket
     from ladd_dist.log import log, warn
     from ladd_dist.models.folder import weight_files
     from ladd_dist.planning.dry_run.run import dry_run
-    from ladd_dist.planning.dry_run.summary import summary
+    from ladd_dist.planning.dry_run.summary import offloaded, summary
     from ladd_dist.planning.networks import check_networks
+    from ladd_dist.planning.plan import largest_bucket
 
     if config.device == "cpu":
         raise LaddError("device=cpu, but --dry-run is of a GPU: set device=auto")
@@ -65,8 +65,9 @@ def run_dry(config: Config, args: argparse.Namespace) -> None:
     else:
         check_networks(config)
         log("teacher, student and buckets fit one another")
-    buckets = [Bucket.parse(name) for name in config.synthesis.buckets]
-    largest = max(buckets, key=lambda bucket: bucket.height * bucket.width).name
-    print(
-        summary(dry_run(config, args.dry_run, [largest], _MICRO_BATCHES), fake_card(args.gpu), largest, args.dry_run)
-    )
+    if config.engine == "zero3" and config.zero3.offload != "none":
+        print(offloaded(config, args.dry_run))
+        return
+    largest = largest_bucket(config).name
+    seen = dry_run(config, args.dry_run, [largest], _MICRO_BATCHES)
+    print(summary(config, seen, fake_card(args.gpu), largest, args.dry_run))

@@ -1,7 +1,7 @@
 """Tensors without data on a GPU that is not there, and what the host asks of it."""
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -23,11 +23,12 @@ from torch.backends.cuda import (
 )
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ladd_dist.errors import LaddError
 from ladd_dist.planning.dry_run.frames import caller
 from ladd_dist.planning.dry_run.memory import DeviceMemory
+from ladd_dist.planning.traffic import TrafficCounter
 
 _aten = torch.ops.aten
 _COPIES = {_aten._to_copy.default: 0, _aten.copy_.default: 1}
@@ -74,6 +75,8 @@ class Wait:
 class FakeDevice(TorchDispatchMode):
     """Makes all tensors on a GPU fake and leaves those on the CPU as they are; knows who waits for them.
 
+    A large network is a hundred thousand operators: what is done here for each of them is most of the time.
+
     Args:
         phase: tells the phase that is under way.
     """
@@ -82,14 +85,20 @@ class FakeDevice(TorchDispatchMode):
         super().__init__()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._phase, self._waited = phase, _waits()
-        self.memory = DeviceMemory()
+        self.memory, self.traffic = DeviceMemory(), TrafficCounter()
         self.waits: list[Wait] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled, so that nothing has to keep the compiler out of every call
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run an operator, on fake tensors if one of them is on the GPU or is to be."""
         kwargs = kwargs or {}
-        if any(is_traceable_wrapper_subclass_type(kind) and kind is not FakeTensor for kind in types):
+        if any(map(_wraps, types)):
             return NotImplemented  # a sharded tensor first says what is done with this rank's part
+        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+            return func(*args, **kwargs)  # it asks for shapes alone, of tensors that are nowhere
         device = kwargs.get("device")
         to_device = device is not None and torch.device(device).type == "cuda"
         if not to_device and not any(issubclass(kind, FakeTensor) for kind in types):
@@ -100,14 +109,19 @@ class FakeDevice(TorchDispatchMode):
             self._wait(waited)
         if func in _ANSWERS:
             return _ANSWERS[func](args[0])
+        if func is _aten.record_stream.default:
+            return None  # for an allocator, and has no fake
         if func in _PRODUCTS:
             _check_dtypes(func, args)
+        self.traffic.see(func, args)
+        if _has_real(args) or _has_real(kwargs.values()):
+            args, kwargs = tree_map(self._as_fake, (args, kwargs))
         try:
-            with self._fake:
-                result = func(*tree_map(self._as_fake, args), **tree_map(self._as_fake, kwargs))
+            # What an operator comes to within the mode; to enter it takes longer than the operator itself.
+            result = self._fake.dispatch(func, types, args, kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
             raise LaddError(f"{caller()}: {func} waits for the device and its result has no shape before") from None
-        self.memory.see(self._phase(), (leaf for leaf in tree_leaves(result) if isinstance(leaf, FakeTensor)))
+        self.memory.see(self._phase(), result)
         return result
 
     def _as_fake(self, value: Any) -> Any:
@@ -135,6 +149,22 @@ class FakeDevice(TorchDispatchMode):
         self.waits.append(Wait(what, caller(), self._phase()))
 
 
+@cache
+def _wraps(kind: type) -> bool:
+    """Whether it is a tensor around others, a sharded or quantized one."""
+    return kind is not FakeTensor and is_traceable_wrapper_subclass_type(kind)
+
+
+def _has_real(values: Iterable[Any]) -> bool:
+    """Whether a tensor that is not fake is among an operator's arguments."""
+    for value in values:
+        if isinstance(value, FakeTensor):
+            continue
+        if isinstance(value, Tensor) or (isinstance(value, list | tuple) and _has_real(value)):
+            return True
+    return False
+
+
 def _sdp_choice(query: Tensor, key: Tensor, value: Tensor) -> int:
     """What PyTorch would choose on the card: it looks at shapes alone, but gives no answer for fake tensors."""
     asked = SDPAParams(query, key, value, None, 0.0, False, False)
@@ -149,13 +179,13 @@ def _check_dtypes(func: Any, args: tuple) -> None:
 
 
 @cache
-def _runtime() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+def _counter() -> ctypes.c_long:
+    return ctypes.c_long.in_dll(ctypes.CDLL(None), "ladd_waits")
 
 
 def _waits() -> int:
     """How often the stand-in for the CUDA runtime was waited for, see ``cuda.c``."""
-    return _runtime().ladd_waits()
+    return _counter().value
 
 
 @contextmanager

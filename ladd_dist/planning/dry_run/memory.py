@@ -1,8 +1,8 @@
 """What fake tensors would take of a device's memory."""
 
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Self
+from weakref import KeyedRef
 
 import torch
 from torch import Tensor
@@ -21,24 +21,27 @@ class DeviceMemory:
     def __init__(self) -> None:
         self.live, self.peaks = 0, dict[str, int]()
         self._sizes: dict[int, int] = {}
+        self._ends: dict[int, KeyedRef[int, torch.UntypedStorage]] = {}
         self._resize: Callable[..., Any] = torch.UntypedStorage.resize_
 
-    def see(self, phase: str, tensors: Iterable[Tensor]) -> None:
-        """Count what an operator of a phase has made."""
-        for tensor in tensors:
-            if tensor.device.type == "cuda":
+    def see(self, phase: str, made: Any) -> None:
+        """Count what an operator of a phase has made: a tensor, or several and other things."""
+        for tensor in made if isinstance(made, list | tuple) else (made,):
+            if isinstance(tensor, Tensor) and tensor.device.type == "cuda":
                 self._count(tensor.untyped_storage())
-        self.peaks[phase] = max(self.peaks.get(phase, 0), self.live)
+        if self.live > self.peaks.get(phase, 0):
+            self.peaks[phase] = self.live
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, -(-storage.nbytes() // _BLOCK) * _BLOCK
         if key not in self._sizes:
-            weakref.finalize(storage, self._forget, key).atexit = False
+            self._ends[key] = KeyedRef(storage, self._forget, key)
         self.live += size - self._sizes.get(key, 0)
         self._sizes[key] = size
 
-    def _forget(self, key: int) -> None:
-        self.live -= self._sizes.pop(key)
+    def _forget(self, end: "KeyedRef[int, torch.UntypedStorage]") -> None:
+        del self._ends[end.key]
+        self.live -= self._sizes.pop(end.key)
 
     def __enter__(self) -> Self:
         def resize(storage: torch.UntypedStorage, size: int) -> Any:

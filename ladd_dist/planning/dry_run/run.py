@@ -1,7 +1,7 @@
 """A start and an iteration on fake ranks, by the code that trains, and what was counted on the way."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,13 @@ from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.build import check_launch
 from ladd_dist.engines.ema import Ema
-from ladd_dist.errors import LaddError
 from ladd_dist.methods.registry import build_method, method_of
 from ladd_dist.models.weights import unread
 from ladd_dist.planning.dry_run.device import Wait, on_fake_device
+from ladd_dist.planning.dry_run.zero3 import agreeing_ranks
 from ladd_dist.planning.memory import StateBytes, expected_state
 from ladd_dist.planning.samples import random_sample
-from ladd_dist.planning.traffic import Traffic, TrafficCounter
+from ladd_dist.planning.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,8 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
         LaddError: for what would have failed on a GPU, as far as this project says it itself.
         RuntimeError: as torch raises it, such as for tensors on different devices.
     """
-    if config.engine == "zero3":
-        raise LaddError(
-            "--dry-run: engine=zero3 compares numbers between ranks, and fake ones have none: set engine=fsdp2"
-        )
     accumulation = config.accumulation(size)
-    with _ranks(config, size) as world:
+    with ranks(config, size) as world:
         check_launch(config, world)
         clock = Clock(world)
         with unread(), on_fake_device(lambda: clock.phase) as device:
@@ -72,12 +68,12 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
             ema = Ema(method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
             resident = device.memory.live
             device.memory.peaks.clear()
+            device.traffic.seen.clear()
             device.waits.clear()  # a start may wait
-            with TrafficCounter() as traffic:
-                for index, bucket in enumerate(buckets):
-                    samples = [random_sample(config, world, method, bucket, index)] * min(micro_batches, accumulation)
-                    method.iteration(index, samples)
-                    ema.update(index)
+            for index, bucket in enumerate(buckets):
+                samples = [random_sample(config, world, method, bucket, index)] * min(micro_batches, accumulation)
+                method.iteration(index, samples)
+                ema.update(index)
         networks = method_of(config).networks(config)
         modules = {**networks.trained, **networks.frozen}
         return DryRun(
@@ -85,7 +81,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
             expected_state(config, size),
             resident,
             dict(device.memory.peaks),
-            dict(traffic.seen),
+            dict(device.traffic.seen),
             list(device.waits),
             min(micro_batches, accumulation),
             accumulation,
@@ -93,7 +89,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
 
 
 @contextmanager
-def _ranks(config: Config, size: int) -> Iterator[World]:
+def ranks(config: Config, size: int) -> Iterator[World]:
     """Rank 0 among others that are not there: their collectives change nothing."""
     world = World(0, size, 0, torch.device("cuda", 0))
     if size == 1 and config.engine == "local":
@@ -103,6 +99,7 @@ def _ranks(config: Config, size: int) -> Iterator[World]:
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
     try:
-        yield world
+        with agreeing_ranks() if config.engine == "zero3" else nullcontext():
+            yield world
     finally:
         dist.destroy_process_group()
