@@ -28,6 +28,7 @@ _LOCAL = EngineEntry(
     place_frozen=lambda config, blueprint, world: blueprint.whole(world.device),
     launcher="python",
     layout=lambda config, size, rank: ranges.whole,
+    residency=lambda config: Residency(autocasts=True),
 )
 
 

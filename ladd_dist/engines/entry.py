@@ -33,6 +33,7 @@ class Residency:
         keeps_gathered: whether biases and norm weights stay whole on every rank between passes.
         fp32_buffers: whether a sharded frozen network has its buffers in fp32.
         keeps_inputs: whether linear layers keep their inputs for a backward pass even where their weights are frozen.
+        autocasts: whether the student computes by autocast, and not on weights that were cast.
         keeps_gradients: whether gradients' memory is there all the time, and with it a buffer for one block's on
             their way.
     """
@@ -45,6 +46,7 @@ class Residency:
     keeps_gathered: bool = False
     fp32_buffers: bool = False
     keeps_inputs: bool = False
+    autocasts: bool = False
     keeps_gradients: bool = False
 
 

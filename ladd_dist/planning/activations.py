@@ -50,12 +50,12 @@ def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
     Graphs of `Pass`es that reach the student or the inputs are kept until the last forward pass, and go one by one,
     the last first. Heads that learn while the teacher runs hold one group's features and graph at a time.
     """
-    keeps = engine_entry(config.engine).residency(config).keeps_inputs
+    engine = engine_entry(config.engine).residency(config)
     held: dict[str, int] = {}
     waiting: list[tuple[str, Pass]] = []
     looking: Pass | None = None  # a pass that gives features and keeps none: the next heads learn while it runs
     for passed in method_of(config).passes(config):
-        cost = costs.of(passed, checkpointed(config, passed.network), samples, keeps)
+        cost = costs.of(passed, checkpointed(config, passed.network), samples, engine)
         if passed.network == "heads":
             transient, running = max(cost.forward_peak, cost.backward_peak), ""
             if looking is not None:
@@ -73,7 +73,7 @@ def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
             held[name] = cost.kept
             waiting.append((name, passed))
     for name, passed in reversed(waiting):
-        cost = costs.of(passed, checkpointed(config, passed.network), samples, keeps)
+        cost = costs.of(passed, checkpointed(config, passed.network), samples, engine)
         transient, to_weights = cost.backward_peak - cost.kept, passed.gradient == "weights"
         yield Moment(f"{name} backward", dict(held), transient, passed.network, gradients=to_weights)
         del held[name]

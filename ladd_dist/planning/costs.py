@@ -15,6 +15,7 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.engines.build import compute_dtype
+from ladd_dist.engines.entry import Residency
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.ladd.losses import r1_penalty
 from ladd_dist.methods.passes import Pass
@@ -22,7 +23,7 @@ from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.start import Start
-from ladd_dist.planning.counting import Counter, Work, gradients_dropped, inputs_kept
+from ladd_dist.planning.counting import Counter, Work, autocast_as_on_cuda, gradients_dropped, inputs_kept
 
 _NONE = Work()
 T = TypeVar("T")
@@ -124,24 +125,26 @@ class Costs:
         """Of so many tapped blocks of a sample."""
         return blocks * self.grid[0] * self.grid[1] * self._width * self._dtype.itemsize
 
-    def of(self, passed: Pass, checkpointing: bool, samples: int = 1, keeps_inputs: bool = False) -> PassCost:
+    def of(self, passed: Pass, checkpointing: bool, samples: int = 1, engine: Residency | None = None) -> PassCost:
         """One pass over ``passed.samples`` latents of each sample; activations are recomputed or kept.
 
         Args:
-            keeps_inputs: see `Residency`.
+            engine: what it makes of the pass; None makes nothing of it, which leaves arithmetic as it is.
         """
         if passed.network == "heads":
-            return self._once(passed, False, False, samples)
+            return self._once(passed, False, False, False, samples)
         recomputes = checkpointing and passed.gradient != "none"
         # For the gradient of weights a layer's inputs are kept anyway.
-        keeps = keeps_inputs and passed.gradient == "inputs"
-        return self._once(replace(passed, samples=1), recomputes, keeps, 1) * (samples * passed.samples)
+        keeps = engine is not None and engine.keeps_inputs and passed.gradient == "inputs"
+        trained = passed.network == STUDENT and passed.adapter
+        casts = engine is not None and engine.autocasts and trained and self._dtype != torch.float32
+        return self._once(replace(passed, samples=1), recomputes, keeps, casts, 1) * (samples * passed.samples)
 
-    def _once(self, passed: Pass, checkpointing: bool, keeps_inputs: bool, samples: int) -> PassCost:
-        key = passed, checkpointing, keeps_inputs, samples
+    def _once(self, passed: Pass, checkpointing: bool, keeps_inputs: bool, casts: bool, samples: int) -> PassCost:
+        key = passed, checkpointing, keeps_inputs, casts, samples
         if key not in self._known:
-            heads = passed.network == "heads"
-            with self._mode, inputs_kept() if keeps_inputs else nullcontext():
+            heads, kept = passed.network == "heads", inputs_kept() if keeps_inputs else nullcontext()
+            with self._mode, kept, autocast_as_on_cuda(self._dtype) if casts else nullcontext():
                 self._known[key] = self._heads(passed, samples) if heads else self._backbone(passed, checkpointing)
         return self._known[key]
 
