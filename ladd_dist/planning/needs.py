@@ -68,6 +68,7 @@ class _Blocks:
         running: by network, while one of its blocks runs.
         between: by network, between two of them.
         graph: with the student's graph.
+        forward: of all other blocks of the student, in its forward pass.
         reduced: gradients of one of its blocks on their way to their shards, in its backward pass.
         always: a buffer for them that is there all the time.
     """
@@ -75,6 +76,7 @@ class _Blocks:
     running: dict[str, int]
     between: dict[str, int]
     graph: int = 0
+    forward: int = 0
     reduced: int = 0
     always: int = 0
 
@@ -82,13 +84,15 @@ class _Blocks:
         """Of all networks at a moment."""
         whole = (self.between if moment.between else self.running).get(moment.running, 0)
         graph = self.graph if moment.running == STUDENT or STUDENT in moment.held else 0
-        return whole + graph + self.always + (self.reduced if moment.gradients else 0)
+        others = self.forward if moment.during == f"{STUDENT} forward" else 0
+        return whole + graph + others + self.always + (self.reduced if moment.gradients else 0)
 
 
 def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
     """FSDP2 holds the block that runs, the next one and what is outside of blocks; ZeRO-3 three blocks at any time.
 
-    One process casts trained weights whenever they are used, and a graph keeps the copies, but of recomputed blocks.
+    One process's autocast holds the trained weights that it has cast to the end of a forward pass, or of a recomputed
+    block; a graph keeps the copies, but of recomputed blocks.
     """
     width, student = compute_dtype(config).itemsize, costs.networks.trained[STUDENT]
     assert isinstance(student, Backbone)
@@ -98,7 +102,7 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
         if width == _FP32:
             return _Blocks({}, {})
         if config.student.activation_checkpointing:
-            return _Blocks({STUDENT: trained * width}, {})
+            return _Blocks({STUDENT: trained * width}, {}, forward=(every - trained) * width)
         return _Blocks({}, {}, graph=every * width)
     if size == 1:
         return _Blocks({}, {})
