@@ -379,7 +379,7 @@ def test_whoever_adds_an_engine_registers_it_and_touches_nothing_else(monkeypatc
             ask(config)
 
     def check(config: Config) -> None:
-        if config.student.compile:
+        if config.student.compile is True:
             raise LaddError("not compiled")
 
     entry = EngineEntry(
