@@ -23,6 +23,7 @@ from ladd_dist.methods.networks import teacher_blueprint
 from ladd_dist.methods.registry import build_method, method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.float8 import Float8Linear, quantize_rows, to_float8
+from ladd_dist.planning.cards import CARDS
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.networks import check_networks
 
@@ -176,7 +177,8 @@ def test_compiled_it_computes_the_same() -> None:
 
 
 def test_the_planner_counts_its_products_apart_and_its_memory_less() -> None:
-    plain, ours = (Costs(load(TINY, ["train.precision=bf16", *more]), Bucket(32, 64)) for more in ([], FLOAT8[:1]))
+    bucket, gpu = Bucket(32, 64), CARDS["H100"].device
+    plain, ours = (Costs(load(TINY, ["train.precision=bf16", *more]), bucket, gpu) for more in ([], FLOAT8[:1]))
     passed = next(
         p for p in method_of(load(TINY)).passes(load(TINY)) if p.network == "teacher" and p.gradient == "inputs"
     )

@@ -53,16 +53,16 @@ def test_heads_are_as_near_to_float64_as_the_library(shape, dtype):
     ("dtype", "once", "twice"), [(torch.float32, 1e-5, 1e-4), (torch.bfloat16, 3e-2, 2e-1)], ids=str
 )
 def test_the_reference_itself_runs_on_a_gpu(dtype, once, twice):
-    """`kernels.heads=torch`: by autograd, as the registered operation, and differentiated twice, as R1 does."""
+    """`kernels.heads=torch`: by autograd, as the registered operation, and R1's closed forms."""
     made, groups = inputs(ODD, dtype, "cuda"), ODD["groups"]
     x, weights = made["x"], away_from_the_kink(made["weights"])
     wide = x.double(), [w.double() for w in weights], groups
-    exact, exact_penalty = run(kernels.grouped_heads_reference, *wide), penalty(*wide)
+    exact, exact_penalty = run(kernels.grouped_heads_reference, *wide), penalty(autograd_slope, *wide)
     with torch.backends.cudnn.flags(allow_tf32=False):
         for heads in (kernels.grouped_heads_reference, registered_reference):
             for got, want in zip(run(heads, x, weights, groups), exact, strict=True):
                 assert relative_error((got,), (want,)) < once
-        for got, want in zip(penalty(x, weights, groups), exact_penalty, strict=True):
+        for got, want in zip(penalty(kernels.grouped_heads_slope, x, weights, groups), exact_penalty, strict=True):
             assert relative_error((got,), (want,)) < twice
 
 
@@ -70,11 +70,17 @@ def registered_reference(x, weights, groups):
     return kernels.grouped_heads(x, weights, groups, implementation="reference")
 
 
-def penalty(x, weights, groups):
-    """Gradients of R1's penalty by both convolutions' filters."""
-    x, weights = x.detach().requires_grad_(), kernels.HeadWeights(*(w.detach().requires_grad_() for w in weights))
+def autograd_slope(x, weights, groups):
+    """As `grouped_heads_slope`, by autograd alone."""
+    x = x.detach().requires_grad_()
     logits = kernels.grouped_heads_reference(x, weights, groups)
-    (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return logits, *torch.autograd.grad(logits.sum(), x, create_graph=True)
+
+
+def penalty(sloped, x, weights, groups):
+    """Gradients of R1's penalty by both convolutions' filters."""
+    weights = kernels.HeadWeights(*(w.detach().requires_grad_() for w in weights))
+    _, slope = sloped(x, weights, groups)
     return torch.autograd.grad(slope.square().sum(), [weights.conv1, weights.conv2])
 
 
