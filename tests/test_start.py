@@ -36,7 +36,8 @@ def mid_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(teacher: Path | str, engine: str) -> Config:
     heads = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "groups=4", "cond_width=16")]
-    return load(TINY, [f"teacher.path={teacher}", *heads, f"engine={engine}", "teacher.placement=shard"])
+    plain = ["student.compile=false", "teacher.compile=false"]  # whether that pays would be asked of the whole folder
+    return load(TINY, [f"teacher.path={teacher}", *heads, *plain, f"engine={engine}", "teacher.placement=shard"])
 
 
 def state_at_start(config: Config, world: World) -> int:
