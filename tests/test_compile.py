@@ -28,7 +28,7 @@ from ladd_dist.methods.registry import build_method
 
 BUCKETS = [(4, 4), (8, 4), (8, 8)]  # of different numbers of tokens
 SMALL_HEADS = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "groups=4", "cond_width=16")]
-COMPILED = ["student.compile=true", "teacher.compile=true"]
+PLAIN, COMPILED = ([f"{net}.compile={value}" for net in ("student", "teacher")] for value in ("false", "true"))
 # AdamW's own epsilon would make whole steps of the rounding of gradients that are zero.
 EXACT = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4", "train.precision=fp32", "train.global_batch=8"]
 FP32 = 1e-5
@@ -130,7 +130,7 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 def test_three_buckets_take_one_variant_each_way_a_block_is_run(tmp_path: Path, engine: str) -> None:
     """Three blocks of two kinds in the order with two passes: the student runs without gradient, too."""
     settings = [make_teacher(tmp_path, 3), *SMALL_HEADS, *EXACT, *ENGINES[engine], "method.fake_pass=two_pass"]
-    plain = run(engine, load(TINY, settings), "eager")
+    plain = run(engine, load(TINY, [*settings, *PLAIN]), "eager")
     compiled = run(engine, load(TINY, settings + COMPILED), "eager")
     for (theirs, none), (ours, count) in zip(plain, compiled, strict=True):
         assert_same(ours, theirs)
@@ -149,7 +149,7 @@ def test_recomputation_over_all_shipped_buckets_takes_no_more(
     monkeypatch.setattr(sys.modules[__name__], "BUCKETS", sizes)
     recompute = [f"{network}.activation_checkpointing=true" for network in ("student", "teacher")]
     settings = [make_teacher(tmp_path, 3, 32), *SMALL_HEADS, *EXACT, *COMPILED, *recompute]
-    ((_, count),) = run("local", load(TINY, [*settings, "method.fake_pass=two_pass"]), "eager")
+    ((_, count),) = run("local", load(TINY, [*settings, *PLAIN, "method.fake_pass=two_pass"]), "eager")
     assert count == 9
 
 
@@ -159,8 +159,8 @@ def test_a_student_of_adapters_takes_as_many_again_without_them(tmp_path: Path, 
     """One network is student, teacher and backbone; batches of several samples, and of one for each rank."""
     settings = [make_teacher(tmp_path, 3), *SMALL_HEADS, *EXACT, *ENGINES[engine], "method.fake_pass=two_pass"]
     settings += ["student.lora.rank=2", "teacher.placement=replicate"]
-    plain = run(engine, load(TINY, settings), "eager", size)
-    compiled = run(engine, load(TINY, [*settings, "student.compile=true"]), "eager", size)
+    plain = run(engine, load(TINY, [*settings, *PLAIN]), "eager", size)
+    compiled = run(engine, load(TINY, [*settings, *PLAIN, "student.compile=true"]), "eager", size)
     for (theirs, none), (ours, count) in zip(plain, compiled, strict=True):
         assert_same(ours, theirs)
         # Of two kinds, with and without adapters, without gradient and with; the first block's text, or with adapters
@@ -175,8 +175,8 @@ def test_a_student_of_adapters_takes_as_many_again_without_them(tmp_path: Path, 
 def test_compiled_code_makes_the_same_numbers(tmp_path: Path, engine: str, backend: str) -> None:
     """One block of the student: g++ takes most of the time, so FSDP2 has its graphs split and not translated."""
     settings = [make_teacher(tmp_path, 1), *SMALL_HEADS, *EXACT, *ENGINES[engine]]
-    plain = run(engine, load(TINY, settings), backend)
-    compiled = run(engine, load(TINY, [*settings, "student.compile=true"]), backend)
+    plain = run(engine, load(TINY, [*settings, *PLAIN]), backend)
+    compiled = run(engine, load(TINY, [*settings, *PLAIN, "student.compile=true"]), backend)
     for (theirs, _), (ours, count) in zip(plain, compiled, strict=True):
         assert_same(ours, theirs)
         assert count == 1

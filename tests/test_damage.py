@@ -32,7 +32,7 @@ from ladd_dist.models.fingerprint import fingerprint
 
 _PART = "32x64/part-00001"
 _SHARD = f"{_PART}/shard.00000.mds"
-_MAKERS = r"run launchers/synthesize\.py again \(launchers/pairs\.py for pairs\)"
+_MAKERS = r"run launchers/synthesize\.py again \(encode\.py or pairs\.py for given pictures or pairs\)"
 _REDRAW = rf": delete \S*{_PART} and {_MAKERS}, or copy the dataset again$"
 _AGAIN = rf": {_MAKERS}, which keeps finished parts, or copy the dataset again$"
 

