@@ -149,7 +149,7 @@ def test_recomputation_over_all_shipped_buckets_takes_no_more(
     monkeypatch.setattr(sys.modules[__name__], "BUCKETS", sizes)
     recompute = [f"{network}.activation_checkpointing=true" for network in ("student", "teacher")]
     settings = [make_teacher(tmp_path, 3, 32), *SMALL_HEADS, *EXACT, *COMPILED, *recompute]
-    ((_, count),) = run("local", load(TINY, [*settings, *PLAIN, "method.fake_pass=two_pass"]), "eager")
+    ((_, count),) = run("local", load(TINY, [*settings, "method.fake_pass=two_pass"]), "eager")
     assert count == 9
 
 
