@@ -112,6 +112,7 @@ _ZERO3 = EngineEntry(
     place_frozen=_place_zero3,
     launcher="deepspeed",
     layout=_zero3_layout,
+    compiles=False,  # its hooks cannot be
     residency=_zero3_residency,
     section="zero3",
     check=_check_zero3,

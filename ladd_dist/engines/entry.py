@@ -68,6 +68,7 @@ class EngineEntry:
         launcher: what starts its ranks; ``python`` is one process without a process group.
         layout: ``layout(config, size, rank)`` is a function from a tensor's shape to the `Range` of the flattened
             tensor that rank ``rank`` out of ``size`` holds.
+        compiles: whether ``compile=auto`` may compile its networks; asked for outright, ``check`` decides.
         residency: what the memory formula has to know beside the layout.
         section: the section of the configuration that this engine alone reads.
         check: refuses settings with which it cannot run, in one line, before anything is started.
@@ -78,6 +79,7 @@ class EngineEntry:
     place_frozen: Callable[[Config, "Blueprint", "World"], "nn.Module"]
     launcher: Launcher
     layout: Callable[[Config, int, int], Layout]
+    compiles: bool = True
     residency: Callable[[Config], Residency] = _plain
     section: str | None = None
     check: Callable[[Config], None] = _anything

@@ -15,12 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ladd_dist.config import Config
-from ladd_dist.data.buckets import Bucket
-from ladd_dist.diffusion.batch import Batch
-from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.compiled import is_compiled
@@ -32,8 +28,8 @@ from ladd_dist.measuring.peers import PeerLoop
 from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.methods.ladd.sample import settings
 from ladd_dist.methods.networks import meta_backbone
-from ladd_dist.models.registry import family_of
 from ladd_dist.planning.networks import check_networks
+from ladd_dist.planning.samples import random_batch
 
 
 @dataclass(frozen=True)
@@ -118,8 +114,10 @@ class Sides:
         if config.train.micro_batch not in (None, config.train.global_batch):
             raise LaddError("the peers' loop takes a batch at once: leave train.micro_batch out")
         self.config, self.world = config, world
-        self.batch, self.grid = drawn_batch(config, world.device)
+        space, bucket = check_networks(config), config.synthesis.buckets[0]
         self.method = Ladd.build(config, world, Clock(world))
+        self.batch = random_batch(config, bucket, config.train.global_batch, world.device)
+        self.grid = space.grid(*self.batch.latents.shape[2:])
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
         networks: dict[str, Any] = {"student": self.method.student.module, **self.method.frozen}
         self.compiled = [name for name, net in networks.items() if is_compiled(net.wrap_points()[0])]
@@ -143,21 +141,6 @@ class Sides:
         """One iteration as peers make it."""
         self.peers.iteration(self.peers.draw(self._theirs, self.batch, self.grid))
         self._theirs += 1
-
-
-def drawn_batch(config: Config, device: torch.device) -> tuple[Batch, tuple[int, int]]:
-    """Noise for latents and text, of the first of `synthesis.buckets`, and the grid of the latents' tokens."""
-    space, family = check_networks(config), family_of(config.teacher.path)
-    bucket = Bucket.parse(config.synthesis.buckets[0])
-    count, generator = config.train.global_batch, torch.Generator().manual_seed(config.seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(count, *shape, generator=generator).to(device)
-
-    shape = space.shape(bucket)
-    pooled = meta_backbone(config.teacher.path).pooled_width
-    cond = Conditioning(draw(*family.context_shape(config.teacher)), draw(pooled))
-    return Batch(draw(*shape), cond, list(range(count)), bucket.name), space.grid(*shape[1:])
 
 
 def compare_with_peers(config: Config, world: World, rounds: int) -> Comparison:

@@ -5,6 +5,7 @@ import shutil
 
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
+from ladd_dist.engines.registry import engine_entry
 from ladd_dist.log import log
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.registry import family_of
@@ -29,8 +30,8 @@ def compiles(config: Config, network: str, net: Backbone, world: World) -> bool:
     setting = config.student.compile if network == "student" else config.teacher.compile
     if setting != "auto":
         return setting
-    # On a GPU the whole step was never timed with and without; nor can the hooks of ZeRO-3 be compiled.
-    if world.device.type != "cpu" or config.engine == "zero3" or not _has_compiler():
+    # On a GPU the whole step was never timed with and without.
+    if world.device.type != "cpu" or not engine_entry(config.engine).compiles or not _has_compiler():
         return False
     work = _work(config, net, world)
     if work < _EARNED:
