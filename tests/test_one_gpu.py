@@ -104,5 +104,5 @@ def test_a_file_says_what_differs_from_the_one_it_extends(tmp_path: Path) -> Non
         assert len(Path(f"configs/sd35_large_{size}.yaml").read_text().splitlines()) <= 25
         assert "extends" in read_yaml(Path(f"configs/sd35_large_{size}.yaml"))
     large, own = load("configs/sd35_large.yaml"), load("configs/sd35_large_48gb.yaml")
-    assert (own.student.lora and own.student.lora.rank, own.train.micro_batch) == (256, 1)
+    assert (own.student.lora and own.student.lora.rank, own.train.micro_batch) == (192, 1)
     assert (own.synthesis, own.head_optimizer, own.data) == (large.synthesis, large.head_optimizer, large.data)
