@@ -89,7 +89,10 @@ class _Blocks:
 
 
 def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
-    """FSDP2 holds the block that runs, the next one and what is outside of blocks; ZeRO-3 three blocks at any time.
+    """FSDP2 holds the block that runs, the next one and what is outside of blocks.
+
+    ZeRO-3 keeps three blocks and what is outside of them from pass to pass: the student's while there is its graph, a
+    frozen network's at any time.
 
     One process's autocast holds the trained weights that it has cast to the end of a forward pass, or of a recomputed
     block; a graph keeps the copies, but of recomputed blocks.
@@ -106,18 +109,18 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
         return _Blocks({}, {}, graph=every * width)
     if size == 1:
         return _Blocks({}, {})
-    keeps = engine_entry(config.engine).residency(config).keeps_gradients
-    ahead = max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
-    running, between = (3, 3) if config.engine == "zero3" else (2 + ahead, ahead)
     sharded = {STUDENT: student, **(costs.networks.frozen if config.teacher.placement == "shard" else {})}
     sizes = {name: _sizes(net) for name, net in sharded.items() if isinstance(net, Backbone)}
 
     def whole(blocks: int) -> dict[str, int]:
         return {name: (blocks * block + root) * width for name, (block, root) in sizes.items()}
 
-    buffer = trained * _FP32
-    reduced = trained * width + (0 if keeps else buffer)
-    return _Blocks(whole(running), whole(between), reduced=reduced, always=buffer if keeps else 0)
+    reduced, buffer = trained * width, trained * _FP32
+    if engine_entry(config.engine).residency(config).keeps_gradients:
+        kept = whole(3)
+        return _Blocks({}, {}, graph=kept.pop(STUDENT), reduced=reduced, always=buffer + sum(kept.values()))
+    ahead = max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
+    return _Blocks(whole(2 + ahead), whole(ahead), reduced=reduced + buffer)
 
 
 def _sizes(net: Backbone, trained: bool = False) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What fake tensors would take of a device's memory."""
+"""What tensors take of a device's memory, fake ones as real ones do."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -12,13 +12,17 @@ _BLOCK = 512
 
 
 class DeviceMemory:
-    """Bytes of all storages on a GPU that are alive, and the most by phase; follows those that FSDP2 resizes.
+    """Bytes of all storages on a device that are alive, and the most by phase; follows those that FSDP2 resizes.
 
     What libraries take for themselves, such as workspaces and communication buffers, and what lies between blocks is
     not in it.
+
+    Args:
+        kind: of the device: ``cuda`` or ``cpu``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "cuda") -> None:
+        self._kind = kind
         self.live, self.peaks = 0, dict[str, int]()
         self._sizes: dict[int, int] = {}
         self._ends: dict[int, KeyedRef[int, torch.UntypedStorage]] = {}
@@ -27,7 +31,7 @@ class DeviceMemory:
     def see(self, phase: str, made: Any) -> None:
         """Count what an operator of a phase has made: a tensor, or several and other things."""
         for tensor in made if isinstance(made, list | tuple) else (made,):
-            if isinstance(tensor, Tensor) and tensor.device.type == "cuda":
+            if isinstance(tensor, Tensor) and tensor.device.type == self._kind:
                 self._count(tensor.untyped_storage())
         if self.live > self.peaks.get(phase, 0):
             self.peaks[phase] = self.live

@@ -67,13 +67,19 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
             method = build_method(config, world, clock)
             ema = Ema(method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
             resident = device.memory.live
+
+            def iterate(index: int, bucket: str) -> None:
+                samples = [random_sample(config, world, method, bucket, index)] * min(micro_batches, accumulation)
+                method.iteration(index, samples)
+                ema.update(index)
+
+            if config.engine == "zero3":  # learns in its first iteration which blocks to keep from pass to pass
+                iterate(0, buckets[0])
             device.memory.peaks.clear()
             device.traffic.seen.clear()
             device.waits.clear()  # a start may wait
             for index, bucket in enumerate(buckets):
-                samples = [random_sample(config, world, method, bucket, index)] * min(micro_batches, accumulation)
-                method.iteration(index, samples)
-                ema.update(index)
+                iterate(index, bucket)
         networks = method_of(config).networks(config)
         modules = {**networks.trained, **networks.frozen}
         return DryRun(
