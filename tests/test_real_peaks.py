@@ -97,9 +97,7 @@ def test_a_plan_is_within_a_twentieth_of_real_ranks(teacher, size):
         costs = Costs(config, largest_bucket(config), "cpu")
         planned = needs(config, costs, size, config.micro_batch(size), workspace=0)
         beside = on(onlookers(config, costs.networks, size), "device")  # of which these ranks have none
-        if size == 1:
-            real = [peaks(World(0, 1, 0, torch.device("cpu")), overrides)]
-        else:
-            real = ranks(size)(peaks, overrides)
+        alone = World(0, 1, 0, torch.device("cpu"))
+        real = [peaks(alone, overrides)] if size == 1 else ranks(size)(peaks, overrides)
         for seen in real:
             assert planned.total - beside == pytest.approx(max(seen.values()), rel=0.05), f"{case} {planned} {seen}"
