@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kernels.attention.backends import sdpa_by as sdpa_by
     from kernels.attention.backends import sdpa_obstacle as sdpa_obstacle
     from kernels.attention.configs import ATTENTION_HEAD_DIMS as ATTENTION_HEAD_DIMS
+    from kernels.attention.op import JOINT_ATTENTION as JOINT_ATTENTION
     from kernels.attention.op import joint_attention as joint_attention
     from kernels.dispatch import DTYPE_NAMES as DTYPE_NAMES
     from kernels.dispatch import Choice as Choice
@@ -37,6 +38,7 @@ _EXPORTS: dict[str, str] = {
     "sdpa_by": "attention.backends",
     "sdpa_obstacle": "attention.backends",
     "ATTENTION_HEAD_DIMS": "attention.configs",
+    "JOINT_ATTENTION": "attention.op",
     "joint_attention": "attention.op",
     "Choice": "dispatch",
     "choose": "dispatch",

@@ -65,39 +65,40 @@ class Case(NamedTuple):
             f"method.fake_pass={'shared' if self.order == 'shared' else 'two_pass'}",
             f"train.micro_batch={BATCH // self.ranks // micro_batches}",
             f"teacher.placement={self.teacher}",
-            f"student.activation_checkpointing={self.student_blocks == 'recompute'}",
-            f"teacher.activation_checkpointing={self.teacher_blocks == 'recompute'}",
+            f"student.activation_checkpointing={RECOMPUTED[self.student_blocks]}",
+            f"teacher.activation_checkpointing={RECOMPUTED[self.teacher_blocks]}",
         ]
 
 
+RECOMPUTED = {"keep": "false", "selective": "selective", "recompute": "true"}
 AXES: dict[str, list[Any]] = {
     "engine": [name for name in ENGINES if name != "local"],
     "order": ["shared", "two_pass", "accumulated"],
     "ranks": [2, 4],
     "teacher": ["replicate", "shard"],
-    "student_blocks": ["keep", "recompute"],
-    "teacher_blocks": ["keep", "recompute"],
+    "student_blocks": list(RECOMPUTED),
+    "teacher_blocks": list(RECOMPUTED),
 }
 ORACLE = Case("local", "shared", 1, "replicate", "keep", "keep")
 LOCAL = [
     Case("local", "two_pass", 1, "replicate", "recompute", "keep"),
-    Case("local", "accumulated", 1, "replicate", "keep", "recompute"),
+    Case("local", "accumulated", 1, "replicate", "selective", "recompute"),
 ]
 SHARDED = [
-    Case("fsdp2", "shared", 2, "replicate", "keep", "keep"),
-    Case("fsdp2", "two_pass", 2, "shard", "recompute", "keep"),
+    Case("fsdp2", "shared", 2, "replicate", "recompute", "keep"),
+    Case("fsdp2", "two_pass", 2, "shard", "selective", "selective"),
     Case("fsdp2", "accumulated", 4, "replicate", "keep", "recompute"),
-    Case("hsdp", "shared", 4, "shard", "recompute", "keep"),
-    Case("hsdp", "two_pass", 2, "replicate", "keep", "keep"),
+    Case("hsdp", "shared", 4, "shard", "selective", "keep"),
+    Case("hsdp", "two_pass", 2, "replicate", "keep", "selective"),
     Case("hsdp", "accumulated", 2, "replicate", "recompute", "recompute"),
-    Case("zero3", "shared", 4, "replicate", "keep", "recompute"),
-    Case("zero3", "two_pass", 2, "replicate", "keep", "keep"),
+    Case("zero3", "shared", 4, "replicate", "keep", "selective"),
+    Case("zero3", "two_pass", 2, "replicate", "selective", "keep"),
     Case("zero3", "accumulated", 2, "shard", "recompute", "recompute"),
     Case("zero3 offload=optimizer", "shared", 2, "replicate", "keep", "keep"),
     Case("zero3 offload=optimizer", "two_pass", 2, "shard", "recompute", "recompute"),
-    Case("zero3 offload=optimizer", "accumulated", 4, "replicate", "keep", "recompute"),
-    Case("zero3 offload=all", "shared", 2, "replicate", "recompute", "recompute"),
-    Case("zero3 offload=all", "two_pass", 4, "replicate", "recompute", "recompute"),
+    Case("zero3 offload=optimizer", "accumulated", 4, "replicate", "selective", "selective"),
+    Case("zero3 offload=all", "shared", 2, "replicate", "selective", "recompute"),
+    Case("zero3 offload=all", "two_pass", 4, "replicate", "recompute", "selective"),
     Case("zero3 offload=all", "accumulated", 2, "shard", "keep", "keep"),
 ]
 IN_BF16 = [case for case in SHARDED if case[:3] in {

@@ -15,6 +15,9 @@ from kernels.attention.streams import Norms, Streams, check, check_backward
 from kernels.dispatch import resolve
 from kernels.errors import KernelError
 
+JOINT_ATTENTION = "ladd_kernels::joint_attention"
+"""The operator's name as PyTorch's dispatcher has it; that of the backward pass begins with it."""
+
 
 def joint_attention(
     q: Tensor,
@@ -75,7 +78,7 @@ def joint_attention(
     return out, None if absent else text_out
 
 
-@torch.library.custom_op("ladd_kernels::joint_attention", mutates_args=())
+@torch.library.custom_op(JOINT_ATTENTION, mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, text_k: Tensor, text_v: Tensor,
     norm_q: Tensor | None, norm_k: Tensor | None, text_norm_q: Tensor | None, text_norm_k: Tensor | None,
@@ -96,7 +99,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, *rest: Any) -> tuple[Tens
     return torch.empty_like(q), torch.empty_like(text_q), lse
 
 
-@torch.library.custom_op("ladd_kernels::joint_attention_backward", mutates_args=())
+@torch.library.custom_op(f"{JOINT_ATTENTION}_backward", mutates_args=())
 def _backward(
     d_out: Tensor, d_text_out: Tensor,
     q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, text_k: Tensor, text_v: Tensor,

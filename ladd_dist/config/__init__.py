@@ -14,6 +14,7 @@ from ladd_dist.config.networks import DiscriminatorConfig, KernelsConfig, LoraCo
 from ladd_dist.config.schema import Config
 from ladd_dist.config.section import Section
 from ladd_dist.config.training import DataConfig, ProfileConfig, TrackingConfig, TrainConfig
+from ladd_dist.config.values import Recomputation
 
 __all__ = [
     "Config",
@@ -30,6 +31,7 @@ __all__ = [
     "MethodSection",
     "OptimizerConfig",
     "ProfileConfig",
+    "Recomputation",
     "RuleConfig",
     "SamplingConfig",
     "Section",

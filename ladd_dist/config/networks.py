@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ladd_dist.config.section import Section
-from ladd_dist.config.values import Ascending, Count, CountOrZero, EachOnce, PathName, PositiveNumber, Width
+from ladd_dist.config.values import (
+    Ascending,
+    Count,
+    CountOrZero,
+    EachOnce,
+    PathName,
+    PositiveNumber,
+    Recomputation,
+    Width,
+)
 
 
 class TeacherConfig(Section):
@@ -17,7 +26,9 @@ class TeacherConfig(Section):
     T5 may be absent."""
     placement: Literal["replicate", "shard"] = "replicate"
     """Whole on every rank (no traffic) or sharded by the engine (least memory)."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Recomputation = False
+    """What its backward pass computes again instead of keeping it: nothing, the blocks, or with ``selective`` the
+    blocks but for attention and the narrower matrix products. docs/planning.md has what each takes."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile the blocks, once for all of one kind and for every aspect ratio; ``auto`` does it on a CPU, where
     the run is long enough to earn it back. docs/speed.md has the measurements."""
@@ -58,7 +69,8 @@ class StudentConfig(Section):
     lora: LoraConfig | None = None
     """Train adapters on the frozen start instead of the whole network. If that is the teacher, it is kept once, and
     is student, teacher and backbone of the discriminator: the least memory."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Recomputation = False
+    """As the teacher's."""
     compile: bool | Literal["auto"] = "auto"
     """As the teacher's."""
 

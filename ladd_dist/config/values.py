@@ -2,10 +2,11 @@
 
 import os
 import re
+from difflib import get_close_matches
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 MAX_SEED = 2**63 - 1
 """Noise is drawn from keys of signed 64-bit integers (`noise.generator`); torch and Streaming take larger ones."""
@@ -53,6 +54,19 @@ def _ascending(values: list[Any]) -> list[Any]:
 
 Ascending = AfterValidator(_ascending)
 """For a list whose entries must rise."""
+
+
+def _recomputation(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return check(value)
+    except ValidationError:
+        close = get_close_matches(str(value), ("false", "true", "selective"), n=1)
+        meant = f", did you mean {close[0]}?" if close else ""
+        raise ValueError(f"must be false, true or selective{meant}") from None
+
+
+Recomputation = Annotated[bool | Literal["selective"], WrapValidator(_recomputation)]
+"""Of activations in the backward pass: none, all blocks', or but for what is dear to compute and cheap to keep."""
 
 
 def form(pattern: str, what: str) -> AfterValidator:

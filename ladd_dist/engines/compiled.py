@@ -20,7 +20,7 @@ _VECTOR_BITS = {"AVX512": 512, "AVX2": 256, "DEFAULT": 1}
 
 def is_compiled(block: nn.Module) -> bool:
     """Whether `compile_blocks` had it."""
-    return "forward" in vars(block)
+    return hasattr(block.forward, "_torchdynamo_orig_callable")
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
@@ -41,5 +41,6 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
         if kind not in forwards:
             in_part = len({p.requires_grad for p in block.parameters()}) > 1
             limit = 2 * VARIANTS if in_part else VARIANTS
-            forwards[kind] = torch.compile(type(block).forward, **_OPTIONS | {"recompile_limit": limit})
+            own: Any = block.forward
+            forwards[kind] = torch.compile(own.__func__, **_OPTIONS | {"recompile_limit": limit})
         block.forward = MethodType(forwards[kind], block)

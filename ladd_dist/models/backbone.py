@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ladd_dist.config import LoraConfig
+from ladd_dist.config import LoraConfig, Recomputation
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.models.adapters import adapters, adapters_count, add_adapters
 from ladd_dist.models.float8 import to_float8
+from ladd_dist.models.recomputation import recompute_selectively, run_adapted
 
 
 class Backbone(nn.Module, ABC):
@@ -24,17 +25,29 @@ class Backbone(nn.Module, ABC):
     Args:
         net: the network; its parameters are this module's, under ``net.`` and their names in the folder's files.
         compute_dtype: dtype of activations.
-        activation_checkpointing: recompute blocks in the backward pass.
+        activation_checkpointing: recompute blocks in the backward pass; ``selective`` all of them but what
+            `models.recomputation` keeps. Set before blocks are compiled.
     """
 
     def __init__(
-        self, net: Any, compute_dtype: torch.dtype = torch.float32, activation_checkpointing: bool = False
+        self, net: Any, compute_dtype: torch.dtype = torch.float32, activation_checkpointing: Recomputation = False
     ) -> None:
         super().__init__()
         self.net = net
         self.compute_dtype = compute_dtype
         self.activation_checkpointing = activation_checkpointing
         self.adapted = False
+
+    @property
+    def activation_checkpointing(self) -> Recomputation:
+        """What is recomputed."""
+        return self._recomputation
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, what: Recomputation) -> None:
+        self._recomputation = what
+        for block in self.wrap_points():
+            recompute_selectively(block, what == "selective")
 
     def forward(
         self,
@@ -78,11 +91,11 @@ class Backbone(nn.Module, ABC):
 
     def run_block(self, block: nn.Module, *inputs: Tensor) -> Any:
         """What a block makes of its inputs; with activation checkpointing it runs again in the backward pass."""
-        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+        if self.activation_checkpointing is not True or not torch.is_grad_enabled():
             return block(*inputs)
         if not self.adapted:
             return checkpoint(block, *inputs, use_reentrant=False)
-        return checkpoint(_run_adapted, block, adapters_count(block), *inputs, use_reentrant=False)
+        return checkpoint(run_adapted, block, block, adapters_count(block), *inputs, use_reentrant=False)
 
     def add_adapters(self, lora: LoraConfig) -> None:
         """Freeze the network and put trainable adapters on it, in place, see `models.adapters`.
@@ -144,12 +157,6 @@ class Backbone(nn.Module, ABC):
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.wrap_points())
-
-
-def _run_adapted(block: nn.Module, adapter: bool, *inputs: Tensor) -> Any:
-    """A block with its adapters as they were when it first ran: by the backward pass they may be set otherwise."""
-    with adapters(block, adapter):
-        return block(*inputs)
 
 
 class FeatureGroups:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ladd_dist.config import KernelsConfig, MethodSection, TeacherConfig
+from ladd_dist.config import KernelsConfig, MethodSection, Recomputation, TeacherConfig
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.errors import LaddError
 from ladd_dist.models.backbone import Backbone
@@ -138,7 +138,9 @@ class Family(ABC):
         """The transformer's grids; ``network`` says in errors whose they are, the teacher's or the student's."""
 
     @abstractmethod
-    def make(self, folder: str | Path, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> Backbone:
+    def make(
+        self, folder: str | Path, dtype: torch.dtype = torch.float32, checkpointing: Recomputation = False
+    ) -> Backbone:
         """The backbone that computes in ``dtype``, untrained, on the default device, ``meta`` included."""
 
     @abstractmethod

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ladd_dist.config import Recomputation
 from ladd_dist.models.backbone import Backbone
 
 
@@ -39,5 +40,5 @@ class Reduced:
         parts: of every parameter and buffer that a file holds, by its name there.
     """
 
-    make: Callable[[torch.dtype, bool], Backbone]
+    make: Callable[[torch.dtype, Recomputation], Backbone]
     parts: Mapping[str, Part]

@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ladd_dist.config import Config, LoraConfig
+from ladd_dist.config import Config, LoraConfig, Recomputation
 from ladd_dist.models.adapters import AdaptedWeights
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.family import Family
@@ -56,7 +56,7 @@ class Start:
         heads = [f"the first {self.heads} attention heads"] if self.heads else []
         return " and ".join(layers + heads)
 
-    def make(self, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> Backbone:
+    def make(self, dtype: torch.dtype = torch.float32, checkpointing: Recomputation = False) -> Backbone:
         """The backbone, untrained; see `Family.make`.
 
         Raises:

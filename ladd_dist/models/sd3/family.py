@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ladd_dist.config import KernelsConfig, MethodSection, TeacherConfig
+from ladd_dist.config import KernelsConfig, MethodSection, Recomputation, TeacherConfig
 from ladd_dist.errors import LaddError
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.family import Drawing, Family, Joined, TokenGrid
@@ -56,7 +56,9 @@ class Sd3(Family):
         """See `token_grid`."""
         return partial(token_grid, load_config(folder), network=network)
 
-    def make(self, folder: str | Path, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> Backbone:
+    def make(
+        self, folder: str | Path, dtype: torch.dtype = torch.float32, checkpointing: Recomputation = False
+    ) -> Backbone:
         """See `Sd3Backbone`."""
         return Sd3Backbone(make_transformer(folder), dtype, checkpointing)
 

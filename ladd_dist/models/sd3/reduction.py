@@ -21,6 +21,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
+from ladd_dist.config import Recomputation
 from ladd_dist.errors import LaddError
 from ladd_dist.models.files import in_one_line
 from ladd_dist.models.folder import component
@@ -64,7 +65,7 @@ def reduced(folder: str | Path, layers: Sequence[int] | None, heads: int | None)
         whole, tensors = (SD3Transformer2DModel.from_config(made).state_dict() for made in (config, smaller))
     cut = _Cut(config, layers, heads)
 
-    def make(dtype: torch.dtype, checkpointing: bool) -> Sd3Backbone:
+    def make(dtype: torch.dtype, checkpointing: Recomputation) -> Sd3Backbone:
         return Sd3Backbone(SD3Transformer2DModel.from_config(smaller), dtype, checkpointing)
 
     return Reduced(make, {name: cut.part(name, whole) for name in tensors})
