@@ -16,6 +16,7 @@ from ladd_dist.planning.picture import draw
 from ladd_dist.planning.plan import largest_bucket, plan, synthesis
 from ladd_dist.planning.scale import draw_scale, markdown, scale
 from ladd_dist.planning.table import advised, as_json, assumptions, table
+from ladd_dist.planning.trade import trade
 
 _DESCRIPTION = """\
 Predict what a run needs and costs, from shapes alone: no GPU and no weights, of the teacher only the config.json of
@@ -26,6 +27,7 @@ dataset's cost; then the fastest settings that fit. All of it is a prediction: s
   python launchers/plan.py --config configs/sd35_large.yaml --gpu RTX-4090 --gpus-per-node 1 --json plan.json
   python launchers/plan.py --config configs/sd35_large.yaml --gpu MyGPU:96,500,4000,450 --picture plan.png
   python launchers/plan.py --config configs/sd35_large.yaml --gpu H100 --gpu H200 --scale
+  python launchers/plan.py --config configs/sd35_large.yaml --gpu H100 --recomputation train.global_batch=8
 """
 
 
@@ -36,17 +38,22 @@ def main(args: argparse.Namespace) -> None:
     clusters = [Cluster(card, args.gpus_per_node, args.nodes, args.nic * 1e9, storage) for card in cards]
     bucket, workspace = largest_bucket(config), int(args.workspace * 1e9)
     if args.scale:
-        rows = {
+        by_card = {
             each.card.name: list(scale(config, each, Costs(config, bucket, each.card.device), workspace))
             for each in clusters
         }
-        for name, found in rows.items():
+        for name, found in by_card.items():
             print("\n".join([f"\n{name}, predicted:\n", *markdown(found)]))
         if args.picture:
-            draw_scale(rows, args.picture)
+            draw_scale(by_card, args.picture)
+        return
+    if args.recomputation:
+        for each in clusters:
+            rows = trade(config, each, Costs(config, bucket, each.card.device), workspace)
+            print("\n".join([f"\n{each.card.name} x {each.gpus}, predicted:\n", *rows]))
         return
     if len(clusters) > 1:
-        raise LaddError("--gpu: several types are compared with --scale alone: give one")
+        raise LaddError("--gpu: several types are compared with --scale and --recomputation alone: give one")
     cluster = clusters[0]
     costs = Costs(config, bucket, cluster.card.device)
     given, why = None, ""
@@ -96,7 +103,7 @@ def command_line() -> argparse.ArgumentParser:
         required=True,
         action="append",
         metavar="NAME",
-        help="a known type, or NAME:memory_GB,bf16_TFLOPs,memory_GBps,link_GBps; several with --scale",
+        help="a known type, or NAME:memory_GB,bf16_TFLOPs,memory_GBps,link_GBps; several for tables",
     )
     command.add_argument("--gpus-per-node", type=as_count, default=8, metavar="N", help="default: 8")
     command.add_argument("--nodes", type=as_count, default=1, metavar="N", help="default: 1")
@@ -121,6 +128,11 @@ def command_line() -> argparse.ArgumentParser:
         help="of a GPU for CUDA, NCCL and the allocator (default: 4)",
     )
     command.add_argument("--scale", action="store_true", help="1 to 4,096 GPUs instead, as a Markdown table")
+    command.add_argument(
+        "--recomputation",
+        action="store_true",
+        help="instead, as a Markdown table: memory and time as student and teacher keep or recompute activations",
+    )
     command.add_argument("--json", type=as_path, metavar="FILE", help="also write all numbers")
     command.add_argument("--picture", type=as_path, metavar="FILE", help="also draw memory and time, as PNG")
     return command

@@ -170,6 +170,7 @@ PLANNED = [
     Case([*MOSTLY, "teacher.placement=replicate", "kernels.attention=flash", "kernels.heads=torch"], []),
     Case([*MOSTLY, "student.lora.rank=16", "teacher.placement=replicate"], []),
     Case([*MOSTLY, "teacher.activation_checkpointing=true"], []),
+    Case([*MOSTLY, "student.activation_checkpointing=selective", "teacher.activation_checkpointing=selective"], []),
     Case(["train.global_batch=512", "train.micro_batch=1"], [], size=512),
     Case(["train.global_batch=4", "engine=local"], [], size=1),
     Case(["train.global_batch=4", "engine=local", *RECOMPUTED], [], size=1),

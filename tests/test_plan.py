@@ -11,14 +11,15 @@ from conftest import TINY
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
 from ladd_dist.methods.registry import method_of
-from ladd_dist.planning.advice import advise
+from ladd_dist.planning.activations import checkpointed
+from ladd_dist.planning.advice import Advice, advise, recomputations, with_overrides
 from ladd_dist.planning.cards import CARDS, card_of, read_card
 from ladd_dist.planning.cluster import Cluster, Group, collective, sharding_groups
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.memory import on
 from ladd_dist.planning.onlookers import resident
 from ladd_dist.planning.plan import largest_bucket, plan, synthesis
-from ladd_dist.planning.scale import markdown, scale
+from ladd_dist.planning.scale import Row, markdown, scale
 
 BF16, FSDP2, BATCH = "train.precision=bf16", "engine=fsdp2", "train.global_batch=64"
 PAIR = Cluster(CARDS["H100"], 2)
@@ -110,12 +111,14 @@ def test_time_follows_what_is_scarce(costs):
 
 
 def test_recomputing_takes_time_and_adds_nothing_to_the_models_arithmetic(costs):
-    kept, recomputed = (
-        plan(tiny(FSDP2, f"student.activation_checkpointing={on}"), PAIR, costs) for on in ("false", "true")
+    kept, selective, recomputed = (
+        plan(tiny(FSDP2, f"student.activation_checkpointing={what}"), PAIR, costs)
+        for what in ("false", "selective", "true")
     )
-    assert recomputed.time.arithmetic > kept.time.arithmetic
-    assert recomputed.time.model_flops == kept.time.model_flops
-    assert recomputed.needs.worst.bytes < kept.needs.worst.bytes
+    assert recomputed.time.arithmetic > selective.time.arithmetic > kept.time.arithmetic
+    assert recomputed.time.memory >= selective.time.memory > kept.time.memory
+    assert recomputed.time.model_flops == selective.time.model_flops == kept.time.model_flops
+    assert recomputed.needs.worst.bytes < selective.needs.worst.bytes < kept.needs.worst.bytes
 
 
 def test_replicas_send_less_between_nodes_only_where_they_shard_within(costs):
@@ -146,6 +149,21 @@ def test_advice_is_the_fastest_that_fits(costs):
     assert less.plan.needs.total <= room and less.overrides
 
 
+def test_advice_recomputes_as_little_as_fits(costs):
+    """Of all that might be recomputed instead, whether it was tried or not, nothing that fits is faster."""
+    most = plan(tiny(FSDP2), PAIR, costs, 0).needs.total
+    recommended = []
+    for share in (0.4, 0.5, 0.6, 0.7):
+        cluster = replace(PAIR, card=replace(PAIR.card, memory=round(most * share)))
+        best = advise(tiny(), cluster, costs, 0).plan
+        ways = [with_overrides(best.config, overrides) for overrides in recomputations(best.config)]
+        plans = [plan(way, cluster, costs, 0) for way in ways if way]
+        assert len(plans) == 9
+        assert best.time.seconds <= 1.01 * min(made.time.seconds for made in plans if made.fits)
+        recommended += [checkpointed(best.config, network) for network in ("student", "teacher")]
+    assert set(recommended) == {False, "selective", True}, recommended
+
+
 def test_advice_names_the_least_that_would_fit(costs):
     least = [FSDP2, "teacher.placement=shard", "method.fake_pass=two_pass", "train.micro_batch=1"]
     least += [f"{network}.activation_checkpointing=true" for network in ("student", "teacher")]
@@ -167,6 +185,21 @@ def test_scale_has_a_row_for_every_size(costs, monkeypatch):
     rows = list(scale(tiny(), Cluster(CARDS["H200"], 8), costs, 0))
     assert [row.gpus for row in rows] == [1, 8] and all(row.cost for row in rows)
     assert len(markdown(rows)) == 4
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "words"),
+    [
+        ("false", "false", "nothing recomputed"),
+        ("true", "true", "student and teacher recomputed"),
+        ("selective", "false", "student recomputed selectively"),
+        ("selective", "true", "student recomputed selectively and teacher recomputed"),
+    ],
+)
+def test_rows_say_what_is_recomputed(costs, student, teacher, words):
+    config = tiny(f"student.activation_checkpointing={student}", f"teacher.activation_checkpointing={teacher}", FSDP2)
+    *_, row = markdown([Row(2, Advice({}, plan(config, PAIR, costs, 0)))])
+    assert f", {words}, teacher " in row
 
 
 def run(monkeypatch, *args):
@@ -206,11 +239,21 @@ def test_the_launcher_prints_writes_and_draws(monkeypatch, capsys, tmp_path):
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_launcher_prints_memory_against_time(monkeypatch, capsys):
+    run(monkeypatch, "--gpu", "H200", "--gpus-per-node", "1", "--recomputation", BF16)
+    _, title, _, head, _, *rows = capsys.readouterr().out.splitlines()
+    assert title == "H200 x 1, predicted:" and len(rows) == 9
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (head, *rows)]
+    assert cells[1][:2] == ["kept", "kept"] and cells[1][4] == "0.0"
+    assert ["recomputed", "recomputed selectively"] in [row[:2] for row in cells]
+    assert all(len(row) == len(cells[0]) for row in cells)
+
+
 @pytest.mark.parametrize(
     ("args", "line"),
     [
         (["--gpu", "H1000", BF16], "error: --gpu H1000 is not known: take "),
-        (["--gpu", "H100", "--gpu", "H200", BF16], "error: --gpu: several types are compared with --scale alone"),
+        (["--gpu", "H100", "--gpu", "H200", BF16], "error: --gpu: several types are compared with --scale and "),
         (["--gpu", "X:0.001,100,100,100", BF16], "error: nothing fits on a X: "),
     ],
 )

@@ -25,7 +25,8 @@ BUCKET = Bucket(32, 64)
 SAMPLES = 8
 KEPT, TWO_PASS = "discriminator.kept_features=1", "method.fake_pass=two_pass"
 BOTH = ["student.activation_checkpointing=true", "teacher.activation_checkpointing=true"]
-CASES = [[], BOTH, [TWO_PASS, KEPT], ["method.r1_weight=0.1", "method.mismatched_weight=0.5", KEPT]]
+SELECTIVE = [setting.replace("true", "selective") for setting in BOTH]
+CASES = [[], BOTH, SELECTIVE, [TWO_PASS, KEPT], ["method.r1_weight=0.1", "method.mismatched_weight=0.5", KEPT]]
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +150,9 @@ def test_sd35_large_at_1024_by_1024(large_teacher, gpu, kept):
     recomputed = again.backward.flops - student.backward.flops
     assert recomputed == pytest.approx(student.forward.flops, rel=0.01)  # all but embeddings and output layers
     assert again.kept < student.kept / 18
+    # A third of a block's matrix products, those to the feed-forward layers' inner width; and no attention.
+    selective = costs.of(Pass("student", "weights"), "selective")
+    assert selective.backward.attention == student.backward.attention
+    recomputed = selective.backward.matmul - student.backward.matmul
+    assert recomputed == pytest.approx(student.forward.matmul / 3, rel=0.05)
+    assert selective.kept / 1e9 == pytest.approx(5.6, abs=0.1)

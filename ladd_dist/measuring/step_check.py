@@ -15,6 +15,7 @@ from typing import Any
 
 from ladd_dist.config import Config, load
 from ladd_dist.measuring.iteration import UPDATES
+from ladd_dist.planning.activations import HOW, checkpointed
 from ladd_dist.planning.cards import CARDS
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.needs import needs
@@ -43,14 +44,14 @@ def settings(config: Config) -> list[Setting]:
     base = config.student.is_teachers_base
     compiled = ("student.compile=true", *(() if base else ("teacher.compile=true",)))
     network = "student" if base else "teacher"
-    again = not getattr(config, network).activation_checkpointing
-    how = "recomputed" if again else "kept"
+    key = f"{network}.activation_checkpointing"
+    others = {what: how for what, how in HOW.items() if what != checkpointed(config, network)}
     found = [
         Setting("as configured", ()),
         Setting("one sample, shared fake pass", _ONE),
         Setting("compiled", compiled),
         Setting("PyTorch's kernels", _PYTORCH),
-        Setting(f"{network}'s activations {how}", (f"{network}.activation_checkpointing={str(again).lower()}",)),
+        *(Setting(f"{network}'s activations {how}", (f"{key}={str(what).lower()}",)) for what, how in others.items()),
     ]
     if not base:
         float8 = ("teacher.float8=true",)

@@ -1,14 +1,17 @@
 """What an iteration's tensors take beside the state, by which of its parts are alive when."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ladd_dist.config import Config
+from ladd_dist.config import Config, Recomputation
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import method_of
 from ladd_dist.planning.costs import Costs
+
+HOW: Mapping[Recomputation, str] = {False: "kept", "selective": "recomputed selectively", True: "recomputed"}
+"""What becomes of a network's activations, in words; each takes less memory and more time than the one before."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Moment:
         return sum(self.held.values()) + self.transient
 
 
-def checkpointed(config: Config, network: str) -> bool:
-    """Whether a network's activations are recomputed in its backward pass."""
+def checkpointed(config: Config, network: str) -> Recomputation:
+    """What of a network's activations is recomputed in its backward pass."""
     return config.student.activation_checkpointing if network == STUDENT else config.teacher.activation_checkpointing
 
 

@@ -3,17 +3,20 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import le
 
 from ladd_dist.config import Config
 from ladd_dist.config.yaml import override
 from ladd_dist.engines.settings import check_settings
 from ladd_dist.errors import LaddError
+from ladd_dist.planning.activations import HOW
 from ladd_dist.planning.cluster import Cluster
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.plan import Plan, plan
 
 _SPARE = 1.01
 """A simpler way is as good as one that is less than a hundredth faster."""
+_LEAST_FIRST = [str(what).lower() for what in HOW]
 _MOST_GPUS = 4096
 
 Overrides = dict[str, str]
@@ -47,7 +50,7 @@ def advise(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> Ad
     if found := _best(config, cluster, costs, workspace):
         return found
     for words, changes in _REMEDIES.items():
-        with_it = _changed(config, changes)
+        with_it = with_overrides(config, changes)
         if with_it and (found := _best(with_it, cluster, costs, workspace)):
             return Advice({**changes, **found.overrides}, found.plan, words)
     larger = cluster
@@ -98,41 +101,53 @@ def _best(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> Adv
 
 
 def _plans(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> Iterator[tuple[Overrides, Plan]]:
-    for changes in _ways(config, cluster):
-        changed = _changed(config, changes)
-        if changed is None:
-            continue
-        try:
-            made = plan(changed, cluster, costs, workspace)
-        except LaddError:  # not a way to run it
-            continue
-        yield changes, made
+    """Recomputation only takes time: more of it than what fits is not tried, but as configured."""
+    for way in _ways(config, cluster):
+        fitting: list[tuple[int, ...]] = []
+        for recomputed in recomputations(config):
+            much = tuple(map(_LEAST_FIRST.index, recomputed.values()))
+            changes = {key: value for key, value in {**way, **recomputed}.items() if _value(config, key) != value}
+            less_fits = any(all(map(le, less, much)) for less in fitting)
+            if less_fits and recomputed.keys() & changes:
+                continue
+            changed = with_overrides(config, changes)
+            if changed is None:
+                continue
+            try:
+                made = plan(changed, cluster, costs, workspace)
+            except LaddError:  # not a way to run it
+                continue
+            if made.fits:
+                fitting.append(much)
+            yield changes, made
+
+
+def recomputations(config: Config) -> Iterator[Overrides]:
+    """What may be recomputed of student and teacher, from nothing to all."""
+    alone = config.student.is_teachers_base or not config.method.trains_heads
+    for student, teacher in product(_LEAST_FIRST, _LEAST_FIRST[:1] if alone else _LEAST_FIRST):
+        yield {"student.activation_checkpointing": student, "teacher.activation_checkpointing": teacher}
 
 
 def _ways(config: Config, cluster: Cluster) -> Iterator[Overrides]:
-    """Changes of the configuration, none of them to what it says already."""
+    """Ways to run it, recomputation apart."""
     offloads = config.engine == "zero3" and config.zero3.offload != "none"
     engines = ["zero3"] if offloads else ["fsdp2", "zero3"] if cluster.gpus > 1 else ["local"]
     base = config.student.is_teachers_base
     placements = ["replicate"] if base or cluster.gpus == 1 else ["replicate", "shard"]
-    teachers = ["false"] if base or not config.method.trains_heads else ["false", "true"]
     share = config.train.global_batch // cluster.gpus
     micro = [2**n for n in range(6) if share and share % 2**n == 0]
-    for engine, placement, student, teacher, samples in product(
-        engines, placements, ["false", "true"], teachers, micro
-    ):
+    for engine, placement, samples in product(engines, placements, micro):
         for replicas in _replicas(cluster) if engine == "fsdp2" else [1]:
             wanted = {
                 "engine": engine,
                 "fsdp2.replicas": str(replicas),
                 "teacher.placement": placement,
-                "student.activation_checkpointing": student,
-                "teacher.activation_checkpointing": teacher,
                 "train.micro_batch": str(samples),
             }
             if config.method.trains_heads:
                 wanted["method.fake_pass"] = "shared" if samples == share else "two_pass"
-            yield {key: value for key, value in wanted.items() if _value(config, key) != value}
+            yield wanted
 
 
 def _replicas(cluster: Cluster) -> list[int]:
@@ -147,7 +162,7 @@ def _value(config: Config, key: str) -> str:
     return str(found).lower() if isinstance(found, bool) else str(found)
 
 
-def _changed(config: Config, changes: Overrides) -> Config | None:
+def with_overrides(config: Config, changes: Overrides) -> Config | None:
     """The configuration with other values, or None if they do not go together."""
     whole = config.model_dump()
     for key, value in changes.items():

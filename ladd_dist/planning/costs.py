@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ladd_dist.config import Config
+from ladd_dist.config import Config, Recomputation
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.engines.build import compute_dtype
@@ -125,7 +125,9 @@ class Costs:
         """Of so many tapped blocks of a sample."""
         return blocks * self.grid[0] * self.grid[1] * self._width * self._dtype.itemsize
 
-    def of(self, passed: Pass, checkpointing: bool, samples: int = 1, engine: Residency | None = None) -> PassCost:
+    def of(
+        self, passed: Pass, checkpointing: Recomputation, samples: int = 1, engine: Residency | None = None
+    ) -> PassCost:
         """One pass over ``passed.samples`` latents of each sample; activations are recomputed or kept.
 
         Args:
@@ -133,14 +135,16 @@ class Costs:
         """
         if passed.network == "heads":
             return self._once(passed, False, False, False, samples)
-        recomputes = checkpointing and passed.gradient != "none"
+        recomputes: Recomputation = passed.gradient != "none" and checkpointing
         # For the gradient of weights a layer's inputs are kept anyway.
         keeps = engine is not None and engine.keeps_inputs and passed.gradient == "inputs"
         trained = passed.network == STUDENT and passed.adapter
         casts = engine is not None and engine.autocasts and trained and self._dtype != torch.float32
         return self._once(replace(passed, samples=1), recomputes, keeps, casts, 1) * (samples * passed.samples)
 
-    def _once(self, passed: Pass, checkpointing: bool, keeps_inputs: bool, casts: bool, samples: int) -> PassCost:
+    def _once(
+        self, passed: Pass, checkpointing: Recomputation, keeps_inputs: bool, casts: bool, samples: int
+    ) -> PassCost:
         key = passed, checkpointing, keeps_inputs, casts, samples
         if key not in self._known:
             heads, kept = passed.network == "heads", inputs_kept() if keeps_inputs else nullcontext()
@@ -184,7 +188,7 @@ class Costs:
         pooled = torch.empty(samples, net.pooled_width, dtype=self._dtype)
         return torch.empty(samples, *self._shape), torch.empty(samples), Conditioning(context, pooled)
 
-    def _backbone(self, passed: Pass, checkpointing: bool) -> PassCost:
+    def _backbone(self, passed: Pass, checkpointing: Recomputation) -> PassCost:
         net: Any = self._nets[passed.network]
         net.activation_checkpointing = checkpointing
         x, t, cond = self._inputs()

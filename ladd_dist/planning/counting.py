@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-_FUSED_ATTENTION = "ladd_kernels::joint_attention"
-"""Names of its operators begin so: forward and ``_backward``."""
+from kernels import JOINT_ATTENTION
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _work(func: Any, args: tuple, kwargs: dict, out: Any) -> Work | None:
     if func is torch.ops.aten.convolution_backward.default:
         grad, x, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
         return Work(conv_flop_count(x.shape, weight.shape, grad.shape, transposed) * sum(wanted[:2]))
-    if func.name().startswith(_FUSED_ATTENTION):
+    if func.name().startswith(JOINT_ATTENTION):
         return Work(attention=_fused_attention(func, args))
     if func.overloadpacket not in flop_registry:
         return None
@@ -104,7 +103,7 @@ def _work(func: Any, args: tuple, kwargs: dict, out: Any) -> Work | None:
 
 def _fused_attention(func: Any, args: tuple) -> int:
     """FLOP of this repository's kernel by PyTorch's formulas for its own: a backward pass is five products."""
-    backward = func.name().startswith(_FUSED_ATTENTION + "_backward")
+    backward = func.name().startswith(JOINT_ATTENTION + "_backward")
     (batch, image, heads, width), text = args[0].shape, args[1 if backward else 3].shape[1]
     return (5 if backward else 2) * 2 * batch * heads * (image + text) ** 2 * width
 

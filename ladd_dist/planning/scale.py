@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ladd_dist.config import Config
 from ladd_dist.errors import LaddError
+from ladd_dist.planning.activations import HOW, checkpointed
 from ladd_dist.planning.advice import Advice, advise
 from ladd_dist.planning.cluster import Cluster
 from ladd_dist.planning.costs import Costs
@@ -73,15 +74,22 @@ def _cells(row: Row) -> str:
 
 def _settings(advice: Advice) -> str:
     plan, config = advice.plan, advice.plan.config
-    recomputed = [name for name in ("student", "teacher") if getattr(config, name).activation_checkpointing]
     words = [
         config.engine + (f" x {config.fsdp2.replicas}" if config.fsdp2.replicas > 1 else ""),
         f"{plan.micro_batches} x {plan.samples} samples",
-        f"{' and '.join(recomputed) or 'nothing'} recomputed",
+        _recomputed(config),
     ]
     if plan.cluster.gpus > 1:
         words.append(f"teacher {'sharded' if config.teacher.placement == 'shard' else 'whole'}")
     return ", ".join(words + ([advice.remedy] if advice.remedy else []))
+
+
+def _recomputed(config: Config) -> str:
+    """Such as ``student recomputed selectively and teacher recomputed``."""
+    how = {name: checkpointed(config, name) for name in ("student", "teacher")}
+    if len(set(how.values())) == 1:
+        how = {"student and teacher": how["student"]}
+    return " and ".join(f"{name} {HOW[what]}" for name, what in how.items() if what) or "nothing recomputed"
 
 
 def draw_scale(by_card: Mapping[str, Sequence[Row]], path: Path) -> None:
