@@ -80,8 +80,9 @@ class _Again(_CachedTorchDispatchMode):
 
 
 def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    kept = create_selective_checkpoint_contexts(_policy)[0].storage
-    return _First(_policy, kept), _Again(_policy, kept)
+    first, again = create_selective_checkpoint_contexts(_policy)
+    first.__class__, again.__class__ = _First, _Again  # what the two are made of differs between versions of PyTorch
+    return first, again
 
 
 def _contexts_of_compiler() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
