@@ -70,7 +70,7 @@ def peaks(world: World, overrides: list[str]) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """Blocks whose weights weigh about a tenth of what they compute, as in a run of a large one."""
+    """Blocks whose activations weigh a few times what their weights do, as in a run of a large one."""
     folder = tmp_path_factory.mktemp("teacher")
     SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=4, attention_head_dim=32,
