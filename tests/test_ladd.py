@@ -65,11 +65,18 @@ def gradients_of(engine, run):
     return {n: p.grad.clone() for n, p in engine.module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("settings", [(), ("method.loss=softplus", "method.distillation_weight=0.5")])
+PAIRS = "method.loss=relativistic"
+
+
+def unlike_logits():
+    return 0.3 * torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("settings", [(), ("method.loss=softplus", "method.distillation_weight=0.5"), (PAIRS,)])
 def test_student_gradient_equals_autograd_through_the_whole_chain(settings):
     cfg = config(*settings)
-    ladd, s = system(cfg), sample(cfg)
-    got = gradients_of(ladd.student, lambda: ladd.train_student(s, ladd.predict(s), 1.0, True))
+    ladd, s, real = system(cfg), sample(cfg), unlike_logits()
+    got = gradients_of(ladd.student, lambda: ladd.train_student(s, ladd.predict(s), real, 1.0, True))
 
     student, teacher, heads = ladd.student.module, ladd.teacher, ladd.heads.module
     x0, c, view = s.batch.latents, s.batch.cond, (-1, 1, 1, 1)
@@ -79,7 +86,9 @@ def test_student_gradient_equals_autograd_through_the_whole_chain(settings):
     features = teacher((1 - level) * x0_hat + level * s.draws.fake_noise, s.s, c, (0, 1))
     logits = heads(features, (4, 6), s.s, c.pooled)
     loss = -logits.mean()
-    if settings:
+    if PAIRS in settings:
+        loss = torch.nn.functional.softplus(real - logits).mean()
+    elif settings:
         error = (x_t - x0_hat) / t - (s.draws.student_noise - x0)
         loss = torch.nn.functional.softplus(-logits).mean() + 0.5 * error.square().mean()
     expected = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
@@ -91,10 +100,12 @@ def test_student_gradient_equals_autograd_through_the_whole_chain(settings):
     assert compared > 30
 
 
+@pytest.mark.parametrize("loss_name", ["hinge", "relativistic"])
 @pytest.mark.parametrize(("r1", "mismatched"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.5)])
 @pytest.mark.parametrize("order", ["shared", "two_pass"])
-def test_head_gradient_equals_autograd_of_the_discriminator_loss(r1, mismatched, order):
-    cfg = config(f"method.r1_weight={r1}", f"method.mismatched_weight={mismatched}", f"method.fake_pass={order}")
+def test_head_gradient_equals_autograd_of_the_discriminator_loss(r1, mismatched, order, loss_name):
+    weights = f"method.r1_weight={r1}", f"method.mismatched_weight={mismatched}"
+    cfg = config(*weights, f"method.fake_pass={order}", f"method.loss={loss_name}", "discriminator.kept_features=1")
     ladd, s = system(cfg), sample(cfg)
     predicted = ladd.predict(s) if order == "shared" else None
     got = gradients_of(ladd.heads, lambda: ladd.train_heads(s, predicted, 1.0))
@@ -105,13 +116,20 @@ def test_head_gradient_equals_autograd_of_the_discriminator_loss(r1, mismatched,
     fake = [f.detach() for f in ladd.predict(s).features]
     d_real = heads(real, (4, 6), s.r, c.pooled)
     d_fake = heads(fake, (4, 6), s.s, c.pooled)
-    loss = torch.relu(1 - d_real).mean() + torch.relu(1 + d_fake).mean()
+    in_pairs, softplus = loss_name == "relativistic", torch.nn.functional.softplus
+    if in_pairs:
+        loss = softplus(d_fake - d_real).mean()
+    else:
+        loss = torch.relu(1 - d_real).mean() + torch.relu(1 + d_fake).mean()
     per_sample = torch.autograd.grad(d_real.sum() / math.sqrt(24), real, create_graph=True)
     loss = loss + r1 * sum(g.square().sum() for g in per_sample) / (2 * 4)
     if mismatched:
         other = s.batch.mismatched
         wrong = [f.detach() for f in ladd.teacher(x_r, s.r, other, (0, 1))]
-        loss = loss + mismatched * torch.relu(1 + heads(wrong, (4, 6), s.r, other.pooled)).mean()
+        d_wrong = heads(wrong, (4, 6), s.r, other.pooled)
+        # The real latents' own logits are a number in this term: they were trained as one side of their pair.
+        each = softplus(d_wrong - d_real.detach()) if in_pairs else torch.relu(1 + d_wrong)
+        loss = loss + mismatched * each.mean()
     expected = torch.autograd.grad(loss, list(heads.parameters()))
     for (name, _), gradient in zip(heads.named_parameters(), expected, strict=True):
         torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-7)
@@ -121,7 +139,7 @@ def test_nothing_but_the_trained_network_gets_a_gradient():
     cfg = config()
     ladd, s = system(cfg), sample(cfg)
     fake = ladd.predict(s)
-    ladd.train_student(s, fake, 1.0, True)
+    ladd.train_student(s, fake, unlike_logits(), 1.0, True)
     assert all(p.grad is None for p in ladd.heads.module.parameters())
     ladd.student.module.zero_grad()
     ladd.train_heads(s, fake, 1.0)
@@ -144,7 +162,7 @@ def run(cfg, micro=4, iterations=3):
 MISMATCHED = "method.mismatched_weight=0.5"
 
 
-@pytest.mark.parametrize("settings", [(), (MISMATCHED,)])
+@pytest.mark.parametrize("settings", [(), (MISMATCHED,), (MISMATCHED, PAIRS)])
 def test_two_pass_order_makes_the_same_updates_as_the_shared_pass(settings):
     shared, m1 = run(config(*settings))
     two_pass, m2 = run(config("method.fake_pass=two_pass", *settings))
@@ -152,7 +170,7 @@ def test_two_pass_order_makes_the_same_updates_as_the_shared_pass(settings):
     torch.testing.assert_close(m1, m2, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("settings", [(), (MISMATCHED,)])
+@pytest.mark.parametrize("settings", [(), (MISMATCHED,), (MISMATCHED, PAIRS)])
 def test_micro_batches_make_the_update_of_the_whole_batch(settings):
     smooth = ["student_optimizer.eps=1.0e-3", "head_optimizer.eps=1.0e-3", "method.fake_pass=two_pass", *settings]
     whole, _ = run(config(*smooth))
@@ -180,10 +198,22 @@ def test_mismatched_prompts_cost_a_teacher_pass_only_if_they_have_a_weight(order
 def test_the_student_is_judged_by_the_updated_heads():
     cfg = config()
     ladd, s = system(cfg), sample(cfg)
-    old = ladd.train_student(s, ladd.predict(s), 1.0, True)["g_loss"]
+    old = ladd.train_student(s, ladd.predict(s), unlike_logits(), 1.0, True)["g_loss"]
     ladd = system(cfg)
     new = ladd.iteration(5, [s])["g_loss"]
     assert not torch.isclose(old, new)
+
+
+def test_a_student_that_is_compared_is_held_against_real_logits_of_its_own_iteration():
+    """Those from before the heads' update, its own from after it."""
+    cfg = config(PAIRS, "method.renoise=same")
+    ladd, s = system(cfg), sample(cfg)
+    fake = ladd.predict(s)
+    metrics, real = ladd.train_heads(s, fake, 1.0)
+    assert metrics["real_right"] == metrics["fake_right"]  # of a pair, both or none
+    ladd.update(ladd.heads, "head_optimizer", 5)
+    expected = ladd.train_student(s, fake, real, 1.0, True)["g_loss"]
+    assert torch.isclose(system(cfg).iteration(5, [s])["g_loss"], expected)
 
 
 def test_an_iteration_moves_student_and_heads_and_not_the_teacher():

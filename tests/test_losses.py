@@ -36,6 +36,24 @@ def test_softplus_losses_against_plain_loops() -> None:
         assert abs(found - by_hand) < 1e-12
 
 
+def test_both_terms_of_a_pair_give_the_gradients_of_its_one_loss() -> None:
+    real, fake = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64).requires_grad_().unbind()
+    terms = [
+        adversarial_loss(real, "real", "relativistic", fake).loss.mean(),
+        adversarial_loss(fake, "fake", "relativistic", real).loss.mean(),
+    ]
+    pairs = np.logaddexp(0, (fake - real).detach().numpy()).mean()
+    assert [term.item() for term in terms] == pytest.approx([pairs, pairs], abs=1e-12)
+    found = torch.autograd.grad(sum(terms), [real, fake])
+    expected = torch.autograd.grad(torch.nn.functional.softplus(fake - real).mean(), [real, fake])
+    torch.testing.assert_close(found, expected)
+    generator = adversarial_loss(fake, "generator", "relativistic", real)
+    assert generator.loss.mean().item() == pytest.approx(np.logaddexp(0, (real - fake).detach().numpy()).mean())
+    right = (real > fake).double().mean((1, 2, 3))
+    for role, x, rival in (("real", real, fake), ("fake", fake, real)):
+        assert torch.equal(adversarial_loss(x, role, "relativistic", rival).right, right)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_raises_real_and_the_generators_logits_and_lowers_fake_ones(name: str) -> None:
     for role, sign in zip(ROLES, (-1, 1, -1), strict=True):

@@ -24,9 +24,18 @@ CPU = World(0, 1, 0, torch.device("cpu"))
 BUCKET = Bucket(32, 64)
 SAMPLES = 8
 KEPT, TWO_PASS = "discriminator.kept_features=1", "method.fake_pass=two_pass"
+PAIRS = "method.loss=relativistic"
 BOTH = ["student.activation_checkpointing=true", "teacher.activation_checkpointing=true"]
 SELECTIVE = [setting.replace("true", "selective") for setting in BOTH]
-CASES = [[], BOTH, SELECTIVE, [TWO_PASS, KEPT], ["method.r1_weight=0.1", "method.mismatched_weight=0.5", KEPT]]
+CASES = [
+    [],
+    BOTH,
+    SELECTIVE,
+    [TWO_PASS, KEPT],
+    ["method.r1_weight=0.1", "method.mismatched_weight=0.5", KEPT],
+    [PAIRS, "method.mismatched_weight=0.5"],
+    [PAIRS, TWO_PASS, KEPT],
+]
 
 
 @pytest.fixture(scope="module")

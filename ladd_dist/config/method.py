@@ -78,13 +78,20 @@ class LaddConfig(MethodSection):
     r1_weight: NonNegativeNumber = 0.0
     fake_pass: Literal["shared", "two_pass"] = "shared"
     """One student forward and one teacher pass over the fake for both updates, or the plain order with two."""
-    loss: Literal["hinge", "softplus"] = "hinge"
-    """The adversarial loss, of both sides. ``softplus`` never saturates: it is the non-saturating GAN loss."""
+    loss: Literal["hinge", "softplus", "relativistic"] = "hinge"
+    """The adversarial loss, of both sides. ``softplus`` never saturates: it is the non-saturating GAN loss.
+    ``relativistic`` is the same of pairs: of how much more real a latent looks than the student's of the same prompt,
+    at the same position. It wants ``renoise=same``, so that noise is no difference between the two."""
     mismatched_weight: NonNegativeNumber = 0.0
     """Weight of real latents with the prompt of another sample, in the heads' loss: they learn to see them as fake,
     and so to read the prompt. One more teacher pass and one more read of the dataset for each sample."""
     distillation_weight: NonNegativeNumber = 0.0
     """Weight of velocity regression on the latents in the student's loss (the paper's ablation)."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss is of pairs of real and fake logits, and not of each by itself."""
+        return self.loss == "relativistic"
 
     @property
     def whole_batch(self) -> tuple[str, str] | None:

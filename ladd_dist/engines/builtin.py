@@ -95,6 +95,7 @@ def _zero3_residency(config: Config) -> Residency:
         fp32_buffers=True,
         keeps_inputs=True,
         keeps_gradients=True,
+        whole_blocks=ranges.WHOLE_BLOCKS,  # from the second iteration on, when DeepSpeed knows the next pass
     )
 
 

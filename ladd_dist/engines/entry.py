@@ -36,6 +36,8 @@ class Residency:
         autocasts: whether the student computes by autocast, and not on weights that were cast.
         keeps_gradients: whether gradients' memory is there all the time, and with it a buffer for one block's on
             their way.
+        whole_blocks: of how many blocks of each sharded network weights stay whole from pass to pass, and with them
+            those outside of blocks.
     """
 
     masters: MemoryKind = "device"
@@ -48,6 +50,7 @@ class Residency:
     keeps_inputs: bool = False
     autocasts: bool = False
     keeps_gradients: bool = False
+    whole_blocks: int = 0
 
 
 def _anything(*_: object) -> None:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 
+WHOLE_BLOCKS = 3
+"""Blocks of a network that ZeRO-3 may hold whole at once: what runs, what comes next, what is soon used again."""
+
+
 @dataclass(frozen=True)
 class Range:
     """``[offset, offset + held)`` of a flattened tensor.

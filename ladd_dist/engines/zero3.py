@@ -62,7 +62,7 @@ def _sizes(module: nn.Module) -> dict[str, int]:
     """DeepSpeed's buffer sizes, in elements, from the network's own.
 
     Its defaults are absolute: they would keep a network of under a billion parameters whole on every rank. Here
-    biases and norm weights stay gathered, a reduction holds what is trained of one block, and at most three blocks
+    biases and norm weights stay gathered, a reduction holds what is trained of one block, and at most `WHOLE_BLOCKS`
     are whole at once.
     """
     blocks = wrap_points(module)
@@ -70,7 +70,7 @@ def _sizes(module: nn.Module) -> dict[str, int]:
     return {
         "reduce_bucket_size": max(1, *(sum(p.numel() for p in trainable(b).values()) for b in blocks)),
         "stage3_prefetch_bucket_size": block,
-        "stage3_max_live_parameters": 3 * block,
+        "stage3_max_live_parameters": ranges.WHOLE_BLOCKS * block,
         "stage3_max_reuse_distance": block,
         "stage3_param_persistence_threshold": ranges.gathered_limit(p.shape for p in module.parameters()),
     }

@@ -223,12 +223,16 @@ class Costs:
         for each in features:
             each.requires_grad_(by_inputs)
         gradients = "inputs" if by_inputs else "twice" if passed.twice else "once"
-        with gradients_dropped(net), self._autocast(), Counter() as counter:
+        learns = passed.gradient != "none"
+        with gradients_dropped(net), self._autocast(), torch.set_grad_enabled(learns), Counter() as counter:
             logits = net(features, self.grid, t, cond.pooled, 0, gradients)
             if passed.twice:
                 logits, slopes = logits
             forward, kept = counter.work, counter.alive
             forward_peak = counter.peak
+            groups = self.heads / count
+            if not learns:
+                return PassCost(forward * groups, forward_peak=forward_peak)
             counter.forget_peak()
             if by_inputs:
                 torch.autograd.grad(logits.sum(), features)
@@ -236,7 +240,6 @@ class Costs:
                 loss = logits.sum() + r1_penalty(slopes, 1) if passed.twice else logits.sum()
                 loss.backward()
             backward = counter.work + forward * -1
-        groups = self.heads / count
         return PassCost(forward * groups, backward * groups, kept, forward_peak, counter.peak)
 
     def _autocast(self) -> torch.autocast:

@@ -91,7 +91,7 @@ class _Blocks:
 def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
     """FSDP2 holds the block that runs, the next one and what is outside of blocks.
 
-    ZeRO-3 keeps three blocks and what is outside of them from pass to pass: the student's while there is its graph, a
+    ZeRO-3 keeps some blocks and what is outside of them from pass to pass: the student's while there is its graph, a
     frozen network's at any time.
 
     One process's autocast holds the trained weights that it has cast to the end of a forward pass, or of a recomputed
@@ -116,8 +116,8 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
         return {name: (blocks * block + root) * width for name, (block, root) in sizes.items()}
 
     reduced, buffer = trained * width, trained * _FP32
-    if engine_entry(config.engine).residency(config).keeps_gradients:
-        kept = whole(3)
+    if blocks := engine_entry(config.engine).residency(config).whole_blocks:
+        kept = whole(blocks)
         return _Blocks({}, {}, graph=kept.pop(STUDENT), reduced=reduced, always=buffer + sum(kept.values()))
     ahead = max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
     return _Blocks(whole(2 + ahead), whole(ahead), reduced=reduced + buffer)

@@ -24,41 +24,57 @@ class PerHead(NamedTuple):
     loss: Tensor
     logit: Tensor
     right: Tensor
-    """Accuracy: the share of positions with a logit above 0 in the role ``real``, below 0 in the others."""
+    """Accuracy: the share of positions with a `margin` above 0."""
 
 
-def hinge(x: Tensor, role: Role) -> Tensor:
-    """``relu(1 - x)`` for real, ``relu(1 + x)`` for fake (LADD, sec. 3; Lim & Ye 2017), of each position.
+def margin(logits: Tensor, role: Role, rival: Tensor | None = None) -> Tensor:
+    """How far each position is on the side where heads should have it: of 0, or of the rival's logit there.
 
-    The generator's is ``-x``: hinged, it would have no gradient wherever it wins.
+    Args:
+        rival: logits of the other side of each pair, for a loss that compares: the fake ones of real latents, the
+            real ones of fake. They get no gradient here but from their own term.
     """
-    if role == "generator":
-        return -x
-    return torch.relu(1 - x if role == "real" else 1 + x)
+    x = logits if rival is None else logits - rival.detach()
+    return x if role == "real" else -x
 
 
-def softplus(x: Tensor, role: Role) -> Tensor:
-    """``softplus(-x)`` for real and for the generator, ``softplus(x)`` for fake (Goodfellow et al. 2014, sec. 3)."""
-    return torch_softplus(x if role == "fake" else -x)
+def hinge(m: Tensor, role: Role) -> Tensor:
+    """``relu(1 - m)`` of a `margin` m (LADD, sec. 3; Lim & Ye 2017), of each position.
+
+    The generator's is ``m``: hinged, it would have no gradient wherever it wins.
+    """
+    return m if role == "generator" else torch.relu(1 - m)
 
 
-LOSSES: dict[str, Callable[[Tensor, Role], Tensor]] = {"hinge": hinge, "softplus": softplus}
+def softplus(m: Tensor, role: Role) -> Tensor:
+    """``softplus(-m)``, the generator's ``softplus(m)``: the non-saturating loss (Goodfellow et al. 2014, sec. 3)."""
+    return torch_softplus(m if role == "generator" else -m)
+
+
+LOSSES: dict[str, Callable[[Tensor, Role], Tensor]] = {
+    "hinge": hinge,
+    "softplus": softplus,
+    # Of pairs (Jolicoeur-Martineau 2019, arXiv 1807.00734; Huang et al. 2024, arXiv 2501.05441, sec. 2).
+    "relativistic": softplus,
+}
 """By ``method.loss``."""
 
 
-def adversarial_loss(logits: Tensor, role: Role, name: str = "hinge", fused: bool = False) -> PerHead:
+def adversarial_loss(
+    logits: Tensor, role: Role, name: str = "hinge", rival: Tensor | None = None, fused: bool = False
+) -> PerHead:
     """Mean loss, mean logit and share of rightly judged positions of every head.
 
     Args:
         logits: ``(heads, B, H, W)``, fp32.
         name: one of `LOSSES`.
+        rival: see `margin`; given where ``LaddConfig.compares``.
         fused: compute the hinge by its kernel, which gives the same in one pass.
     """
     if fused and name == "hinge":
         return PerHead(*hinge_per_head(logits, role, implementation="triton"))
-    x = logits.flatten(1)
-    right = x > 0 if role == "real" else x < 0
-    return PerHead(LOSSES[name](x, role).mean(1), x.detach().mean(1), right.to(x.dtype).mean(1))
+    m = margin(logits, role, rival).flatten(1)
+    return PerHead(LOSSES[name](m, role).mean(1), logits.detach().flatten(1).mean(1), (m > 0).to(m.dtype).mean(1))
 
 
 def r1_penalty(squared_slopes: Tensor, positions: int) -> Tensor:

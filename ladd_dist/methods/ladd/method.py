@@ -182,7 +182,11 @@ class Ladd(LaddStep, Method):
 
     @classmethod
     def passes(cls, config: Config) -> Sequence[Pass]:
-        """See `methods.ladd.step`: the fake latents once with a graph, the real ones without, also mismatched."""
+        """See `methods.ladd.step`: the fake latents once with a graph, the real ones without, also mismatched.
+
+        In the two-pass order a loss that compares holds the features of a pass without graph for a while. They are
+        not counted: the student's update, later, holds more.
+        """
         method, kept = settings(config), config.discriminator.kept_features
         student = Pass(STUDENT, "weights")
         teacher = Pass(STUDENT if config.student.is_teachers_base else "teacher", features=True, adapter=False)
@@ -190,10 +194,14 @@ class Ladd(LaddStep, Method):
         real = [teacher, replace(heads, twice=method.r1_weight > 0)]
         mismatched = [teacher, heads] if method.mismatched_weight else []
         fake = [student, replace(teacher, gradient="inputs")]
-        judged = Pass("heads", "inputs")
+        learned, judged = replace(heads, at_once=None), Pass("heads", "inputs")
+        rivals = [Pass("heads")] if method.compares else []
         if method.fake_pass == "shared":
-            return [*fake, *real, replace(heads, at_once=None), *mismatched, judged]
-        return [*real, replace(student, gradient="none"), teacher, heads, *mismatched, *fake, judged]
+            return [*fake, *rivals, *real, learned, *mismatched, judged]
+        alone = [replace(student, gradient="none"), teacher]
+        if method.compares:
+            return [*alone, *rivals, *real, learned, *mismatched, *fake, judged]
+        return [*real, *alone, heads, *mismatched, *fake, judged]
 
     @classmethod
     def teacher_blocks(cls, config: Config) -> int:

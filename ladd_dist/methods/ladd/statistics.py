@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ladd_dist.methods.base import Metrics
-from ladd_dist.methods.ladd.losses import Role
+from ladd_dist.methods.ladd.losses import Role, margin
 
 NOISE_BANDS = 4
 """Bands of noise levels, each as wide, by which heads are looked at: they have a meaning at every resolution."""
@@ -23,18 +23,18 @@ class Opinions(NamedTuple):
 
     logit: Tensor
     right: Tensor
-    """Share of positions on the right side of 0."""
+    """Share of positions on the right side: with a `margin` above 0."""
     saturated: Tensor
-    """Share of positions beyond the hinge's margin of 1, from which a hinge loss has no gradient."""
+    """Share of positions with a margin above 1, from which a hinge loss has no gradient."""
     spread: Tensor
     """Standard deviation of a head's logits over samples and positions: 0 for a head that looks at nothing."""
 
 
-def opinions(logits: Tensor, role: Role) -> Opinions:
-    """`Opinions` of logits that a head should have above 0 in the role ``real``, below 0 in the others."""
+def opinions(logits: Tensor, role: Role, rival: Tensor | None = None) -> Opinions:
+    """`Opinions` of logits by their `margin`."""
     logits = logits.detach()
-    signed = logits if role == "real" else -logits
-    right, saturated = ((signed > margin).float().mean((2, 3)) for margin in (0, 1))
+    m = margin(logits, role, rival)
+    right, saturated = ((m > least).float().mean((2, 3)) for least in (0, 1))
     return Opinions(logits.mean((2, 3)), right, saturated, logits.flatten(1).std(1, correction=0))
 
 

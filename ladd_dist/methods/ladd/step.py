@@ -6,7 +6,7 @@
     real   = teacher features of (1 - r) x0 + r eps''
     wrong  = the same with the prompt of another sample     only if w = method.mismatched_weight is not 0
     L_D    = mean relu(1 - D(real)) + mean relu(1 + D(fake)) + w mean relu(1 + D(wrong))
-    L_G    = -mean D(fake)
+    L_G    = -mean D(fake)                                  by the hinge loss; `losses` has the others
 
 The gradient is cut at x0_hat: teacher and heads give dL_G / dx0_hat, and the student's engine backpropagates
 that vector. An engine only ever sees its own network's graph, so sharding stays its private matter.
@@ -19,7 +19,7 @@ without graph, the heads get their gradients group by group while it runs, and o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -50,11 +50,13 @@ class Term:
         role: what the heads learn to take its latents for.
         level: the noise levels ``(B,)`` of its latents.
         cond: the prompts that teacher and heads see with them.
+        rival: logits ``(heads, B, H, W)`` of the other side of each pair, if the loss compares.
     """
 
     role: Literal["real", "fake"]
     level: Tensor
     cond: Conditioning
+    rival: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,21 @@ class Judged:
         per_head: loss and statistics of each.
         seen: how they judge each sample, for the record.
         r1: the penalty, ``(heads,)``.
+        logits: ``(heads, B, H, W)``, without graph.
     """
 
     per_head: PerHead
     seen: Opinions
     r1: Tensor
+    logits: Tensor
 
     @classmethod
     def cat(cls, groups: "list[Judged]") -> "Judged":
         """All heads' of one group of heads after the other."""
         per_head = PerHead(*map(torch.cat, zip(*(group.per_head for group in groups), strict=True)))
         seen = Opinions(*map(torch.cat, zip(*(group.seen for group in groups), strict=True)))
-        return cls(per_head, seen, torch.cat([group.r1 for group in groups]))
+        r1, logits = (torch.cat([getattr(group, name) for group in groups]) for name in ("r1", "logits"))
+        return cls(per_head, seen, r1, logits)
 
 
 class LaddStep:
@@ -124,12 +129,14 @@ class LaddStep:
         share = 1 / len(samples)
         shared = self.method.fake_pass == "shared"
         fakes = [self.predict(sample) if shared else None for sample in samples]
-        logs = [self.train_heads(sample, fake, share) for sample, fake in zip(samples, fakes, strict=True)]
+        pairs = zip(samples, fakes, strict=True)
+        logs, real_logits = map(list, zip(*(self.train_heads(*pair, share) for pair in pairs), strict=True))
         head_norm = self.update(self.heads, "head_optimizer", index)
 
         for number, sample in enumerate(samples):
             fake = fakes[number] or self.predict(sample)
-            logs[number] |= self.train_student(sample, fake, share, last=number + 1 == len(samples))
+            last = number + 1 == len(samples)
+            logs[number] |= self.train_student(sample, fake, real_logits[number], share, last)
         student_norm = self.update(self.student, "student_optimizer", index)
 
         means = logs[0]
@@ -153,19 +160,36 @@ class LaddStep:
         x_t = add_noise(sample.batch.latents, sample.draws.student_noise, sample.t)
         return x0_from_velocity(x_t, self.student(x_t, sample.t, sample.batch.cond), sample.t)
 
-    def train_heads(self, sample: Sample, fake: Fake | None, share: float) -> Metrics:
-        """Accumulate the gradient of ``share * (L_D + R1)`` in the heads, predicting a fake if not given one."""
-        cond = sample.batch.cond
+    def train_heads(self, sample: Sample, fake: Fake | None, share: float) -> tuple[Metrics, Tensor]:
+        """Accumulate the gradient of ``share * (L_D + R1)`` in the heads, predicting a fake if not given one.
+
+        A loss that compares needs both sides of a pair at once: the fake ones are then judged without a graph first,
+        and in the two-pass order their features are held, which is less than the student's update will hold.
+
+        Returns:
+            Metrics, and the logits ``(heads, B, H, W)`` of the real latents.
+        """
+        cond, compares = sample.batch.cond, self.method.compares
+        if compares and fake is None:
+            with torch.no_grad():
+                fake = self.predict(sample)
+        features = None if fake is None else [f.detach() for f in fake.features]
         real_term, fake_term = Term("real", sample.r, cond), Term("fake", sample.s, cond)
+        if compares:
+            self.clock.mark("head forward")
+            with torch.no_grad():
+                real_term = replace(real_term, rival=self.heads(features, sample.grid, sample.s, cond.pooled))
         x_r = add_noise(sample.batch.latents, sample.draws.real_noise, sample.r)
         real = self.judge_while_teacher_runs(x_r, real_term, sample, share)
-        if fake is not None:
-            judged = self.judge([f.detach() for f in fake.features], fake_term, sample, share)
+        if compares:
+            fake_term = replace(fake_term, rival=real.logits)
+        if features is not None:
+            judged = self.judge(features, fake_term, sample, share)
         else:
             with torch.no_grad():
                 x_s = add_noise(self.denoise(sample), sample.draws.fake_noise, sample.s)
             judged = self.judge_while_teacher_runs(x_s, fake_term, sample, share)
-        return self.train_on_mismatched(x_r, sample, share) | {
+        metrics = {
             "d_loss": real.per_head.loss.mean() + judged.per_head.loss.mean(),
             "r1": real.r1.mean(),
             "real_logit": real.per_head.logit,
@@ -174,14 +198,16 @@ class LaddStep:
             "fake_right": judged.per_head.right.mean(),
             **told_apart(real.seen, judged.seen, sample.r, sample.s),
         }
+        return metrics | self.train_on_mismatched(x_r, fake_term.rival, sample, share), real.logits
 
-    def train_on_mismatched(self, x_r: Tensor, sample: Sample, share: float) -> Metrics:
+    def train_on_mismatched(self, x_r: Tensor, rival: Tensor | None, sample: Sample, share: float) -> Metrics:
         """Accumulate the gradient of L_D's last term, if it has a weight. Its loss is no part of ``d_loss``."""
         weight, cond = self.method.mismatched_weight, sample.batch.mismatched
         if not weight:
             return {}
         assert cond is not None  # `Method.mismatched_prompts` asks for it
-        wrong = self.judge_while_teacher_runs(x_r, Term("fake", sample.r, cond), sample, weight * share).per_head
+        term = Term("fake", sample.r, cond, rival)
+        wrong = self.judge_while_teacher_runs(x_r, term, sample, weight * share).per_head
         return {"mismatched_logit": wrong.logit, "mismatched_right": wrong.right.mean()}
 
     def judge_while_teacher_runs(self, x: Tensor, term: Term, sample: Sample, share: float) -> Judged:
@@ -214,18 +240,26 @@ class LaddStep:
         else:
             logits = judge()
             r1 = logits.new_zeros(())
-        result = self.loss(logits, term.role)
+        rival = None if term.rival is None else term.rival[first : first + len(features)]
+        result = self.loss(logits, term.role, rival)
         loss = (result.loss.mean() + weight * r1) * (len(features) / len(self.taps))
         self.clock.mark("head backward")
         self.heads.backward(share * loss * nan_unless_finite(loss))
         per_head = PerHead(*(t.detach() for t in result))
-        return Judged(per_head, opinions(logits, term.role), r1.detach().expand(len(features)))
+        seen = opinions(logits, term.role, rival)
+        return Judged(per_head, seen, r1.detach().expand(len(features)), logits.detach())
 
-    def train_student(self, sample: Sample, fake: Fake, share: float, last: bool) -> Metrics:
-        """Accumulate the gradient of ``share * (L_G + distillation)`` in the student."""
+    def train_student(self, sample: Sample, fake: Fake, real_logits: Tensor, share: float, last: bool) -> Metrics:
+        """Accumulate the gradient of ``share * (L_G + distillation)`` in the student.
+
+        Args:
+            real_logits: ``(heads, B, H, W)``, which a loss that compares holds the fake ones against. They are from
+                before the heads' update: to judge the real latents again would be one more pass of the teacher.
+        """
         self.clock.mark("head forward")
         logits = self.heads(fake.features, sample.grid, sample.s, sample.batch.cond.pooled, 0, "inputs")
-        g_loss = self.loss(logits, "generator").loss.mean()
+        rival = real_logits if self.method.compares else None
+        g_loss = self.loss(logits, "generator", rival).loss.mean()
         self.clock.mark("teacher backward")
         (gradient,) = torch.autograd.grad(g_loss, fake.cut)
         self.clock.mark("student backward")
@@ -237,9 +271,9 @@ class LaddStep:
         latents = {"latent_grad_norm": gradient.norm(), **against_data(fake.x0_hat, sample.batch.latents)}
         return {key: value.detach() for key, value in (metrics | latents).items()}
 
-    def loss(self, logits: Tensor, role: Role) -> PerHead:
+    def loss(self, logits: Tensor, role: Role, rival: Tensor | None) -> PerHead:
         """The configured adversarial loss."""
-        return adversarial_loss(logits, role, self.method.loss, self.fused_loss)
+        return adversarial_loss(logits, role, self.method.loss, rival, self.fused_loss)
 
     def update(self, network: Engine, section: str, index: int) -> Tensor:
         """Step a network's optimizer; returns the gradient's norm."""
