@@ -59,6 +59,10 @@ LOSSES: dict[str, Callable[[Tensor, Role], Tensor]] = {
 }
 """By ``method.loss``."""
 
+DRIFT = 1e-3
+"""Weight of the squared logits of real latents (Karras et al. 2018, arXiv 1710.10196, appendix A.1) in a loss that
+compares: pairs leave open where logits lie as a whole, and on the digits they went to -60 in 500 iterations."""
+
 
 def adversarial_loss(
     logits: Tensor, role: Role, name: str = "hinge", rival: Tensor | None = None, fused: bool = False
@@ -73,8 +77,11 @@ def adversarial_loss(
     """
     if fused and name == "hinge":
         return PerHead(*hinge_per_head(logits, role, implementation="triton"))
-    m = margin(logits, role, rival).flatten(1)
-    return PerHead(LOSSES[name](m, role).mean(1), logits.detach().flatten(1).mean(1), (m > 0).to(m.dtype).mean(1))
+    x, m = logits.flatten(1), margin(logits, role, rival).flatten(1)
+    loss = LOSSES[name](m, role).mean(1)
+    if rival is not None and role == "real":
+        loss = loss + DRIFT * x.square().mean(1)
+    return PerHead(loss, x.detach().mean(1), (m > 0).to(x.dtype).mean(1))
 
 
 def r1_penalty(squared_slopes: Tensor, positions: int) -> Tensor:
