@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CONFIG ?= configs/tiny_cpu.yaml
+CONFIG ?= configs/digits.yaml
 OVERRIDES ?=
 INSTALLED := $(VENV)/.installed
 # torchao lies beside the environment: diffusers looks for it there, and warns in every process that has it.

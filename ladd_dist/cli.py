@@ -47,7 +47,7 @@ def parser(description: str, kinds: Sequence[str] = ()) -> argparse.ArgumentPars
         type=as_path,
         required=True,
         metavar="FILE",
-        help="YAML configuration, such as configs/tiny_cpu.yaml",
+        help="YAML configuration, such as configs/digits.yaml",
     )
     if kinds:
         result.add_argument("kind", choices=kinds, help="what to do, see above")

@@ -11,7 +11,7 @@ Encode a table's pictures with the teacher's autoencoder into data.path, as laun
 teacher draws: one MDS stream per aspect-ratio bucket and a manifest, sharded over ranks. Start it again to go on:
 finished parts are kept. The table is a .jsonl or .csv with a prompt and a picture in each row. See docs/pairs.md.
 
-  python launchers/encode.py --config configs/tiny_cpu.yaml --pictures pictures.jsonl data.path=runs/real
+  python launchers/encode.py --config configs/digits.yaml --pictures pictures.jsonl data.path=runs/real
 """
 
 

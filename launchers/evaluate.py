@@ -8,7 +8,7 @@ Draw held-out prompts with the guided teacher, the undistilled teacher and the s
 them over all pictures and in each bucket: distances, diversity, detail, scores. Writes RUN_DIR/evaluation/.
 Start it again to go on: batches that are drawn already are kept until it is done, also for another number of ranks.
 
-  python launchers/evaluate.py --config configs/tiny_cpu.yaml
+  python launchers/evaluate.py --config configs/digits.yaml
 """
 
 

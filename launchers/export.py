@@ -20,9 +20,9 @@ Write the student as a diffusers folder like the teacher's; its README.md shows 
 transformer alone as one file with the names of SD3's first publication, model.diffusion_model.*. Adapters are merged,
 a run's own as well as those of --lora; or the run's own are written alone, for load_lora_weights and ComfyUI.
 
-  python launchers/export.py --config configs/tiny_cpu.yaml --out runs/demo/export
-  python launchers/export.py --config configs/tiny_cpu.yaml --format single --dtype bf16
-  python launchers/export.py --config configs/tiny_cpu.yaml --format lora student.lora.rank=16
+  python launchers/export.py --config configs/digits.yaml --out runs/demo/export
+  python launchers/export.py --config configs/digits.yaml --format single --dtype bf16
+  python launchers/export.py --config configs/digits.yaml --format lora student.lora.rank=16
 """
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FORMATS = {"diffusers": "export", "single": "export-single", "lora": "export-lora"}

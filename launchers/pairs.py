@@ -14,8 +14,8 @@ bucket and a manifest, sharded over ranks. Start it again to go on: finished par
 table: the pairs of a .jsonl or .csv of prompts and pictures, encoded by the teacher's autoencoder.
 rank: some pictures of every prompt of synthesis.prompts by the guided teacher; a scorer tells best and worst.
 
-  python launchers/pairs.py --config configs/tiny_cpu.yaml table --pairs preferences.jsonl data.path=runs/pairs
-  python launchers/pairs.py --config configs/tiny_cpu.yaml rank --scorer stroke data.path=runs/pairs
+  python launchers/pairs.py --config configs/digits.yaml table --pairs preferences.jsonl data.path=runs/pairs
+  python launchers/pairs.py --config configs/digits.yaml rank --scorer stroke data.path=runs/pairs
 """
 _PICTURES = 4
 _FLAGS = {"table": ("pairs",), "rank": ("scorer", "pictures")}

@@ -8,7 +8,7 @@ _DESCRIPTION = """\
 Write RUN_DIR/report/index.html: pictures side by side, scores, curves. Run train.py and evaluate.py first.
 The page is self-contained; its figures also lie beside it as PNG.
 
-  python launchers/report.py --config configs/tiny_cpu.yaml
+  python launchers/report.py --config configs/digits.yaml
 """
 
 

@@ -28,9 +28,9 @@ _DESCRIPTION = """\
 Draw with the student: the given prompts, or some held-out ones of every aspect ratio. Writes PNGs, whose text chunks
 say what they were drawn with, and a sheet.
 
-  python launchers/sample.py --config configs/tiny_cpu.yaml --prompt "a seven next to a two" --size 32x64
-  python launchers/sample.py --config configs/tiny_cpu.yaml --prompts prompts.txt --count 4 --teacher sampling.steps=1
-  python launchers/sample.py --config configs/tiny_cpu.yaml --prompt "a five" --image four.png --from-time 0.5
+  python launchers/sample.py --config configs/digits.yaml --prompt "a seven next to a two" --size 32x64
+  python launchers/sample.py --config configs/digits.yaml --prompts prompts.txt --count 4 --teacher sampling.steps=1
+  python launchers/sample.py --config configs/digits.yaml --prompt "a five" --image four.png --from-time 0.5
 """
 
 _STDIN = "-"

@@ -22,7 +22,7 @@ Draw, train and evaluate every variant of a study with every seed, each in a pro
 there are cores. Writes RUN_DIR/studies/NAME/: a folder and a log for each run, study.json, study.md and study.png.
 Start it again to go on; runs that failed are tried again. See docs/studies.md.
 
-  python launchers/study.py --config configs/tiny_cpu.yaml --study configs/studies/renoising.yaml
+  python launchers/study.py --config configs/digits.yaml --study configs/studies/renoising.yaml
 """
 _LAUNCHERS = Path(__file__).resolve().parent
 

@@ -7,7 +7,7 @@ _DESCRIPTION = """\
 Draw the training latents with the guided teacher into data.path: one MDS stream per aspect-ratio bucket and a
 manifest. Shards over ranks under torchrun. Start it again to go on: finished parts are kept.
 
-  python launchers/synthesize.py --config configs/tiny_cpu.yaml
+  python launchers/synthesize.py --config configs/digits.yaml
   torchrun --nproc-per-node 8 launchers/synthesize.py --config configs/sd35_large.yaml
 """
 

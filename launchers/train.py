@@ -8,7 +8,7 @@ from ladd_dist.supervision.signals import Signals
 _DESCRIPTION = """\
 Distil a teacher by LADD on synthetic latents. Start it again to go on from the newest checkpoint.
 
-  python launchers/train.py --config configs/tiny_cpu.yaml
+  python launchers/train.py --config configs/digits.yaml
   torchrun --nproc-per-node 8 launchers/train.py --config configs/sd35_large.yaml
   deepspeed launchers/train.py --config configs/sd35_large.yaml engine=zero3
 

@@ -45,7 +45,7 @@ def test_it_distils(results):
 
 
 def test_training_and_evaluation_prompts_are_apart():
-    config = load(ROOT / "configs/tiny_cpu.yaml")
+    config = load(ROOT / "configs/digits.yaml")
     train, held_out = (
         Path(p).read_text().splitlines() for p in (config.synthesis.prompts, config.evaluation.prompts)
     )

@@ -6,12 +6,13 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from math import log
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import browsing, visit
-from conftest import ALONE, tiny_config
+from conftest import ALONE, TINY, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.webdriver import WebDriver
 from test_report import NASTY, metrics_row, write_metrics
 
-from ladd_dist.config import Config
+from ladd_dist.config import Config, load
 from ladd_dist.drawing.pictures import pixels_of, save_png
 from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.report import charts
@@ -183,6 +184,12 @@ def test_a_band_is_shaded_where_the_panel_has_it() -> None:
         charts._scale(drawn, panel, [metrics_row(1)])
     (band,) = axes.patches
     assert (band.get_y(), band.get_y() + band.get_height()) == (0.2, 2.1) and not other.patches
+
+
+@pytest.mark.parametrize(("loss", "blind"), [("hinge", 2.0), ("softplus", 2 * log(2)), ("relativistic", 2 * log(2))])
+def test_what_heads_cost_that_say_nothing_is_drawn_by_the_loss(loss: str, blind: float) -> None:
+    top = Ladd.charts(load(TINY, [f"method.loss={loss}"]))[0].top
+    assert top.level is not None and top.level[0] == pytest.approx(blind)
 
 
 curves = st.builds(noise, st.integers(1, 4000), st.integers(0, 2**32 - 1))

@@ -56,7 +56,7 @@ class Method(ABC):
         UNBOUND: keys in ``method`` that need not be; all others there must.
         ENTRY: what the entries of a vector metric belong to, one each; it names them in W&B.
         REMEDY: what to do when training diverges, as a part of an error's line.
-        CHARTS: the report's figures of metrics.
+        CHARTS: the report's figures of metrics, where no setting says more, see `charts`.
         TRAINED: how the student was trained, in the words of an export's model card.
         trained: engines by name of their network.
         frozen: networks without an optimizer, on their devices, by name.
@@ -152,6 +152,11 @@ class Method(ABC):
     def compared(cls, config: Config) -> Sequence[str]:
         """`COMPARED`, and what only some settings record."""
         return cls.COMPARED
+
+    @classmethod
+    def charts(cls, config: Config) -> Sequence[Chart]:
+        """The report's figures; all that any setting changes is what panels say."""
+        return cls.CHARTS
 
     @classmethod
     def milestones(cls, config: Config) -> Mapping[int, str]:

@@ -42,7 +42,9 @@ def draw_charts(rows: Rows, config: Config, folder: Path) -> list[Path]:
     """
     method = method_of(config)
     figures: dict[str, Callable[[Axes, Axes], None]] = {
-        chart.name: partial(_draw_chart, rows, config, chart) for chart in method.CHARTS if _has(rows, chart.top)
+        chart.name: partial(_draw_chart, rows, config, chart)
+        for chart in method.charts(config)
+        if _has(rows, chart.top)
     }
     figures[SPEED] = partial(_speed, rows, [rate_key(section) for section in method.OPTIMIZERS.values()])
     paths = []

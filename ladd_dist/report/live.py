@@ -76,7 +76,7 @@ def write_live(run_dir: Path, every: float, going_on: bool) -> Path:
         # Two rows more could have come, and an iteration that also draws previews and writes a checkpoint.
         patience=60 + 3 * (every + pace * config.train.log_every),
         written=datetime.now().astimezone(),
-        departures=departures(rows, method_of(config).CHARTS),
+        departures=departures(rows, method_of(config).charts(config)),
         strips=_strips(run_dir, config, iteration),
         facts=facts(config, rows),
         script_hash=source_hash(script),

@@ -77,7 +77,7 @@ def _render(record: Record, charts: list[Path]) -> str:
 
 def curves(config: Config, paths: list[Path]) -> dict[str, Any]:
     """What ``curves.html`` shows of the figures by `draw_charts` and `draw_evaluations`."""
-    known = {chart.name: chart for chart in (*method_of(config).CHARTS, EVALUATIONS)}
+    known = {chart.name: chart for chart in (*method_of(config).charts(config), EVALUATIONS)}
     files = {path.stem: path for path in paths}
     pictures = {name: data_uri("png", path.read_bytes()) for name, path in files.items()}
     return {"speed": pictures[SPEED], "charts": [(known[name], pictures[name]) for name in pictures if name in known]}
