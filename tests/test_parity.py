@@ -235,6 +235,15 @@ def test_mismatched_prompts_are_the_same_for_any_ranks_and_micro_batches(train: 
     assert beyond(loss_distances(run, reference) | tensor_distances(run, reference), FP32) == {}
 
 
+def test_pairs_are_the_same_for_any_ranks_and_micro_batches(train: Train) -> None:
+    """Whose fake latents are judged in two-pass order before the real ones, by passes without a graph."""
+    setting = "method.loss=relativistic"
+    reference = train(ORACLE, setting)
+    for case in (SHARDED[2], SHARDED[8]):
+        run = train(case, setting)
+        assert beyond(loss_distances(run, reference) | tensor_distances(run, reference), FP32) == {}, case
+
+
 def test_a_smaller_student_trains_the_same_on_sharding_ranks(train: Train) -> None:
     """Made of one of two blocks, which becomes the last one, and of one of two heads."""
     smaller = ("student.layers=[0]", "student.heads=1")

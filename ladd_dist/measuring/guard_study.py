@@ -25,6 +25,7 @@ from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log, setup
 from ladd_dist.measuring.sickness import HEALTHY, SICKNESSES, train
+from ladd_dist.methods.ladd.sample import settings
 from ladd_dist.methods.registry import method_of
 from ladd_dist.training.guard import last_alarms
 from ladd_dist.training.rules import RULES, alarm
@@ -33,14 +34,13 @@ from ladd_dist.training.trainer import Trainer
 
 ONSET, ITERATIONS, AFTER = 40, 100, 6
 """When late sicknesses begin, how long runs are at most, and how long they go on after an alarm."""
-_DONE = "done"
+_DONE, _WARM = "done", 20
 _WIDE = 3.0
 """Numbers beyond this are drawn on a logarithmic axis."""
 _SMALL = (
     "device=cpu",
     "synthesis.buckets=[32x32]",
     "synthesis.images_per_prompt=8",
-    "method.warmup_iterations=20",
     f"train.iterations={ITERATIONS}",
     "train.global_batch=12",
     "train.log_every=2",
@@ -71,13 +71,15 @@ class Outcome:
     rules: list[str]
 
 
-def make(out: Path, kind: str, seed: int) -> None:
+def make(base: Path, out: Path, kind: str, seed: int) -> None:
     """Train one run, to its end or to some iterations after the guard's first alarm, unless it is there."""
     run_dir = out / f"{kind}-{seed}"
     if (run_dir / _DONE).exists():
         return
     sickness = SICKNESSES[kind]
-    trainer = Trainer(_config(out, run_dir, seed, *sickness.overrides), _ALONE)
+    healthy = _config(base, out, run_dir, seed)
+    rates = [f"{key}.lr={factor * getattr(healthy, key).lr}" for key, factor in sickness.rates.items()]
+    trainer = Trainer(_config(base, out, run_dir, seed, *rates), _ALONE)
     try:
         for done in train(trainer, sickness, ONSET):
             if (first := min(last_alarms(run_dir, done).values(), default=done)) + AFTER <= done:
@@ -88,18 +90,20 @@ def make(out: Path, kind: str, seed: int) -> None:
     (run_dir / _DONE).touch()
 
 
-def _config(out: Path, run_dir: Path, seed: int, *overrides: str) -> Config:
+def _config(base: Path, out: Path, run_dir: Path, seed: int, *overrides: str) -> Config:
     places = [f"run_dir={run_dir}", f"data.path={out / 'latents'}", f"synthesis.prompts={out / 'prompts.jsonl'}"]
-    return load("configs/tiny_cpu.yaml", [*_SMALL, *places, f"seed={seed}", *overrides])
+    # A warm-up of the student's times is shorter, as the run is; where there is none, none is made.
+    warm = min(_WARM, settings(load(base)).warmup_iterations)
+    return load(base, [*_SMALL, f"method.warmup_iterations={warm}", *places, f"seed={seed}", *overrides])
 
 
-def prepare(out: Path) -> None:
+def prepare(base: Path, out: Path) -> None:
     """The dataset, of single digits."""
     lines = TRAIN_PROMPTS.read_text(encoding="utf-8").splitlines()
     out.mkdir(parents=True, exist_ok=True)
     chosen = "".join(f"{line}\n" for line in lines if json.loads(line)["bucket"] == "32x32")
     (out / "prompts.jsonl").write_text(chosen, encoding="utf-8")
-    synthesize(_config(out, out, 0), _ALONE)
+    synthesize(_config(base, out, out, 0), _ALONE)
 
 
 def first_alarm(config: Config, rows: list[Row]) -> tuple[int | None, list[str]]:
@@ -112,13 +116,13 @@ def first_alarm(config: Config, rows: list[Row]) -> tuple[int | None, list[str]]
     return None, []
 
 
-def outcomes(out: Path) -> list[Outcome]:
+def outcomes(base: Path, out: Path) -> list[Outcome]:
     """Of all runs that are done, healthy ones first."""
     found = []
     for kind, sickness in SICKNESSES.items():
         for done in sorted(out.glob(f"{kind}-*/{_DONE}"), key=lambda path: int(path.parent.name.rsplit("-", 1)[1])):
             seed, rows = int(done.parent.name.rsplit("-", 1)[1]), read_metrics(done.parent)
-            alarmed = first_alarm(_config(out, done.parent, seed), rows)
+            alarmed = first_alarm(_config(base, out, done.parent, seed), rows)
             found.append(Outcome(kind, seed, ONSET if sickness.late else 0, rows[-1]["iteration"], *alarmed))
     return found
 
@@ -173,6 +177,7 @@ def main() -> None:
     command = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    command.add_argument("--config", type=as_path, default=Path("configs/tiny_cpu.yaml"), help="of healthy runs")
     command.add_argument("--out", type=as_path, default=Path("runs/guard"), help="folder of all runs")
     command.add_argument("--seeds", type=int, nargs="*", default=range(3), help="of sick runs (default: 0 1 2)")
     command.add_argument(
@@ -181,11 +186,11 @@ def main() -> None:
     command.add_argument("--kinds", nargs="*", choices=list(SICKNESSES), default=list(SICKNESSES))
     args = command.parse_args()
     setup(_ALONE)
-    prepare(args.out)
+    prepare(args.config, args.out)
     for kind in args.kinds:
         for seed in args.healthy if kind == HEALTHY else args.seeds:
-            make(args.out, kind, seed)
-    found = outcomes(args.out)
+            make(args.config, args.out, kind, seed)
+    found = outcomes(args.config, args.out)
     (args.out / "study.json").write_text(json.dumps([asdict(o) for o in found], indent=1) + "\n", encoding="utf-8")
     draw(args.out, found).savefig(args.out / "study.png")
     print(table(found))

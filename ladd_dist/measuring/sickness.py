@@ -1,7 +1,7 @@
 """Ways to make a run of the digits sick on purpose, to see which the guard tells."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,14 +27,14 @@ class Sickness:
 
     Attributes:
         what: in a few words.
-        overrides: of the configuration, wrong from the first iteration on.
+        rates: factors by the section of the optimizer whose learning rate is wrong from the first iteration on.
         late: whether the run is healthy at first.
         begin: called once, before the first sick iteration.
         again: called after each sick iteration.
     """
 
     what: str
-    overrides: tuple[str, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
     late: bool = False
     begin: Callable[[Trainer], None] = _nothing
     again: Callable[[Trainer], None] = _nothing
@@ -106,8 +106,8 @@ def _raise_rates(trainer: Trainer) -> None:
 HEALTHY = "healthy"
 SICKNESSES: dict[str, Sickness] = {
     HEALTHY: Sickness("nothing"),
-    "head-rate": Sickness("head learning rate x100", ("head_optimizer.lr=0.1",)),
-    "student-rate": Sickness("student learning rate x100", ("student_optimizer.lr=0.05",)),
+    "head-rate": Sickness("head learning rate x100", {"head_optimizer": 100}),
+    "student-rate": Sickness("student learning rate x100", {"student_optimizer": 100}),
     "dead-heads": Sickness("heads whose weights are zero and frozen", late=True, begin=_kill_heads),
     "constant-data": Sickness("one latent for all samples of a bucket", begin=_constant_data),
     "real-data": Sickness("scans instead of the teacher's own pictures", begin=_real_data),
