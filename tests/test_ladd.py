@@ -226,6 +226,11 @@ def test_an_iteration_moves_student_and_heads_and_not_the_teacher():
     assert all(torch.equal(teacher[k], v) for k, v in ladd.teacher.state_dict().items())
 
 
+def test_the_report_marks_the_end_of_a_warm_up_that_there_is():
+    assert Ladd.milestones(config()) == {2: "warm-up ends"}
+    assert Ladd.milestones(config("method.warmup_iterations=0")) == {}
+
+
 def test_warm_up_draws_only_its_own_times():
     cfg = config("method.warmup_probabilities=[0,0,.5,.5]", "method.probabilities=[1,0,0,0]")
     ids = list(range(8))

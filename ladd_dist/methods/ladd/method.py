@@ -121,8 +121,9 @@ class Ladd(LaddStep, Method):
 
     @classmethod
     def milestones(cls, config: Config) -> Mapping[int, str]:
-        """Where the noise levels of the warm-up end."""
-        return {settings(config).warmup_iterations: "warm-up ends"}
+        """Where the noise levels of the warm-up end, if there is one."""
+        end = settings(config).warmup_iterations
+        return {end: "warm-up ends"} if end else {}
 
     @classmethod
     def charts(cls, config: Config) -> Sequence[Chart]:
