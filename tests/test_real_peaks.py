@@ -26,11 +26,13 @@ from ladd_dist.planning.plan import largest_bucket
 from ladd_dist.planning.samples import random_sample
 
 BF16, SHARD, RECOMPUTED = "train.precision=bf16", "teacher.placement=shard", "student.activation_checkpointing=true"
+PAIRS = ["method.loss=relativistic", "method.fake_pass=two_pass"]
 CASES = {
     1: [["engine=local"], ["engine=local", BF16, RECOMPUTED]],
     2: [
         ["engine=fsdp2"],
         ["engine=fsdp2", BF16, SHARD],
+        ["engine=fsdp2", *PAIRS],
         ["engine=zero3"],
         ["engine=zero3", BF16],
         ["engine=zero3", SHARD],
