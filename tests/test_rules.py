@@ -29,6 +29,7 @@ HEALTHY: dict[str, Any] = {
     "update_size": 0.01,
     "student_grad_norm": 2.0,
     "head_grad_norm": 1.5,
+    "latent_grad_norm": 0.1,
     "evaluation/student/ratio": 0.4,
     "evaluation/student/excess": 10.0,
 }
@@ -44,6 +45,7 @@ SICK: dict[str, Any] = {
     "saturated": 0.01,
     "thrown about": 14.0,
     "flat heads": [0.01, 0.02, 0.03],
+    "mute heads": 0.0005,
     "dead head": [1.0, 0.0, 1.0],
     "certain heads": [0.99, 0.98, 1.0],
     "wide gap": 20.0,
