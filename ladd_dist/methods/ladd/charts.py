@@ -9,13 +9,14 @@ from ladd_dist.methods.ladd.losses import LOSSES
 def ladd_charts(loss: str) -> tuple[Chart, ...]:
     """All of them; what the discriminator's loss is when heads say nothing depends on ``method.loss``."""
     blind = sum(LOSSES[loss](torch.zeros(()), role).item() for role in ("real", "fake"))
+    student = "Student loss (minus mean logit of its pictures)" if loss == "hinge" else "Student loss"
     return (
         Chart(
             "losses",
             Panel(
                 "Discriminator loss",
                 (Curve("d_loss", "data"),),
-                level=(blind, f"{blind:.2g}: heads cannot tell real from fake"),
+                level=(blind, f"{blind:.3g}: heads cannot tell real from fake"),
                 band=Band(
                     0.2,
                     1.05 * blind,
@@ -23,9 +24,9 @@ def ladd_charts(loss: str) -> tuple[Chart, ...]:
                     above="the heads are worse than if they said nothing",
                 ),
             ),
-            Panel("Student loss (minus mean logit of its pictures)", (Curve("g_loss", "student"),)),
+            Panel(student, (Curve("g_loss", "student"),)),
             "Curves of discriminator and student loss over iterations",
-            f"Adversarial losses. A discriminator's that stays at {blind:.2g} means that the heads see nothing.",
+            f"Adversarial losses. A discriminator's that stays at {blind:.3g} means that the heads see nothing.",
         ),
         Chart(
             "logits",
