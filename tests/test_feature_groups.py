@@ -75,7 +75,7 @@ def test_heads_trained_group_by_group_get_the_gradients_and_logs_of_all_heads_to
     for count in (BLOCKS, kept):
         ladd, sample = system(count, f"method.r1_weight={r1}")
         logs = {}
-        gradients = gradients_of(ladd.heads, lambda: logs.update(ladd.train_heads(sample, None, 1.0)[0]))  # noqa: B023
+        gradients = gradients_of(ladd.heads, lambda: logs.update(ladd.train_heads(sample, None, 1.0)))  # noqa: B023
         results.append((gradients, logs))
     (whole, whole_logs), (parts, parts_logs) = results
     assert all(g.abs().max() > 0 for g in whole.values())

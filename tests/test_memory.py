@@ -106,8 +106,8 @@ def train_once(config: Config, world: World, ladd: Ladd, ema: Ema) -> None:
     ladd.iteration(0, [sample])
     ema.update(0)
     fake = ladd.predict(sample)
-    _, real_logits = ladd.train_heads(sample, fake, share=1.0)
-    ladd.train_student(sample, fake, real_logits, share=1.0, last=True)
+    ladd.train_heads(sample, fake, share=1.0)
+    ladd.train_student(sample, fake, share=1.0, last=True)
 
 
 def states(world: World, cases: list[list[str]]) -> list[tuple[StateBytes, Counter[str], int]]:

@@ -41,7 +41,7 @@ RULES: Mapping[str, RuleConfig] = {
     "flat heads": RuleConfig(metric="head_spread", below=0.05, severity="collapse"),
     "dead head": RuleConfig(metric="head_spread", below=0.01, entry="least"),
     # Heads that a student outruns before they see anything: what they tell it dies away, a hundredfold and more, and
-    # nothing else shows. In healthy runs it fell to a sixth.
+    # nothing else shows. In healthy runs it fell to a tenth at the least.
     "mute heads": RuleConfig(metric="latent_grad_norm", below=0.02, of="best"),
     # Limits at which others stop: both accuracies above 95%, a gap between mean logits above 15.
     "certain heads": RuleConfig(metric="head_right", above=0.95, patience=10),

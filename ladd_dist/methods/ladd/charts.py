@@ -9,7 +9,7 @@ from ladd_dist.methods.ladd.losses import LOSSES
 def ladd_charts(loss: str) -> tuple[Chart, ...]:
     """All of them; what the discriminator's loss is when heads say nothing depends on ``method.loss``."""
     blind = sum(LOSSES[loss](torch.zeros(()), role).item() for role in ("real", "fake"))
-    student = "Student loss (minus mean logit of its pictures)" if loss == "hinge" else "Student loss"
+    student = "Student loss" if loss == "softplus" else "Student loss (minus mean logit of its pictures)"
     return (
         Chart(
             "losses",

@@ -31,8 +31,8 @@ def margin(logits: Tensor, role: Role, rival: Tensor | None = None) -> Tensor:
     """How far each position is on the side where heads should have it: of 0, or of the rival's logit there.
 
     Args:
-        rival: logits of the other side of each pair, for a loss that compares: the fake ones of real latents, the
-            real ones of fake. They get no gradient here but from their own term.
+        rival: logits of the other side of each pair, for a discriminator's loss that compares: the fake ones of real
+            latents, the real ones of fake. They get no gradient here but from their own term.
     """
     x = logits if rival is None else logits - rival.detach()
     return x if role == "real" else -x
@@ -51,11 +51,18 @@ def softplus(m: Tensor, role: Role) -> Tensor:
     return torch_softplus(m if role == "generator" else -m)
 
 
+def relativistic(m: Tensor, role: Role) -> Tensor:
+    """`softplus` of margins between the two of a pair (Jolicoeur-Martineau 2019, arXiv 1807.00734; Huang et al. 2024,
+    arXiv 2501.05441, sec. 2). The generator's is ``m``, of its own logits alone, as the hinge's: to compare
+    those with real ones made no difference on the digits.
+    """
+    return hinge(m, role) if role == "generator" else softplus(m, role)
+
+
 LOSSES: dict[str, Callable[[Tensor, Role], Tensor]] = {
     "hinge": hinge,
     "softplus": softplus,
-    # Of pairs (Jolicoeur-Martineau 2019, arXiv 1807.00734; Huang et al. 2024, arXiv 2501.05441, sec. 2).
-    "relativistic": softplus,
+    "relativistic": relativistic,
 }
 """By ``method.loss``."""
 

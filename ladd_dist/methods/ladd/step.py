@@ -129,14 +129,12 @@ class LaddStep:
         share = 1 / len(samples)
         shared = self.method.fake_pass == "shared"
         fakes = [self.predict(sample) if shared else None for sample in samples]
-        pairs = zip(samples, fakes, strict=True)
-        logs, real_logits = map(list, zip(*(self.train_heads(*pair, share) for pair in pairs), strict=True))
+        logs = [self.train_heads(sample, fake, share) for sample, fake in zip(samples, fakes, strict=True)]
         head_norm = self.update(self.heads, "head_optimizer", index)
 
         for number, sample in enumerate(samples):
             fake = fakes[number] or self.predict(sample)
-            last = number + 1 == len(samples)
-            logs[number] |= self.train_student(sample, fake, real_logits[number], share, last)
+            logs[number] |= self.train_student(sample, fake, share, last=number + 1 == len(samples))
         student_norm = self.update(self.student, "student_optimizer", index)
 
         means = logs[0]
@@ -160,14 +158,11 @@ class LaddStep:
         x_t = add_noise(sample.batch.latents, sample.draws.student_noise, sample.t)
         return x0_from_velocity(x_t, self.student(x_t, sample.t, sample.batch.cond), sample.t)
 
-    def train_heads(self, sample: Sample, fake: Fake | None, share: float) -> tuple[Metrics, Tensor]:
+    def train_heads(self, sample: Sample, fake: Fake | None, share: float) -> Metrics:
         """Accumulate the gradient of ``share * (L_D + R1)`` in the heads, predicting a fake if not given one.
 
         A loss that compares needs both sides of a pair at once: the fake ones are then judged without a graph first,
         and in the two-pass order their features are held, which is less than the student's update will hold.
-
-        Returns:
-            Metrics, and the logits ``(heads, B, H, W)`` of the real latents.
         """
         cond, compares = sample.batch.cond, self.method.compares
         if compares and fake is None:
@@ -189,7 +184,7 @@ class LaddStep:
             with torch.no_grad():
                 x_s = add_noise(self.denoise(sample), sample.draws.fake_noise, sample.s)
             judged = self.judge_while_teacher_runs(x_s, fake_term, sample, share)
-        metrics = {
+        return self.train_on_mismatched(x_r, fake_term.rival, sample, share) | {
             "d_loss": real.per_head.loss.mean() + judged.per_head.loss.mean(),
             "r1": real.r1.mean(),
             "real_logit": real.per_head.logit,
@@ -198,7 +193,6 @@ class LaddStep:
             "fake_right": judged.per_head.right.mean(),
             **told_apart(real.seen, judged.seen, sample.r, sample.s),
         }
-        return metrics | self.train_on_mismatched(x_r, fake_term.rival, sample, share), real.logits
 
     def train_on_mismatched(self, x_r: Tensor, rival: Tensor | None, sample: Sample, share: float) -> Metrics:
         """Accumulate the gradient of L_D's last term, if it has a weight. Its loss is no part of ``d_loss``."""
@@ -249,17 +243,11 @@ class LaddStep:
         seen = opinions(logits, term.role, rival)
         return Judged(per_head, seen, r1.detach().expand(len(features)), logits.detach())
 
-    def train_student(self, sample: Sample, fake: Fake, real_logits: Tensor, share: float, last: bool) -> Metrics:
-        """Accumulate the gradient of ``share * (L_G + distillation)`` in the student.
-
-        Args:
-            real_logits: ``(heads, B, H, W)``, which a loss that compares holds the fake ones against. They are from
-                before the heads' update: to judge the real latents again would be one more pass of the teacher.
-        """
+    def train_student(self, sample: Sample, fake: Fake, share: float, last: bool) -> Metrics:
+        """Accumulate the gradient of ``share * (L_G + distillation)`` in the student."""
         self.clock.mark("head forward")
         logits = self.heads(fake.features, sample.grid, sample.s, sample.batch.cond.pooled, 0, "inputs")
-        rival = real_logits if self.method.compares else None
-        g_loss = self.loss(logits, "generator", rival).loss.mean()
+        g_loss = self.loss(logits, "generator").loss.mean()
         self.clock.mark("teacher backward")
         (gradient,) = torch.autograd.grad(g_loss, fake.cut)
         self.clock.mark("student backward")
@@ -271,7 +259,7 @@ class LaddStep:
         latents = {"latent_grad_norm": gradient.norm(), **against_data(fake.x0_hat, sample.batch.latents)}
         return {key: value.detach() for key, value in (metrics | latents).items()}
 
-    def loss(self, logits: Tensor, role: Role, rival: Tensor | None) -> PerHead:
+    def loss(self, logits: Tensor, role: Role, rival: Tensor | None = None) -> PerHead:
         """The configured adversarial loss."""
         return adversarial_loss(logits, role, self.method.loss, rival, self.fused_loss)
 
