@@ -236,7 +236,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "-m", "as it is")
     hinge = root / "ladd_dist/methods/ladd/losses.py"
-    changed = hinge.read_text().replace("relu(1 - x", "relu(1.001 - x")
+    changed = hinge.read_text().replace("relu(1 - m", "relu(1.001 - m")
     assert changed != hinge.read_text()
     hinge.write_text(changed)
     git(root, "commit", "--quiet", "--all", "-m", "another margin")
@@ -250,8 +250,8 @@ def trees(root: Path) -> list[str]:
 def test_a_commit_is_checked_out_beside_the_working_tree_and_removed(scratch: Path):
     (scratch / "untracked").touch()
     with checkout(scratch, "HEAD~1") as old, checkout(scratch, "main") as new, checkout(scratch, None) as working:
-        assert "relu(1 - x if" in (old / "ladd_dist/methods/ladd/losses.py").read_text()
-        assert "relu(1.001 - x if" in (new / "ladd_dist/methods/ladd/losses.py").read_text()
+        assert "torch.relu(1 - m)" in (old / "ladd_dist/methods/ladd/losses.py").read_text()
+        assert "torch.relu(1.001 - m)" in (new / "ladd_dist/methods/ladd/losses.py").read_text()
         assert working == scratch and not (new / "untracked").exists()
         assert len(trees(scratch)) == 3
     assert len(trees(scratch)) == 1 and not old.exists() and not new.exists()
@@ -428,7 +428,7 @@ def test_two_commits_that_compute_something_else_differ(compare: Command, scratc
     assert "losses: DIFFERENT from step 1 on\nparameters: DIFFERENT" in done.out
     (marked,) = [line for line in done.out.splitlines() if "first difference" in line]
     step, left, right, *_ = marked.split()
-    assert step == "1" and 0 < float(right) - float(left) < 1.01e-3
+    assert step == "1" and 0 < float(right) - float(left) < 2.01e-3  # of both terms' margins
     assert len(trees(scratch)) == 1
 
 
