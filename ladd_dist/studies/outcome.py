@@ -16,6 +16,8 @@ from ladd_dist.studies.study import Study
 
 Values = dict[str, dict[str, dict[int, float]]]
 """Of every variant and measure, by seed."""
+_ACROSS = 4
+"""Panels side by side."""
 
 
 @dataclass
@@ -81,10 +83,14 @@ def _cell(by_seed: Mapping[int, float]) -> str:
 
 def draw(study: Study, values: Values, path: Path) -> None:
     """A panel for every measure: a dot for each seed, a line through all of a variant's, a mark at their mean."""
-    names, count = list(study.variants), len(study.measures)
-    figure = Figure((3 + 3 * count, 1.2 + 0.34 * len(names)), dpi=150, layout="constrained", facecolor="white")
-    columns = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-    for axes, measure in zip(columns, study.measures, strict=True):
+    names, across = list(study.variants), min(len(study.measures), _ACROSS)
+    lines = -(-len(study.measures) // across)
+    size = 3 + 3 * across, lines * (1.2 + 0.34 * len(names))
+    figure = Figure(size, dpi=150, layout="constrained", facecolor="white")
+    panels = list(figure.subplots(lines, across, sharey=True, squeeze=False).flat)
+    for unused in panels[len(study.measures) :]:
+        unused.set_axis_off()
+    for axes, measure in zip(panels, study.measures, strict=False):
         for row, name in enumerate(names):
             seeds: Sequence[float] = list(values.get(name, {}).get(measure, {}).values())
             if seeds:
