@@ -269,7 +269,7 @@ def test_a_secret_stands_in_place_of_the_pods_own_variable(tmp_path: Path) -> No
 
 
 def test_objects_are_called_after_the_run(tmp_path: Path) -> None:
-    assert job_of(tmp_path, name=None).object_name == "demo-train"
+    assert job_of(tmp_path, name=None).object_name == "tiny-train"
 
 
 def test_pods_meet_at_the_first_ones_host(built: dict[Kind, dict[str, Tree]]) -> None:
@@ -325,7 +325,7 @@ def test_the_configuration_is_a_file_that_pods_read_and_that_cannot_change(
     assert volume["configMap"]["name"] == config_map["metadata"]["name"]
     (tmp_path / "config.yaml").write_text(config_map["data"]["config.yaml"])
     assert load(tmp_path / "config.yaml") == load(TINY, ["engine=fsdp2", "train.global_batch=48"])
-    places = ["--run-dir", "/ladd/runs/demo", "--data", "/ladd/" + load(TINY).data.path]
+    places = ["--run-dir", "/ladd/runs/tiny", "--data", "/ladd/" + load(TINY).data.path]
     assert container["command"][2:] == [*places, "--job", "train"]
     assert container["args"] == ["/opt/ladd_dist/launchers/train.py", "--config", "/etc/ladd_dist/config.yaml"]
     for word in (container["command"][1], container["args"][0]):
@@ -466,7 +466,7 @@ UNFIT: dict[str, tuple[tuple[str, ...], Tree, str]] = {
     "a path with a line break": (('run_dir="/ladd/a\\x85b"',), {}, "has a line break or control character"),
     "a run that cannot be written": (
         (), {"volumes": [{"claim": "a", "path": "/ladd", "read_only": True}]},
-        "run_dir=/ladd/runs/demo is written to, but the volume at /ladd is read_only",
+        "run_dir=/ladd/runs/tiny is written to, but the volume at /ladd is read_only",
     ),
     "a run that no host can be called after": (
         ("run_dir=Ünd_so",), {"name": None}, r"run_dir=/ladd/Ünd_so: '\xdcnd_so' cannot begin the name of a host"
