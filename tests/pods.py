@@ -26,11 +26,18 @@ USER = 12345
 _NET = "10.79"
 
 
+class Reader(yaml.SafeLoader):
+    """Takes a lone ``=`` for a string, as kubectl writes and reads it; to PyYAML it is a tag that it cannot make."""
+
+
+Reader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: node.value)
+
+
 def kustomize(folder: Path) -> dict[str, Tree]:
     """What ``kubectl apply -k`` would send, by kind."""
     done = subprocess.run([kubectl_path(), "kustomize", folder], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
-    return {tree["kind"]: tree for tree in yaml.safe_load_all(done.stdout)}
+    return {tree["kind"]: tree for tree in yaml.load_all(done.stdout, Reader)}
 
 
 def expand(text: str, variables: dict[str, str]) -> str:
