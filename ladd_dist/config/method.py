@@ -80,8 +80,9 @@ class LaddConfig(MethodSection):
     """One student forward and one teacher pass over the fake for both updates, or the plain order with two."""
     loss: Literal["hinge", "softplus", "relativistic"] = "hinge"
     """The adversarial loss, of both sides. ``softplus`` never saturates: it is the non-saturating GAN loss.
-    ``relativistic`` is the same of pairs: of how much more real a latent looks than the student's of the same prompt,
-    at the same position. It wants ``renoise=same``, so that noise is no difference between the two."""
+    ``relativistic`` is softplus of pairs for the heads: of how much more real a latent looks than the student's of the
+    same prompt, at the same position; the student's loss is the hinge's, a mean logit. It wants ``renoise=same``, so
+    that noise is no difference between the two."""
     mismatched_weight: NonNegativeNumber = 0.0
     """Weight of real latents with the prompt of another sample, in the heads' loss: they learn to see them as fake,
     and so to read the prompt. One more teacher pass and one more read of the dataset for each sample."""
