@@ -80,7 +80,7 @@ class LaddConfig(MethodSection):
     """One student forward and one teacher pass over the fake for both updates, or the plain order with two."""
     loss: Literal["hinge", "softplus", "relativistic"] = "hinge"
     """The adversarial loss, of both sides. ``softplus`` never saturates: it is the non-saturating GAN loss.
-    ``relativistic`` is softplus of pairs for the heads: of how much more real a latent looks than the student's of the
+    ``relativistic`` is softplus of pairs for the heads: how much more real a latent looks than the student's of the
     same prompt, at the same position; the student's loss is the hinge's, a mean logit. It wants ``renoise=same``, so
     that noise is no difference between the two."""
     mismatched_weight: NonNegativeNumber = 0.0
