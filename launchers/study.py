@@ -19,8 +19,9 @@ from ladd_dist.studies.study import read_study
 
 _DESCRIPTION = """\
 Draw, train and evaluate every variant of a study with every seed, each in a process of one thread, as many at once as
-there are cores. Writes RUN_DIR/studies/NAME/: a folder and a log for each run, study.json, study.md and study.png.
-Start it again to go on; runs that failed are tried again. See docs/studies.md.
+there are cores. Writes RUN_DIR/studies/NAME/: a link to the folder of each run, study.json, study.md and study.png.
+Start it again to go on; runs that failed are tried again, those of another study are not made twice. See
+docs/studies.md.
 
   python launchers/study.py --config configs/digits.yaml --study configs/studies/renoising.yaml
 """
@@ -41,6 +42,7 @@ def main(launch: Launch) -> None:
     made = f"`{shlex.join(['python', 'launchers/study.py', *sys.argv[1:]])}`, {datetime.now(UTC):%Y-%m-%d}"
     outcome, missing = Outcome(study, made), dict[Task, Run]()
     for one in runs:
+        one.show()
         if one.task.done.is_file():
             outcome.add(one)
         else:

@@ -90,19 +90,37 @@ def test_a_variant_may_bring_its_own_latents(tmp_path: Path) -> None:
     assert paths == [f"data.path={json.dumps(str(drawn.task.needs.done.parent))}", "data.path=real"]
 
 
-def test_a_run_goes_on_only_with_the_settings_that_it_was_begun_with(tmp_path: Path) -> None:
-    study = Study.model_validate(tree())
+def test_studies_share_the_runs_that_have_the_same_settings(tmp_path: Path) -> None:
+    """Whatever they call them, however they set them, and wherever all of it lies."""
 
-    def planned(*given: str) -> list[Run]:
-        return plan(study, Path(TINY), [f"run_dir={tmp_path}", *given], tmp_path / "out", ROOT / "launchers")
+    def planned(name: str, variants: dict[str, list[str]], *given: str, root: Path = tmp_path) -> list[Run]:
+        study = Study.model_validate(tree(variants=variants, seeds=[0, 1]))
+        return plan(study, Path(TINY), [f"run_dir={root}", *given], root / name, ROOT / "launchers")
 
-    run = planned()[0]
+    default = load(TINY).method.r1_weight
+    base = planned("a", {"as it is": []})
+    same, other = planned("b", {"R1": [f"method.r1_weight={default}"], "none": ["method.r1_weight=0.5"]})[:2]
+    assert same.folder == base[0].folder != other.folder
+    assert same.link != base[0].link and base[0].folder != base[1].folder
+    real = planned("c", {"real": ["data.path=x"], "drawn elsewhere": ["synthesis.guidance=1"]})[:2]
+    wide = planned("a", {"as it is": []}, "train.global_batch=16")[0]
+    assert len({one.folder for one in [base[0], other, *real, wide]}) == 5
+    moved = planned("a", {"as it is": []}, root=tmp_path / "elsewhere")
+    assert [one.folder.name for one in moved] == [one.folder.name for one in base]
+    with pytest.raises(LaddError, match="variants 'a' and 'b' have the same settings: drop one"):
+        planned("a", {"a": [], "b": [f"method.r1_weight={default}"]})
+
+
+def test_a_run_is_seen_under_its_name_in_each_of_its_studies(tmp_path: Path) -> None:
+    (run, *_) = plan(Study.model_validate(tree()), Path(TINY), [], tmp_path / "out", ROOT / "launchers")
+    run.show()
+    run.show()
     run.folder.mkdir(parents=True)
-    load(TINY, [*run.task.commands[0][4:]]).save(run.folder / "config.yaml")
-    assert planned()[0] == run
-    told = "seed0 holds a run of variant 'fast, as it is' with another train.global_batch: remove the folder, or set"
-    with pytest.raises(LaddError, match=told):
-        planned("train.global_batch=16")
+    assert run.link.name == "fast-as-it-is-seed0" and run.link.resolve() == run.folder
+    (tmp_path / "out").rename(tmp_path / "in the way")
+    run.link.mkdir(parents=True)
+    with pytest.raises(LaddError, match="seed0 is in the way of a link to .*: move it away, or set run_dir"):
+        run.show()
 
 
 # Processes
@@ -178,13 +196,14 @@ def test_a_study_goes_on_after_a_kill_and_ends_in_a_table_and_a_figure(tmp_path:
     own = [setting for setting in tiny_overrides(tmp_path / "base", dataset) if not setting.startswith("train.iter")]
     args = ["study.py", "--config", TINY, "--study", str(study_in(tmp_path)), "--cores", "2", *own]
     folder = tmp_path / "base/studies/rates"
+    runs = folder.parent / "runs"
     process = subprocess.Popen([sys.executable, f"launchers/{args[0]}", *args[1:]], cwd=ROOT, env=environment())
-    while not list(folder.glob("*/metrics.jsonl")):
+    while not list(runs.glob("*/metrics.jsonl")):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     process.wait()
-    ended = {log: log.read_text() for log in folder.glob("*.log")}
+    ended = {log: log.read_text() for log in runs.glob("*.log")}
     assert ended and not (folder / "study.png").exists()
     done = launch(args)
     assert done.returncode == 0, done.stderr
@@ -196,10 +215,12 @@ def test_a_study_goes_on_after_a_kill_and_ends_in_a_table_and_a_figure(tmp_path:
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
     assert [row[0].strip("| ") for row in rows] == ["variant", "---", "fast, as it is"]
     assert all(" to " in cell for row in rows[2:] for cell in row[1:])
-    assert {run.name for run in folder.iterdir() if run.is_dir()} == {f"fast-as-it-is-seed{seed}" for seed in (0, 1)}
-    before = {log: log.stat().st_mtime_ns for log in folder.glob("*.log")}
+    links = {link.name: link.resolve() for link in folder.iterdir() if link.is_symlink()}
+    assert links.keys() == {f"fast-as-it-is-seed{seed}" for seed in (0, 1)}
+    assert set(links.values()) == {run for run in runs.iterdir() if run.is_dir()}
+    before = {log: log.stat().st_mtime_ns for log in runs.glob("*.log")}
     assert launch(args).returncode == 0
-    assert {log: log.stat().st_mtime_ns for log in folder.glob("*.log")} == before, "nothing is run twice"
+    assert {log: log.stat().st_mtime_ns for log in runs.glob("*.log")} == before, "nothing is run twice"
 
 
 def test_a_measure_that_is_not_there_is_named_with_what_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from ladd_dist.evaluation.places import FOLDER, RESULTS
 from ladd_dist.studies.study import Study, folder_of
 
 STUDIES = "studies"
-"""Folder in the base configuration's ``run_dir``; the latents of all its studies lie there, too."""
+"""Folder in the base configuration's ``run_dir``; latents and runs of all its studies lie there, too."""
+_RUNS = "runs"
 _ALONE = ["tracking.page_every=0", "tracking.wandb='off'", "train.preview_every=0"]
 """Of a run among many: nobody looks at it while it trains."""
 
@@ -39,12 +41,30 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its evaluation."""
+    """One training and its evaluation.
+
+    Attributes:
+        folder: where it lies, by its settings: studies of one configuration share the runs that they have in common.
+        link: how its own study calls it.
+    """
 
     variant: str
     seed: int
     folder: Path
+    link: Path
     task: Task
+
+    def show(self) -> None:
+        """Make the link.
+
+        Raises:
+            LaddError: if something else lies there.
+        """
+        if self.link.exists() and not self.link.is_symlink():
+            raise LaddError(f"{self.link} is in the way of a link to {self.folder}: move it away, or set run_dir")
+        self.link.parent.mkdir(parents=True, exist_ok=True)
+        self.link.unlink(missing_ok=True)
+        self.link.symlink_to(os.path.relpath(self.folder, self.link.parent))
 
 
 def plan(study: Study, base: Path, given: Sequence[str], folder: Path, launchers: Path) -> list[Run]:
@@ -56,27 +76,29 @@ def plan(study: Study, base: Path, given: Sequence[str], folder: Path, launchers
         folder: the study's own.
 
     Raises:
-        LaddError: naming the variant whose settings cannot be used, or whose folder holds a run with other ones.
+        LaddError: naming the variant whose settings cannot be used, or are those of another.
     """
-    runs, latents = [], dict[Path, Task]()
+    runs, latents = dict[Path, Run](), dict[Path, Task]()
     for seed in study.seeds:
         for variant, changed in study.variants.items():
             settings = [*study.overrides, *given, *changed, *_ALONE]
             drawn = _load(base, settings, variant)
             needed = None
             if not any(override.startswith("data.path=") for override in changed):
-                data = folder.parent / f"latents-{_digest(drawn)}"
+                data = folder.parent / f"latents-{_digest_of_latents(drawn)}"
                 settings += [f"data.path={json.dumps(str(data))}"]
                 draw = _command(launchers, "synthesize", base, [*settings, f"run_dir={json.dumps(str(folder))}"])
                 needed = latents.setdefault(data, Task(data.name, (draw,), data / MANIFEST, data.with_suffix(".log")))
-            name = f"{folder_of(variant)}-seed{seed}"
-            mine = folder / name
-            settings += [f"seed={seed}", f"data.shuffle_seed={seed}", f"run_dir={json.dumps(str(mine))}"]
-            _check_earlier(mine, _load(base, settings, variant), variant)
+            settings += [f"seed={seed}", f"data.shuffle_seed={seed}"]
+            mine = folder.parent / _RUNS / _digest_of_run(_load(base, settings, variant), needed)
+            if mine in runs:
+                raise LaddError(f"variants '{runs[mine].variant}' and '{variant}' have the same settings: drop one")
+            settings += [f"run_dir={json.dumps(str(mine))}"]
             commands = tuple(_command(launchers, launcher, base, settings) for launcher in ("train", "evaluate"))
-            task = Task(name, commands, mine / FOLDER / RESULTS, folder / f"{name}.log", needed)
-            runs.append(Run(variant, seed, mine, task))
-    return runs
+            name = f"{folder_of(variant)}-seed{seed}"
+            task = Task(name, commands, mine / FOLDER / RESULTS, mine.with_suffix(".log"), needed)
+            runs[mine] = Run(variant, seed, mine, folder / name, task)
+    return list(runs.values())
 
 
 def _load(base: Path, settings: list[str], variant: str) -> Config:
@@ -86,31 +108,21 @@ def _load(base: Path, settings: list[str], variant: str) -> Config:
         raise LaddError(f"variant '{variant}': {error}") from None
 
 
-def _digest(config: Config) -> str:
+def _digest_of_latents(config: Config) -> str:
     """What the latents depend on."""
     made = {"seed": config.seed, "teacher": config.teacher.model_dump(), "synthesis": config.synthesis.model_dump()}
-    precision = {"device": config.device, "precision": config.train.precision}
-    return hashlib.sha256(json.dumps(made | precision, sort_keys=True).encode()).hexdigest()[:12]
+    return _digest(made | {"device": config.device, "precision": config.train.precision})
+
+
+def _digest_of_run(config: Config, latents: Task | None) -> str:
+    """What a run depends on: everything but where it and the latents that were drawn for it lie."""
+    made = config.model_dump(mode="json", exclude={"run_dir": True, "data": {"path"}} if latents else {"run_dir"})
+    return _digest(made | {"latents": latents and latents.name})
+
+
+def _digest(made: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _command(launchers: Path, name: str, base: Path, settings: list[str]) -> tuple[str, ...]:
     return sys.executable, str(launchers / f"{name}.py"), "--config", str(base), *settings
-
-
-def _check_earlier(folder: Path, config: Config, variant: str) -> None:
-    """A run that was begun goes on only with the settings that it was begun with."""
-    if not (saved := folder / "config.yaml").is_file():
-        return
-    if key := _differing(load(saved).model_dump(), config.model_dump()):
-        raise LaddError(
-            f"{folder} holds a run of variant '{variant}' with another {key}: remove the folder, or set run_dir"
-        )
-
-
-def _differing(left: Any, right: Any, key: str = "") -> str:
-    """The first key of two mappings whose values differ."""
-    if not isinstance(left, dict) or not isinstance(right, dict):
-        return key if left != right else ""
-    names = [*left, *(name for name in right if name not in left)]
-    found = (_differing(left.get(name), right.get(name), f"{key}.{name}".lstrip(".")) for name in names)
-    return next(filter(None, found), "")
