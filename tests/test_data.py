@@ -20,8 +20,9 @@ from launch import join, run_ranks, start_ranks
 
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
-from ladd_dist.data.mds import Manifest, Provenance, from_bits, to_bits
+from ladd_dist.data.mds import Manifest, Provenance, from_bits, read_empty, to_bits
 from ladd_dist.data.prompts import first_of_each_bucket, read_prompts
+from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.noise import image_seed
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing import writing
@@ -153,9 +154,17 @@ def provenance(**changes: Any) -> Provenance:
 
 def test_manifest_round_trips(tmp_path: Path) -> None:
     manifest = Manifest(provenance(), {"32x32": 7}, {"torch": "2"})
-    manifest.write(tmp_path)
+    assert read_empty(tmp_path) is None
+    empty = Conditioning(torch.rand(1, 2, 3), torch.rand(1, 3))
+    manifest.write(tmp_path, empty)
     assert Manifest.read(tmp_path) == manifest
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["SHA256SUMS", "manifest.json"]
+    assert all(map(torch.equal, read_empty(tmp_path) or (), empty))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["SHA256SUMS", "empty.safetensors", "manifest.json"]
+    (tmp_path / "empty.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(LaddError, match=r"empty\.safetensors is damaged \(.*: run launchers/synthesize\.py again"):
+        read_empty(tmp_path)
+    with pytest.raises(LaddError, match=r"empty\.safetensors is damaged \(.*is not what SHA256SUMS says"):
+        Manifest.read(tmp_path)
 
 
 def test_missing_manifest_is_no_dataset(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.models.weights import FolderWeights
+from ladd_dist.training.redraw import REDRAWN
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
 
@@ -108,6 +109,8 @@ IN_BF16 = [case for case in SHARDED if case[:3] in {
     ("zero3 offload=optimizer", "shared", 2),
     ("zero3 offload=all", "shared", 2),
 }]  # fmt: skip
+REDRAWN_FAR = 0.05
+"""Of what every engine's student draws again of the data before it is trained, in bf16 too."""
 NETWORKS = ("student", "ema", "heads")
 NUMBERS = ("d_loss", "g_loss", "student_grad_norm", "head_grad_norm")
 
@@ -136,9 +139,10 @@ def train(tmp_path_factory: pytest.TempPathFactory, random_teacher: Path, random
         length = [f"train.iterations={ITERATIONS}", f"train.checkpoint_every={ITERATIONS}"]
         config = tiny_config(run_dir, random_dataset, teacher, *length, *EXACT, *case.overrides, *overrides)
         ranks(case.ranks)(_train, config)
-        checkpoint = open_newest(run_dir, ALONE)
+        checkpoint, rows = open_newest(run_dir, ALONE), read_metrics(run_dir)
         assert checkpoint is not None
-        return checkpoint, read_metrics(run_dir)
+        assert not config.student.starts_as_teacher or rows[0][REDRAWN] < REDRAWN_FAR
+        return checkpoint, rows
 
     return run
 

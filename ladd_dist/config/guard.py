@@ -60,6 +60,8 @@ class GuardConfig(Section):
     """Iterations after a rule's alarm in which it does not alarm again."""
     healthy_after: Count = 500
     """A checkpoint is healthy once no rule has alarmed for so many iterations after it."""
+    redraw: bool = True
+    """Before the first iteration, draw one sample of each rank again as the dataset says that the teacher drew it."""
     keep_healthy: Count = 1
     """Healthy checkpoints that are kept, beyond ``train.keep_checkpoints``, if an action is to go back."""
     max_go_backs: CountOrZero = 3

@@ -75,9 +75,14 @@ class StudentConfig(Section):
     """As the teacher's."""
 
     @property
+    def starts_as_teacher(self) -> bool:
+        """Whether it is a copy of the teacher before it is trained."""
+        return self.path is self.layers is self.heads is None
+
+    @property
     def is_teachers_base(self) -> bool:
         """Whether the frozen start, which it adapts, is the teacher."""
-        return self.lora is not None and self.path is self.layers is self.heads is None
+        return self.lora is not None and self.starts_as_teacher
 
 
 class DiscriminatorConfig(Section):

@@ -3,7 +3,8 @@
 Of a dataset of preference pairs ``latent`` is the chosen picture's, and samples have a column more: `REJECTED`.
 
 PATH/manifest.json           provenance: teacher, guidance, steps, counts, versions
-PATH/SHA256SUMS              checksums of the manifest and of the streams' indices, which have those of the shards
+PATH/empty.safetensors       conditioning of the empty prompt, which guidance led away from
+PATH/SHA256SUMS              checksums of these two and of the streams' indices, which have those of the shards
 PATH/512x1024/index.json     one stream per bucket, merged from its parts
 PATH/512x1024/part-00000/    MDS shards written by one rank, whole or not there at all
 """
@@ -16,6 +17,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ladd_dist.data.damage import AGAIN, named
@@ -24,7 +27,7 @@ from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.errors import LaddError
 from ladd_dist.files.checksums import SUMS, check_sum, read_sums, sha256, write_sums
 
-MANIFEST, INDEX = "manifest.json", "index.json"
+MANIFEST, INDEX, EMPTY = "manifest.json", "index.json", "empty.safetensors"
 MISMATCHED = "mismatched"
 """Under this key a sample that was read holds another one, which has another prompt; no column of a shard."""
 REJECTED = "rejected"
@@ -60,18 +63,26 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished dataset: provenance, samples per bucket and the versions that wrote it."""
+    """A finished dataset: provenance, samples per bucket, and the versions and the kind of device that wrote it."""
 
     provenance: Provenance
     counts: Annotated[dict[str, int], Field(min_length=1)]
     versions: dict[str, str]
+    device: str | None = None
+    """By PyTorch's name: noise of one seed differs between kinds. None in datasets of older versions."""
 
-    def write(self, root: Path) -> None:
-        """Write it in one move, so that a manifest is whole or absent, behind the checksums that seal the dataset."""
+    def write(self, root: Path, empty: Conditioning) -> None:
+        """Write it in one move, so that a manifest is whole or absent, behind the checksums that seal the dataset.
+
+        Args:
+            empty: the empty prompt's, one row.
+        """
         temporary = root / f".{MANIFEST}"
         temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        indices = {str(file.relative_to(root)): sha256(file) for file in root.glob(f"*/{INDEX}")}
-        write_sums(root, {MANIFEST: sha256(temporary)} | indices)
+        save_file({name: part.contiguous().cpu() for name, part in empty._asdict().items()}, root / EMPTY)
+        sealed = [root / EMPTY, *root.glob(f"*/{INDEX}")]
+        sums = {str(file.relative_to(root)): sha256(file) for file in sealed}
+        write_sums(root, {MANIFEST: sha256(temporary)} | sums)
         temporary.replace(root / MANIFEST)
 
     @staticmethod
@@ -90,6 +101,23 @@ class Manifest:
         _check_sums(path.parent)
         with named(path, AGAIN):
             return TypeAdapter(Manifest).validate_json(path.read_bytes(), strict=True)
+
+
+def read_empty(root: str | Path) -> Conditioning | None:
+    """The empty prompt's conditioning, one row, fp32; None if the dataset is of a version that kept none.
+
+    Raises:
+        LaddError: if it is damaged.
+    """
+    path = Path(root) / EMPTY
+    if not path.exists():
+        return None
+    with named(path, AGAIN):
+        try:
+            parts = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(error) from None
+        return Conditioning(parts["context"].float(), parts["pooled"].float())
 
 
 def _check_sums(root: Path) -> None:

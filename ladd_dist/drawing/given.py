@@ -14,6 +14,7 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace, nearest
 from ladd_dist.data.mds import Manifest, Provenance, row
 from ladd_dist.data.picture_table import PictureTable, Row, read_pairs, read_pictures
+from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pictures import fit_picture, open_picture
 from ladd_dist.drawing.pipeline import Pipeline
@@ -69,6 +70,9 @@ class _Encoder:
             row(entry.row.number, entry.row.prompt, entry.bucket.name, *tensors)
             for entry, *tensors in zip(entries, first, *cond, *others, strict=True)
         ]
+
+    def empty(self) -> Conditioning:
+        return self._pipeline.encode_empty()
 
     def _latents(self, entries: Sequence[_Given], column: str) -> torch.Tensor:
         opened = [(open_picture(entry.row.pictures[column]), entry.bucket) for entry in entries]

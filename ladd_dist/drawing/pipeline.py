@@ -50,6 +50,10 @@ class Pipeline:
         seeds = [image_seed(self._config.seed, purpose, entry.id) for entry in entries]
         return self.encode([entry.prompt for entry in entries], seeds, entries[0].bucket)
 
+    def encode_empty(self) -> Conditioning:
+        """The empty prompt's, one row: what guidance leads away from."""
+        return self._text.encode([""])
+
     def release_text(self) -> None:
         """Free the text encoders' memory once all prompts are encoded."""
         del self._text
@@ -92,7 +96,7 @@ class Pipeline:
 
     @cached_property
     def _negative(self) -> Conditioning:
-        return self._text.encode([""])
+        return self.encode_empty()
 
     @cached_property
     def _schedule(self) -> Schedule:

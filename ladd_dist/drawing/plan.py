@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.mds import MANIFEST, Provenance, columns
 from ladd_dist.data.parts import part_folder
+from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Encoded
 from ladd_dist.errors import LaddError
@@ -67,6 +68,10 @@ class Maker(Protocol[E_contra]):
 
     def columns(self, entry: E_contra) -> dict[str, str]:
         """The MDS columns of an entry's bucket, as of `mds.columns`."""
+        ...
+
+    def empty(self) -> Conditioning:
+        """The empty prompt's, one row: what guidance leads away from."""
         ...
 
     def samples(self, entries: Sequence[E_contra]) -> list[dict[str, Any]]:

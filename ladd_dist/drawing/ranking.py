@@ -53,6 +53,9 @@ class _Ranked:
                 )  # fmt: skip
         return pairs
 
+    def empty(self) -> Conditioning:
+        return self._teacher.pipeline.encode_empty()
+
     def _encode(self, entries: Sequence[PromptEntry]) -> Encoded:
         """All pictures of the prompts, one prompt's behind the other's."""
         numbers = [entry.id * self._pictures + place for entry in entries for place in range(self._pictures)]

@@ -12,6 +12,7 @@ from ladd_dist.config import Config
 from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.data.mds import Manifest, Provenance, row
 from ladd_dist.data.prompts import PromptEntry, read_prompts
+from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Encoded, Pipeline, load_backbone, teacher_schedule
 from ladd_dist.drawing.plan import Plan, columns_of, plan_parts
@@ -22,6 +23,9 @@ from ladd_dist.files.run_lock import RunLock
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.planning.networks import check_networks
 from ladd_dist.supervision.signals import Signals
+
+PURPOSE = "synthesis"
+"""What a sample's noise is for, see `image_seed`."""
 
 
 class Teacher:
@@ -52,10 +56,13 @@ class _Pictures:
         self._settings, self._teacher, self.batch = config.synthesis, teacher, config.synthesis.batch
 
     def columns(self, entry: PromptEntry) -> dict[str, str]:
-        return columns_of(self._teacher.pipeline.encode_entries([entry], "synthesis"))
+        return columns_of(self._teacher.pipeline.encode_entries([entry], PURPOSE))
+
+    def empty(self) -> Conditioning:
+        return self._teacher.pipeline.encode_empty()
 
     def samples(self, entries: Sequence[PromptEntry]) -> list[dict[str, Any]]:
-        encoded = self._teacher.pipeline.encode_entries(list(entries), "synthesis")
+        encoded = self._teacher.pipeline.encode_entries(list(entries), PURPOSE)
         latents, settings = self._teacher.draw(encoded), self._settings
         return [
             row(

@@ -76,7 +76,7 @@ def write_dataset(
         raise Requeue("stopped by a signal: start the same command again, finished parts are kept")
 
     world.barrier()
-    world.together(lambda: _finish(root, plan, lock) if world.is_main else None)
+    world.together(lambda: _finish(root, plan, maker, world, lock) if world.is_main else None)
     return Manifest.read(root)
 
 
@@ -108,7 +108,7 @@ def _write_part(part: Part[E], maker: Maker[E], teacher: str, advance: Callable[
     temporary.rename(part.folder)
 
 
-def _finish(root: Path, plan: Plan[E], lock: RunLock) -> None:
+def _finish(root: Path, plan: Plan[E], maker: Maker[E], world: World, lock: RunLock) -> None:
     lock.check()
     counts: dict[str, int] = {}
     for bucket in dict.fromkeys(part.folder.parent.name for part in plan.parts):
@@ -126,5 +126,6 @@ def _finish(root: Path, plan: Plan[E], lock: RunLock) -> None:
         )
     packages = ("torch", "diffusers", "transformers", "mosaicml-streaming")
     there = {bucket: count for bucket, count in counts.items() if count}
-    Manifest(plan.provenance, there, {name: version_of(name) for name in packages}).write(root)
+    versions = {name: version_of(name) for name in packages}
+    Manifest(plan.provenance, there, versions, world.device.type).write(root, maker.empty())
     log(f"dataset: {sum(counts.values())} samples in {root}" + (f", {ties} ties left out" if ties else ""))

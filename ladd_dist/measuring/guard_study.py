@@ -155,7 +155,9 @@ def _panel(axes: Axes, out: Path, kind: str, found: list[Outcome]) -> None:
         x, y = [row["iteration"] for row in rows], [_number(row, rule.metric) for row in rows]
         greatest = max(greatest, *y)
         healthy = o.kind == HEALTHY
-        axes.plot(x, y, color=_SLATE if healthy else _ORANGE, lw=0.7 if healthy else 1.4, alpha=0.6 if healthy else 1)
+        width, alpha = (0.7, 0.6) if healthy else (1.4, 1)
+        dot = "." if len(x) == 1 else ""  # recorded once
+        axes.plot(x, y, dot + "-", color=_SLATE if healthy else _ORANGE, lw=width, alpha=alpha)
         if not healthy and o.caught is not None and o.caught in x:
             axes.plot(o.caught, y[x.index(o.caught)], "o", color=_ORANGE, ms=6, mec="white")
     if sick[0].onset:
@@ -185,6 +187,10 @@ def main() -> None:
     )
     command.add_argument("--kinds", nargs="*", choices=list(SICKNESSES), default=list(SICKNESSES))
     args = command.parse_args()
+    if (name := load(args.config).method.name) != "ladd":
+        command.error(
+            f"{args.config} has method.name={name}: runs are made sick in their discriminator, name one of ladd"
+        )
     setup(_ALONE)
     prepare(args.config, args.out)
     for kind in args.kinds:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ from ladd_dist.training.guard import Guard
 from ladd_dist.training.hooks import GoBack, Hook, Hooks
 from ladd_dist.training.preview import Preview
 from ladd_dist.training.profiler import Profiler
+from ladd_dist.training.redraw import Redraw
 from ladd_dist.training.rules import check_guard
-from ladd_dist.training.tracking import Tracker
+from ladd_dist.training.tracking import Row, Tracker
 from ladd_dist.training.weights import WeightChanges
 
 
@@ -66,6 +68,7 @@ class Trainer:
         self.teacher_id = fingerprint(config.teacher.path)
         self.dataset = check_dataset(config, self.space, self.teacher_id, world)
         self.reader = LatentReader(config, self.dataset, world)
+        self.redraw = Redraw.of(config, self.dataset, world)
 
         # Before the networks: its prompts may be unusable, and its text encoders are gone when those are loaded.
         self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
@@ -73,7 +76,7 @@ class Trainer:
         log(f"each rank will hold {describe(resident(config, world.size))}")
         self.method = build_method(config, world, self.clock)
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
-        self._micro_batches = iter(self.reader)
+        self._micro_batches: Iterator[list[Batch]] = iter(self.reader)
         self.done, self.attempt = 0, 0
         self._resume()
         self.writer = CheckpointWriter(config, world, self.lock)
@@ -112,6 +115,7 @@ class Trainer:
         profiler = Profiler(self.config, self.world)
         bar = progress("train", train.iterations, unit="it", world=self.world, done=self.done)
         asked = exchange.begin()
+        told = self._redrawn()
         with closing(tracker), closing(profiler), closing(bar):
             student, teacher = self.method.student, self.method.teacher_features
             hooks = Hooks(self.hooks, self.config, self.world, student, self.ema, tracker, self.clock, teacher)
@@ -131,7 +135,8 @@ class Trainer:
                 leaving = last or asked.stop
                 try:
                     if leaving or self.done % train.log_every == 0:
-                        row = averages.row(self.done, self._rate_factors()) | weights.row()
+                        row = averages.row(self.done, self._rate_factors()) | weights.row() | told
+                        told = {}
                         tracker.write(row)
                         hooks.after_row(self.done, row)
                         averages.check(self.done)
@@ -152,6 +157,15 @@ class Trainer:
                 if last:
                     hooks.at_end(self.done)
                 yield self.done
+
+    def _redrawn(self) -> Row:
+        """What an untrained student makes of the first batch, which is then trained on."""
+        if self.redraw is None or self.done:
+            return {}
+        self.clock.mark("redraw")
+        share = next(self._micro_batches)
+        self._micro_batches = chain([share], self._micro_batches)
+        return dict(self.redraw(self.method.student, share, self.world))
 
     def samples(self, iteration: int) -> list[Any]:
         """This rank's micro-batches of the reader's next global batch, with an iteration's noise (counted from 0)."""

@@ -1,0 +1,75 @@
+"""Whether the data are what the teacher draws: an untrained student is the teacher, and can draw them again."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ladd_dist.config import Config
+from ladd_dist.data.buckets import LatentSpace
+from ladd_dist.data.mds import Manifest, Provenance, read_empty
+from ladd_dist.diffusion.batch import Batch
+from ladd_dist.diffusion.conditioning import Conditioning
+from ladd_dist.diffusion.noise import image_noise, image_seed
+from ladd_dist.distributed.world import World
+from ladd_dist.drawing.sampling import VelocityNetwork, sample_ode
+from ladd_dist.drawing.synthesis import PURPOSE
+from ladd_dist.log import log
+from ladd_dist.models.registry import family_of
+
+REDRAWN = "redrawn"
+"""The metric, in a run's first row alone."""
+
+
+@dataclass(frozen=True)
+class Redraw:
+    """Draws a sample of each rank again, by what the dataset says of it."""
+
+    _teacher: str
+    _made: Provenance
+    _empty: Conditioning | None
+
+    @staticmethod
+    def of(config: Config, dataset: Manifest, world: World) -> "Redraw | None":
+        """None, with a line in the log that says why, where the student could not draw what is stored."""
+        if not config.guard.redraw:
+            return None
+        made, empty = dataset.provenance, read_empty(config.data.path)
+        obstacles = {
+            "its pictures were given": not made.steps,
+            "its pictures were chosen among others": made.pairs is not None,
+            "the student starts from something else than its teacher": not config.student.starts_as_teacher,
+            "it was drawn on another kind of device, or does not say on which": dataset.device != world.device.type,
+            "it lacks the empty prompt's conditioning": made.guidance > 1 and empty is None,
+        }
+        if why := next((why for why, holds in obstacles.items() if holds), None):
+            log(f"nothing of the dataset is drawn again to see whether it is the teacher's: {why}")
+            return None
+        return Redraw(config.teacher.path, made, empty)
+
+    def __call__(self, student: VelocityNetwork, share: Sequence[Batch], world: World) -> dict[str, float]:
+        """Draw the first sample of this rank's share of a global batch; all ranks at once.
+
+        Returns:
+            Under `REDRAWN` the root mean square of the difference of its latent and the stored one, over that of the
+            stored one: near 0 if it is the teacher's, near 1.4 if they have nothing in common. Mean over ranks.
+        """
+        batch, made = share[0].to(world.device), self._made
+        stored, cond = batch.latents[:1], Conditioning(*(tensor[:1] for tensor in batch.cond))
+        channels, height, width = stored.shape[1:]
+        seed = image_seed(made.seed, PURPOSE, batch.ids[0])
+        noise = image_noise([seed], (channels, height, width), 1, world.device)[0]
+        tokens = math.prod(LatentSpace.of(self._teacher).grid(height, width))
+        times = family_of(self._teacher).schedule(self._teacher).times(made.steps, tokens)
+        empty = None if self._empty is None else self._empty.to(world.device)
+        drawn = sample_ode(student, noise, times, cond, empty, made.guidance)
+        distance = _rms(drawn - stored) / _rms(stored)
+        world.mean_([distance])
+        log(f"drew {world.size} of the data again: {float(distance):.3f} from what is stored, relative")
+        return {REDRAWN: float(distance)}
+
+
+def _rms(latents: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(latents.float()) / latents.numel() ** 0.5
