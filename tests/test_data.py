@@ -20,7 +20,7 @@ from launch import join, run_ranks, start_ranks
 
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket, LatentSpace
-from ladd_dist.data.mds import Manifest, Provenance, from_bits, read_empty, to_bits
+from ladd_dist.data.mds import Manifest, Provenance, from_bits, read_empty, to_bits, write_empty
 from ladd_dist.data.prompts import first_of_each_bucket, read_prompts
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.noise import image_seed
@@ -156,7 +156,8 @@ def test_manifest_round_trips(tmp_path: Path) -> None:
     manifest = Manifest(provenance(), {"32x32": 7}, {"torch": "2"})
     assert read_empty(tmp_path) is None
     empty = Conditioning(torch.rand(1, 2, 3), torch.rand(1, 3))
-    manifest.write(tmp_path, empty)
+    write_empty(tmp_path, empty)
+    manifest.write(tmp_path)
     assert Manifest.read(tmp_path) == manifest
     assert all(map(torch.equal, read_empty(tmp_path) or (), empty))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["SHA256SUMS", "empty.safetensors", "manifest.json"]

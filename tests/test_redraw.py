@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ALONE, tiny_config
 from latents import copy_of
 
 from ladd_dist.data.mds import Manifest, Provenance
+from ladd_dist.errors import LaddError
 from ladd_dist.measuring.sickness import SICKNESSES
 from ladd_dist.training import redraw
 from ladd_dist.training.guard import ALARMS
@@ -96,6 +98,13 @@ def test_what_cannot_be_drawn_again_is_said(
     found = redraw.Redraw.of(tiny_config(tmp_path, data, *overrides), manifest, ALONE)
     assert (found is None) == (why is not None) and len(lines) == (why is not None)
     assert why is None or lines[0].endswith(f": {why}")
+
+
+def test_what_is_no_number_ends_the_run_in_one_line(dataset: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_config(tmp_path, dataset), ALONE)
+    next(iter(trainer.method.student.shards().values())).local[0] = torch.nan
+    with pytest.raises(LaddError, match=r"drew non-finite latents, or those of data\.path=.* are zeros: try train"):
+        trainer.run()
 
 
 def test_it_can_be_left_out(dataset: Path, tmp_path: Path) -> None:

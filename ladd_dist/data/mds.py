@@ -71,16 +71,11 @@ class Manifest:
     device: str | None = None
     """By PyTorch's name: noise of one seed differs between kinds. None in datasets of older versions."""
 
-    def write(self, root: Path, empty: Conditioning) -> None:
-        """Write it in one move, so that a manifest is whole or absent, behind the checksums that seal the dataset.
-
-        Args:
-            empty: the empty prompt's, one row.
-        """
+    def write(self, root: Path) -> None:
+        """Write it in one move, so that a manifest is whole or absent, behind the checksums that seal the dataset."""
         temporary = root / f".{MANIFEST}"
         temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        save_file({name: part.contiguous().cpu() for name, part in empty._asdict().items()}, root / EMPTY)
-        sealed = [root / EMPTY, *root.glob(f"*/{INDEX}")]
+        sealed = [*root.glob(EMPTY), *root.glob(f"*/{INDEX}")]
         sums = {str(file.relative_to(root)): sha256(file) for file in sealed}
         write_sums(root, {MANIFEST: sha256(temporary)} | sums)
         temporary.replace(root / MANIFEST)
@@ -101,6 +96,11 @@ class Manifest:
         _check_sums(path.parent)
         with named(path, AGAIN):
             return TypeAdapter(Manifest).validate_json(path.read_bytes(), strict=True)
+
+
+def write_empty(root: Path, empty: Conditioning) -> None:
+    """Keep the empty prompt's conditioning, one row, for `Manifest.write` to seal."""
+    save_file({name: part.contiguous().cpu() for name, part in empty._asdict().items()}, root / EMPTY)
 
 
 def read_empty(root: str | Path) -> Conditioning | None:

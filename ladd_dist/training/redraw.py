@@ -16,6 +16,7 @@ from ladd_dist.diffusion.noise import image_noise, image_seed
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.sampling import VelocityNetwork, sample_ode
 from ladd_dist.drawing.synthesis import PURPOSE
+from ladd_dist.errors import LaddError
 from ladd_dist.log import log
 from ladd_dist.models.registry import family_of
 
@@ -28,6 +29,7 @@ class Redraw:
     """Draws a sample of each rank again, by what the dataset says of it."""
 
     _teacher: str
+    _data: str
     _made: Provenance
     _empty: Conditioning | None
 
@@ -47,7 +49,7 @@ class Redraw:
         if why := next((why for why, holds in obstacles.items() if holds), None):
             log(f"nothing of the dataset is drawn again to see whether it is the teacher's: {why}")
             return None
-        return Redraw(config.teacher.path, made, empty)
+        return Redraw(config.teacher.path, config.data.path, made, empty)
 
     def __call__(self, student: VelocityNetwork, share: Sequence[Batch], world: World) -> dict[str, float]:
         """Draw the first sample of this rank's share of a global batch; all ranks at once.
@@ -55,6 +57,9 @@ class Redraw:
         Returns:
             Under `REDRAWN` the root mean square of the difference of its latent and the stored one, over that of the
             stored one: near 0 if it is the teacher's, near 1.4 if they have nothing in common. Mean over ranks.
+
+        Raises:
+            LaddError: on every rank, if that is no number on any.
         """
         batch, made = share[0].to(world.device), self._made
         stored, cond = batch.latents[:1], Conditioning(*(tensor[:1] for tensor in batch.cond))
@@ -67,6 +72,11 @@ class Redraw:
         drawn = sample_ode(student, noise, times, cond, empty, made.guidance)
         distance = _rms(drawn - stored) / _rms(stored)
         world.mean_([distance])
+        if not distance.isfinite():
+            raise LaddError(
+                f"the untrained student drew non-finite latents, or those of data.path={self._data} are zeros: try "
+                "train.precision=fp32, or synthesize again"
+            )
         log(f"drew {world.size} of the data again: {float(distance):.3f} from what is stored, relative")
         return {REDRAWN: float(distance)}
 

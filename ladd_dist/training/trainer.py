@@ -162,7 +162,7 @@ class Trainer:
         """What an untrained student makes of the first batch, which is then trained on."""
         if self.redraw is None or self.done:
             return {}
-        self.clock.mark("redraw")
+        self.world.position.enter(0, "redraw")
         share = next(self._micro_batches)
         self._micro_batches = chain([share], self._micro_batches)
         return dict(self.redraw(self.method.student, share, self.world))
