@@ -26,9 +26,11 @@ from ladd_dist.evaluation.instruments import BROKEN, DETAIL, JUDGE, PATCHES, REA
 from ladd_dist.evaluation.jackknife import estimate, groups_of, mean_replicates, numbered
 from ladd_dist.evaluation.judges import TEACHER
 from ladd_dist.evaluation.results import Distance, Estimate, Measures, TeacherDistance
-from ladd_dist.evaluation.teacher_features import comparable
+from ladd_dist.evaluation.teacher_features import by_level, comparable
 
-SPACES = (JUDGE, PATCHES, TEACHER)
+FINE, COARSE = "fine", "coarse"
+"""The teacher's features at each of its two noise levels: of texture, and of layout."""
+SPACES = (JUDGE, PATCHES, TEACHER, FINE, COARSE)
 """Feature spaces in which sets are compared, the first that there is above all."""
 
 
@@ -91,9 +93,9 @@ class _Sets:
     ) -> None:
         self.numbers = torch.tensor([entry.id for entry in entries])
         self.groups = groups_of([entry.prompt for entry in entries])
-        self.rows = {name: of_set.of(self.numbers) for name, of_set in drawn.items()}
+        self.rows = {name: _with_levels(of_set.of(self.numbers)) for name, of_set in drawn.items()}
         self.prompts = numbered([(entry.prompt, entry.bucket.name) for entry in entries])
-        self.rivals, half = rivals, other_half.of(self.numbers)
+        self.rivals, half = rivals, _with_levels(other_half.of(self.numbers))
         self.reference = reference if reference and reference.pictures.unique().numel() > 1 else None
         self.spaces = [space for space in SPACES if space in self.rows[REFERENCE]]
         self.distances = {space: self._distances(half[space], space) for space in self.spaces}
@@ -111,6 +113,8 @@ class _Sets:
             judge=self._to_teacher(name, JUDGE),
             patches=self._to_teacher(name, PATCHES),
             teacher=self._to_teacher(name, TEACHER),
+            fine=self._to_teacher(name, FINE),
+            coarse=self._to_teacher(name, COARSE),
             reference=self._to_reference(rows),
             high_frequencies=_ratio(self._mean(rows[DETAIL]), self._mean(base[DETAIL])),
             diversity=_ratio(self.within[name], self.within[REFERENCE]),
@@ -200,8 +204,17 @@ class _Replicates:
     excess: np.ndarray
 
 
+def _with_levels(rows: dict[str, Rows]) -> dict[str, Rows]:
+    """The teacher's features also level by level."""
+    if TEACHER not in rows:
+        return rows
+    pictures, values = rows[TEACHER]
+    return rows | {space: Rows(pictures, of) for space, of in zip((FINE, COARSE), by_level(values), strict=True)}
+
+
 def _scale(space: str, reference: Tensor) -> Callable[[Tensor], Tensor]:
-    return (lambda rows: comparable(rows, reference)) if space == TEACHER else lambda rows: rows
+    teachers = space in (TEACHER, FINE, COARSE)
+    return (lambda rows: comparable(rows, reference)) if teachers else lambda rows: rows
 
 
 def _estimate(replicates: np.ndarray | None) -> Estimate | None:

@@ -43,7 +43,8 @@ class Measures(BaseModel):
 
     ``judge``, ``patches`` and ``teacher`` are distances in the judge's features, in those of crops at full resolution
     (None if the judge sees whole pictures at full resolution, or no picture was larger than a crop) and in the
-    teacher's own; ``reference`` is that to the reference set, in the judge's. ``high_frequencies`` is the share of
+    teacher's own, ``fine`` and ``coarse`` in those of its two noise levels, which are of texture and of layout;
+    ``reference`` is that to the reference set, in the judge's. ``high_frequencies`` is the share of
     contrast in the upper band of frequencies, and ``diversity`` the mean distance of two pictures of one prompt: both
     over those of the guided teacher, where 1 is right; ``diversity`` is None if no prompt was drawn twice. ``read``
     is the share of pictures whose prompt the judge can read, and ``scores`` are means by scorer. Zeros stand for
@@ -55,6 +56,8 @@ class Measures(BaseModel):
     judge: TeacherDistance | None = None
     patches: TeacherDistance | None = None
     teacher: TeacherDistance | None = None
+    fine: TeacherDistance | None = None
+    coarse: TeacherDistance | None = None
     reference: Distance | None = None
     high_frequencies: Estimate | None = None
     diversity: Estimate | None = None

@@ -23,6 +23,8 @@ def columns(measures: Measures) -> dict[str, Estimate | None]:
         "KID": main.kid,
         "crops": patches.excess if patches else None,
         "in teacher": teacher.excess if teacher else None,
+        "fine": measures.fine.excess if measures.fine else None,
+        "coarse": measures.coarse.excess if measures.coarse else None,
         "reference": (reference.fd or reference.kid) if reference else None,
         "high freq.": measures.high_frequencies,
         "diversity": measures.diversity,

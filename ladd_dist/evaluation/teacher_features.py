@@ -62,6 +62,11 @@ def middle_block(config: Config) -> int:
     return (meta_backbone(config.teacher.path).depth - 1) // 2
 
 
+def by_level(features: Tensor) -> tuple[Tensor, ...]:
+    """Features ``(n, D)`` at each of `TIMES`."""
+    return features.chunk(len(TIMES), 1)
+
+
 def comparable(features: Tensor, reference: Tensor) -> Tensor:
     """Features in units of the reference's spread, of no more than `WIDTH` channels.
 
