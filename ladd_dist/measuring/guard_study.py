@@ -153,7 +153,7 @@ def _panel(axes: Axes, out: Path, kind: str, found: list[Outcome]) -> None:
     for o in [o for o in found if o.kind == HEALTHY] + sick:
         rows = [row for row in read_metrics(out / f"{o.kind}-{o.seed}") if rule.metric in row]
         x, y = [row["iteration"] for row in rows], [_number(row, rule.metric) for row in rows]
-        greatest = max(greatest, *y)
+        greatest = max([greatest, *y])
         healthy = o.kind == HEALTHY
         width, alpha = (0.7, 0.6) if healthy else (1.4, 1)
         dot = "." if len(x) == 1 else ""  # recorded once
