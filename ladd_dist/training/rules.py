@@ -20,7 +20,8 @@ BASELINE_LEAST = 10
 
 RULES: Mapping[str, RuleConfig] = {
     # Latents that the teacher did not draw, whatever the dataset says of itself. Those that have nothing in common
-    # are about 1.4 apart, scans of the same digits were 0.5 to 1.2; in another precision the teacher's own came to 0.01.
+    # are about 1.4 apart, scans of the same digits were 0.5 to 1.2; the teacher's own in another precision came to
+    # 0.01.
     "not the teacher's": RuleConfig(metric="redrawn", above=0.3, window=1, patience=1, severity="collapse"),
     # Updates whose gradient is not finite are left out; when most of a row's are, that is no accident.
     "not finite": RuleConfig(metric="skipped_share", above=0.5, window=1, patience=1, severity="collapse"),
