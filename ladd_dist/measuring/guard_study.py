@@ -166,6 +166,7 @@ def _panel(axes: Axes, out: Path, kind: str, found: list[Outcome]) -> None:
         axes.axhline(rule.above if rule.above is not None else rule.below, color=_GREY, lw=1, ls="--")  # type: ignore[arg-type]
     if greatest > _WIDE:
         axes.set_yscale("log")
+    axes.set_xlim(0, 1.05 * ITERATIONS)
     axes.spines[["top", "right"]].set_visible(False)
 
 
