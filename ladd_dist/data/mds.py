@@ -99,8 +99,10 @@ class Manifest:
 
 
 def write_empty(root: Path, empty: Conditioning) -> None:
-    """Keep the empty prompt's conditioning, one row, for `Manifest.write` to seal."""
-    save_file({name: part.contiguous().cpu() for name, part in empty._asdict().items()}, root / EMPTY)
+    """Keep the empty prompt's conditioning, one row, whole or not at all, for `Manifest.write` to seal."""
+    temporary = root / f".{EMPTY}"
+    save_file({name: part.contiguous().cpu() for name, part in empty._asdict().items()}, temporary)
+    temporary.replace(root / EMPTY)
 
 
 def read_empty(root: str | Path) -> Conditioning | None:
