@@ -4,9 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.data.mds import Manifest, Provenance, read_empty
@@ -19,6 +16,7 @@ from ladd_dist.drawing.synthesis import PURPOSE
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log
 from ladd_dist.models.registry import family_of
+from ladd_dist.training.tracking import Row
 
 REDRAWN = "redrawn"
 """The metric, in a run's first row alone."""
@@ -51,12 +49,12 @@ class Redraw:
             return None
         return Redraw(config.teacher.path, config.data.path, made, empty)
 
-    def __call__(self, student: VelocityNetwork, share: Sequence[Batch], world: World) -> dict[str, float]:
+    def __call__(self, student: VelocityNetwork, share: Sequence[Batch], world: World) -> Row:
         """Draw the first sample of this rank's share of a global batch; all ranks at once.
 
         Returns:
-            Under `REDRAWN` the root mean square of the difference of its latent and the stored one, over that of the
-            stored one: near 0 if it is the teacher's, near 1.4 if they have nothing in common. Mean over ranks.
+            Under `REDRAWN` the norm of the difference of its latent and the stored one, over that of the stored one:
+            near 0 if it is the teacher's, near 1.4 if they have nothing in common. Mean over ranks.
 
         Raises:
             LaddError: on every rank, if that is no number on any.
@@ -70,7 +68,7 @@ class Redraw:
         times = family_of(self._teacher).schedule(self._teacher).times(made.steps, tokens)
         empty = None if self._empty is None else self._empty.to(world.device)
         drawn = sample_ode(student, noise, times, cond, empty, made.guidance)
-        distance = _rms(drawn - stored) / _rms(stored)
+        distance = (drawn - stored).norm() / stored.norm()
         world.mean_([distance])
         if not distance.isfinite():
             raise LaddError(
@@ -79,7 +77,3 @@ class Redraw:
             )
         log(f"drew {world.size} of the data again: {float(distance):.3f} from what is stored, relative")
         return {REDRAWN: float(distance)}
-
-
-def _rms(latents: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(latents.float()) / latents.numel() ** 0.5

@@ -165,7 +165,7 @@ class Trainer:
         self.world.position.enter(0, "redraw")
         share = next(self._micro_batches)
         self._micro_batches = chain([share], self._micro_batches)
-        return dict(self.redraw(self.method.student, share, self.world))
+        return self.redraw(self.method.student, share, self.world)
 
     def samples(self, iteration: int) -> list[Any]:
         """This rank's micro-batches of the reader's next global batch, with an iteration's noise (counted from 0)."""
