@@ -13,7 +13,7 @@ SECOND_TRITON := $(VENV)/triton-3.6
 # turns (about 0.1 ms) keep the speed of an idle machine.
 export GOMP_SPINCOUNT ?= 100000
 
-.PHONY: install demo test fast processors faults gate gpu-check lint teacher studies clean
+.PHONY: install demo test fast processors search faults gate gpu-check lint teacher studies clean
 
 install: $(INSTALLED)
 
@@ -46,6 +46,10 @@ fast: $(INSTALLED)
 # The tests with numerical bounds, as other processors would add: about an hour, no part of `make test`.
 processors: $(INSTALLED)
 	tests/processors.sh
+
+# Property tests on inputs drawn anew, many more than the same few hundred of `make test`: what fails is a flake or a bug.
+search: $(INSTALLED) $(TORCHAO)
+	$(BIN)/pytest -m "hypothesis and (slow or not slow)" --hypothesis-profile=search --numprocesses 2 --dist loadfile
 
 # Runs of every engine killed at 20 random moments each, where `make test` has 3.
 faults: $(INSTALLED)

@@ -186,13 +186,13 @@ def test_two_models_of_which_one_always_wins_have_no_ratings(tmp_path: Path) -> 
 
 
 def test_intervals_come_of_prompts_drawn_again(key: Key, tmp_path: Path) -> None:
-    """Half of the prompts go to the student: so many prompts and no more, however many raters say the same."""
+    """Two of three prompts go to the better one: so many and no more, however many raters say the same."""
     order = ["student", "teacher", "base"]
 
     def choose(trial: Trial) -> str:
         number = int(trial.request.rpartition(" ")[2])
         better = min((trial.left, trial.right), key=order.index)
-        if number % 4 == 0:
+        if number % 3 == 0:
             better = max((trial.left, trial.right), key=order.index)
         return prefers(better)(trial)
 
@@ -204,6 +204,10 @@ def test_intervals_come_of_prompts_drawn_again(key: Key, tmp_path: Path) -> None
         assert few.low <= few.elo <= few.high or few.low == pytest.approx(few.high)
         assert (few.elo, few.low, few.high) == pytest.approx((many.elo, many.low, many.high), abs=1e-3)
     assert one.ratings[0].elo > one.ratings[1].elo > one.ratings[2].elo
+
+    other = key_of(*MODELS)  # asks the same in another order
+    answers = save_answers(tmp_path / "other.json", other, "rater 0", choose)
+    assert score(other, read_votes(other, [answers]), resamples=200).ratings == one.ratings
 
 
 # Files of answers

@@ -98,7 +98,7 @@ def test_gradients_are_those_of_plain_autograd(text, backward, normed):
 
 
 @given(image=st.integers(1, 20), text=st.integers(0, 9))
-@settings(max_examples=20, derandomize=True)
+@settings(max_examples=20)
 def test_the_saved_sum_is_the_softmaxs(image, text):
     x, weights = streams(image=image, text=text, grad=False), norms(grad=False)
     _, _, lse = reference.forward(x, Norms(*weights.values()), 1e-6)

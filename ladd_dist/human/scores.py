@@ -81,8 +81,11 @@ def _interval(wins: np.ndarray, resamples: int) -> np.ndarray:
 
 
 def _wins(models: list[str], votes: Sequence[Vote]) -> np.ndarray:
-    """Answers for one model against another by prompt, ``(prompts, M, M)`` fp64."""
-    groups = {group: p for p, group in enumerate(dict.fromkeys(vote.group for vote in votes))}
+    """Answers for one model against another by prompt, ``(prompts, M, M)`` fp64, in the prompts' own order.
+
+    What is drawn again then hangs on no page's shuffled order and on no order of the files.
+    """
+    groups = {group: p for p, group in enumerate(sorted({vote.group for vote in votes}))}
     wins = np.zeros((len(groups), len(models), len(models)))
     for vote in votes:
         i, j, p = models.index(vote.model), models.index(vote.rival), groups[vote.group]
