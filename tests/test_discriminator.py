@@ -34,7 +34,11 @@ def features(batch=2, grid=(3, 5), count=3, width=10, seed=0):
 T, POOLED = torch.tensor([0.2, 0.9]), torch.randn(2, 6, generator=torch.Generator().manual_seed(5))
 
 
-def one_head(module: DiscriminatorHeads, index: int, tokens, grid, t, pooled):
+def waves(t):
+    return get_timestep_embedding(1000 * t, 256, flip_sin_to_cos=True, downscale_freq_shift=0)
+
+
+def one_head(module: DiscriminatorHeads, index: int, tokens, grid, t, pooled, student_time=None):
     """A head as the design states it, from plain layers and one sample at a time."""
     k, o = CONFIG.width, CONFIG.out_width
     logits = []
@@ -46,8 +50,10 @@ def one_head(module: DiscriminatorHeads, index: int, tokens, grid, t, pooled):
             x = F.conv2d(x, conv.weight[part], conv.bias[part], padding=1)
             x = F.group_norm(x, CONFIG.groups, norm.weight[part], norm.bias[part])
             x = F.leaky_relu(x, 0.2)
-        waves = get_timestep_embedding(1000 * t[row : row + 1], 256, flip_sin_to_cos=True, downscale_freq_shift=0)
-        c = F.silu(module.embed_time(waves) + module.embed_pooled(pooled[row]))
+        c = module.embed_time(waves(t[row : row + 1])) + module.embed_pooled(pooled[row])
+        if student_time is not None:
+            c = c + module.embed_student_time(waves(student_time[row : row + 1]))
+        c = F.silu(c)
         v = module.embed(c)[0].view(-1, o)[index] / math.sqrt(o)
         logits.append(torch.einsum("khw,k->hw", x[0], module.logit[index] + v) + module.logit_bias[index])
     return torch.stack(logits)
@@ -123,6 +129,27 @@ def test_the_verdict_depends_on_noise_level_and_text():
     base = module(inputs, (3, 5), T, POOLED)
     assert (module(inputs, (3, 5), T + 0.05, POOLED) - base).abs().amax((2, 3)).min() > 1e-4
     assert (module(inputs, (3, 5), T, POOLED + 0.5) - base).abs().amax((2, 3)).min() > 1e-4
+
+
+def test_heads_that_are_told_the_students_time_add_its_embedding():
+    module, inputs, times = (
+        heads(CONFIG.model_copy(update={"student_time": True})),
+        features(),
+        torch.tensor([1.0, 0.5]),
+    )
+    told = module(inputs, (3, 5), T, POOLED, student_time=times)
+    for index, verdict in enumerate(told):
+        expected = one_head(module, index, inputs[index], (3, 5), T, POOLED, times)
+        torch.testing.assert_close(verdict, expected, rtol=1e-4, atol=1e-5)
+    other = module(inputs, (3, 5), T, POOLED, student_time=times.flip(0))
+    assert (told - other).abs().amax((2, 3)).min() > 1e-4
+    few = module(inputs[1:], (3, 5), T, POOLED, 1, student_time=times)
+    torch.testing.assert_close(few, told[1:])
+
+
+def test_only_conditioned_heads_can_be_told():
+    with pytest.raises(ValueError, match="set conditioned=true"):
+        DiscriminatorConfig(conditioned=False, student_time=True)
 
 
 def test_unconditioned_heads_see_neither_noise_level_nor_text():

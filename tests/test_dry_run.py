@@ -127,7 +127,8 @@ def test_every_bucket_and_order_and_kernel_runs_and_nothing_waits(dry_runs, two_
             ("own", "shared", 32, "true", ["teacher.activation_checkpointing=true"], BUCKETS),
             ("torch", "two_pass", 64, "false", ["teacher.placement=replicate"], BUCKETS[::3]),
             ("torch", "shared", 32, "false", ["method.mismatched_weight=0.5", PAIRS], BUCKETS[1::3]),
-            ("own", "two_pass", 64, "true", ["fsdp2.replicas=2", "method.r1_weight=0", PAIRS], BUCKETS[2::3]),
+            ("own", "two_pass", 64, "true",
+             ["fsdp2.replicas=2", "method.r1_weight=0", PAIRS, "discriminator.student_time=true"], BUCKETS[2::3]),
             ("own", "shared", 32, "false",
              ["student.lora.rank=4", "teacher.placement=replicate", "method.distillation_weight=1"], BUCKETS[:2]),
         )

@@ -41,7 +41,8 @@ def system(cfg):
     teacher = transformer(0).requires_grad_(False).eval()
     student = ReplicatedEngine(transformer(1), LR, torch.float32, CPU)
     torch.manual_seed(2)
-    heads = DiscriminatorHeads(DiscriminatorConfig(width=16, out_width=8, groups=4, cond_width=8), 2, 32, 12)
+    widths = DiscriminatorConfig(width=16, out_width=8, groups=4, cond_width=8, student_time=True)
+    heads = DiscriminatorHeads(widths, 2, 32, 12)
     return Ladd(cfg, student, teacher, ReplicatedEngine(heads, LR, torch.float32, CPU), Clock(CPU))
 
 
@@ -80,7 +81,7 @@ def test_student_gradient_equals_autograd_through_the_whole_chain(settings):
     x_t = (1 - t) * x0 + t * s.draws.student_noise
     x0_hat = x_t - t * student(x_t, s.t, c)
     features = teacher((1 - level) * x0_hat + level * s.draws.fake_noise, s.s, c, (0, 1))
-    logits = heads(features, (4, 6), s.s, c.pooled)
+    logits = heads(features, (4, 6), s.s, c.pooled, student_time=s.t)
     loss = -logits.mean()
     if "method.loss=softplus" in settings:
         error = (x_t - x0_hat) / t - (s.draws.student_noise - x0)
@@ -108,8 +109,8 @@ def test_head_gradient_equals_autograd_of_the_discriminator_loss(r1, mismatched,
     x_r = (1 - s.r.view(view)) * s.batch.latents + s.r.view(view) * s.draws.real_noise
     real = [f.detach().requires_grad_() for f in ladd.teacher(x_r, s.r, c, (0, 1))]
     fake = [f.detach() for f in ladd.predict(s).features]
-    d_real = heads(real, (4, 6), s.r, c.pooled)
-    d_fake = heads(fake, (4, 6), s.s, c.pooled)
+    d_real = heads(real, (4, 6), s.r, c.pooled, student_time=s.t)
+    d_fake = heads(fake, (4, 6), s.s, c.pooled, student_time=s.t)
     in_pairs, softplus = loss_name == "relativistic", torch.nn.functional.softplus
     if in_pairs:
         loss = softplus(d_fake - d_real).mean() + 1e-3 * d_real.square().mean()
@@ -120,7 +121,7 @@ def test_head_gradient_equals_autograd_of_the_discriminator_loss(r1, mismatched,
     if mismatched:
         other = s.batch.mismatched
         wrong = [f.detach() for f in ladd.teacher(x_r, s.r, other, (0, 1))]
-        d_wrong = heads(wrong, (4, 6), s.r, other.pooled)
+        d_wrong = heads(wrong, (4, 6), s.r, other.pooled, student_time=s.t)
         # The real latents' own logits are a number in this term: they were trained as one side of their pair.
         each = softplus(d_wrong - d_real.detach()) if in_pairs else torch.relu(1 + d_wrong)
         loss = loss + mismatched * each.mean()

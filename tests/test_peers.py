@@ -46,6 +46,7 @@ def test_a_comparison_tells_the_median_of_its_rounds_and_is_recorded_whole(tmp_p
         ("method.loss=softplus", "method.loss=hinge"),
         ("method.mismatched_weight=1", "method.mismatched_weight=0"),
         ("discriminator.convolve=line", "discriminator.convolve=grid"),
+        ("discriminator.student_time=true", "discriminator.student_time=false"),
         ("train.micro_batch=2", "leave train.micro_batch out"),
     ],
 )

@@ -34,7 +34,7 @@ CASES = [
     [TWO_PASS, KEPT],
     ["method.r1_weight=0.1", "method.mismatched_weight=0.5", KEPT],
     [PAIRS, "method.mismatched_weight=0.5"],
-    [PAIRS, TWO_PASS, KEPT],
+    [PAIRS, TWO_PASS, KEPT, "discriminator.student_time=true"],
 ]
 
 

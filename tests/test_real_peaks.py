@@ -26,7 +26,7 @@ from ladd_dist.planning.plan import largest_bucket
 from ladd_dist.planning.samples import random_sample
 
 BF16, SHARD, RECOMPUTED = "train.precision=bf16", "teacher.placement=shard", "student.activation_checkpointing=true"
-PAIRS = ["method.loss=relativistic", "method.fake_pass=two_pass"]
+PAIRS = ["method.loss=relativistic", "method.fake_pass=two_pass", "discriminator.student_time=true"]
 CASES = {
     1: [["engine=local"], ["engine=local", BF16, RECOMPUTED]],
     2: [

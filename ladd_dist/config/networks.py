@@ -98,6 +98,9 @@ class DiscriminatorConfig(Section):
     """Width of the shared embedding of noise level and pooled text."""
     conditioned: bool = True
     """Whether logits depend on noise level and pooled text, beside what the features tell of them."""
+    student_time: bool = False
+    """Whether logits also depend on the time from which the student drew, of real latents its time for that sample.
+    Heads that are not told (the paper's) judge the mixture of its times, in which one can make up for another."""
     convolve: Literal["grid", "line"] = "grid"
     """Over the picture's grid of tokens, or over their sequence row by row, as if they had none (the paper's other
     choice, which does not know what is above what)."""
@@ -108,6 +111,12 @@ class DiscriminatorConfig(Section):
     def _groups_divide(self) -> "DiscriminatorConfig":
         if self.width % self.groups or self.out_width % self.groups:
             raise ValueError(f"groups={self.groups} must divide width={self.width} and out_width={self.out_width}")
+        return self
+
+    @model_validator(mode="after")
+    def _told_by_conditioning(self) -> "DiscriminatorConfig":
+        if self.student_time and not self.conditioned:
+            raise ValueError("student_time=true is told to conditioned heads: set conditioned=true")
         return self
 
 

@@ -111,6 +111,8 @@ class Sides:
                 raise LaddError(f"the peers' loop has no other loss: set method.{key}={value}")
         if config.discriminator.convolve != "grid":
             raise LaddError("the peers' loop has heads on planes: set discriminator.convolve=grid")
+        if config.discriminator.student_time:
+            raise LaddError("the peers' heads are not told so much: set discriminator.student_time=false")
         if config.train.micro_batch not in (None, config.train.global_batch):
             raise LaddError("the peers' loop takes a batch at once: leave train.micro_batch out")
         self.config, self.world = config, world

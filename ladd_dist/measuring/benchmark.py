@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -83,16 +84,17 @@ class BareStep:
         with torch.no_grad():
             x_r = add_noise(batch.latents, draws.real_noise, sample.r)
             real = self.teacher(x_r, sample.r, batch.cond, taps)
-        d_real = self.heads(real, sample.grid, sample.r, batch.cond.pooled, 0, "twice" if self.r1_weight else "once")
+        judge = partial(self.heads, student_time=sample.t)
+        d_real = judge(real, sample.grid, sample.r, batch.cond.pooled, 0, "twice" if self.r1_weight else "once")
         if self.r1_weight:
             d_real, slopes = d_real
-        d_fake = self.heads([f.detach() for f in fake], sample.grid, sample.s, batch.cond.pooled)
+        d_fake = judge([f.detach() for f in fake], sample.grid, sample.s, batch.cond.pooled)
         loss = adversarial_loss(d_real, "real").loss.mean() + adversarial_loss(d_fake, "fake").loss.mean()
         if self.r1_weight:
             loss = loss + self.r1_weight * r1_penalty(slopes, d_real[0, 0].numel())
         loss.backward()
         self._update(0)
-        d_fake = self.heads(fake, sample.grid, sample.s, batch.cond.pooled, 0, "inputs")
+        d_fake = judge(fake, sample.grid, sample.s, batch.cond.pooled, 0, "inputs")
         g_loss = adversarial_loss(d_fake, "generator").loss.mean()
         (gradient,) = torch.autograd.grad(g_loss, cut)
         x0_hat.backward(gradient)

@@ -225,7 +225,7 @@ class Costs:
         gradients = "inputs" if by_inputs else "twice" if passed.twice else "once"
         learns = passed.gradient != "none"
         with gradients_dropped(net), self._autocast(), torch.set_grad_enabled(learns), Counter() as counter:
-            logits = net(features, self.grid, t, cond.pooled, 0, gradients)
+            logits = net(features, self.grid, t, cond.pooled, 0, gradients, t)
             if passed.twice:
                 logits, slopes = logits
             forward, kept = counter.work, counter.alive

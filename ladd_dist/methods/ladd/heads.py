@@ -107,6 +107,7 @@ class DiscriminatorHeads(nn.Module):
             self.frequencies = Timesteps(_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
             self.embed_time = nn.Linear(_FREQUENCIES, embed)
             self.embed_pooled = nn.Linear(pooled_width, embed)
+            self.embed_student_time = nn.Linear(_FREQUENCIES, embed) if config.student_time else None
             self.embed = nn.Linear(embed, heads * out)
 
     def forward(
@@ -117,6 +118,7 @@ class DiscriminatorHeads(nn.Module):
         pooled: Tensor,
         first: int = 0,
         gradients: Gradients = "once",
+        student_time: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Judge features with all heads, or with the few that they belong to.
 
@@ -127,6 +129,7 @@ class DiscriminatorHeads(nn.Module):
             pooled: pooled text embedding ``(B, P)``.
             first: the head that the first of the features belongs to.
             gradients: see `Gradients`.
+            student_time: times ``(B,)`` from which the student drew these samples, for heads that are told them.
 
         Returns:
             Logits ``(len(features), B, H, W)``, fp32; ``twice`` also `_squared_slope` of each head and sample.
@@ -134,7 +137,7 @@ class DiscriminatorHeads(nn.Module):
         if features[0].shape[1] != grid[0] * grid[1]:
             raise ValueError(f"{features[0].shape[1]} tokens do not fill a {grid[0]}x{grid[1]} grid")
         part = slice(first, first + len(features))
-        weights, project_weight, project_bias = self._weights(part, t, pooled)
+        weights, project_weight, project_bias = self._weights(part, t, pooled, student_time)
         if gradients == "inputs":
             weights = HeadWeights(*(w.detach() for w in weights))
             project_weight, project_bias = project_weight.detach(), project_bias.detach()
@@ -150,21 +153,26 @@ class DiscriminatorHeads(nn.Module):
                 logits = grouped_heads(x_GBHWK, weights, self.groups, "triton")
             return logits.flatten(2).unflatten(2, grid)
 
-    def _weights(self, part: slice, t: Tensor, pooled: Tensor) -> tuple[HeadWeights, Tensor, Tensor]:
+    def _weights(
+        self, part: slice, t: Tensor, pooled: Tensor, student_time: Tensor | None
+    ) -> tuple[HeadWeights, Tensor, Tensor]:
         """Parameters of some heads, the logit's with each sample's condition, and their projections."""
         layers = [p for c, n in ((self.conv1, self.norm1), (self.conv2, self.norm2)) for p in _parameters(c, n)]
         heads = len(self.taps)
         rows = (p.unflatten(0, (heads, -1))[part].flatten(0, 1) for p in layers)
         logit_GBO = self.logit[part, None].expand(-1, len(t), -1)
         if self.conditioned:
-            logit_GBO = logit_GBO + self._condition(t, pooled)[:, part].transpose(0, 1).float()
+            logit_GBO = logit_GBO + self._condition(t, pooled, student_time)[:, part].transpose(0, 1).float()
         weights = HeadWeights(*(*rows, logit_GBO.contiguous(), self.logit_bias[part]))
         return weights, self.project[part], self.project_bias[part]
 
-    def _condition(self, t: Tensor, pooled: Tensor) -> Tensor:
+    def _condition(self, t: Tensor, pooled: Tensor, student_time: Tensor | None) -> Tensor:
         """Per-sample addition to the logit weights, ``(B, G, O)``."""
         waves = self.frequencies(t.float() * TIMESTEP_SCALE)
         shared = self.embed_time(waves) + self.embed_pooled(pooled.to(waves.dtype))
+        if self.embed_student_time is not None:
+            assert student_time is not None
+            shared = shared + self.embed_student_time(self.frequencies(student_time.float() * TIMESTEP_SCALE))
         embedded = self.embed(F.silu(shared)).unflatten(1, self.logit.shape)
         return embedded / math.sqrt(self.logit.shape[1])
 

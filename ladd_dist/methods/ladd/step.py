@@ -173,7 +173,8 @@ class LaddStep:
         if compares:
             self.clock.mark("head forward")
             with torch.no_grad():
-                real_term = replace(real_term, rival=self.heads(features, sample.grid, sample.s, cond.pooled))
+                rival = self.heads(features, sample.grid, sample.s, cond.pooled, student_time=sample.t)
+            real_term = replace(real_term, rival=rival)
         x_r = add_noise(sample.batch.latents, sample.draws.real_noise, sample.r)
         real = self.judge_while_teacher_runs(x_r, real_term, sample, share)
         if compares:
@@ -227,7 +228,7 @@ class LaddStep:
         """
         weight = self.method.r1_weight if term.role == "real" else 0.0
         self.clock.mark("head forward")
-        judge = partial(self.heads, features, sample.grid, term.level, term.cond.pooled, first)
+        judge = partial(self.heads, features, sample.grid, term.level, term.cond.pooled, first, student_time=sample.t)
         if weight:
             logits, squared_slopes = judge("twice")
             r1 = r1_penalty(squared_slopes, logits[0, 0].numel())
@@ -246,7 +247,8 @@ class LaddStep:
     def train_student(self, sample: Sample, fake: Fake, share: float, last: bool) -> Metrics:
         """Accumulate the gradient of ``share * (L_G + distillation)`` in the student."""
         self.clock.mark("head forward")
-        logits = self.heads(fake.features, sample.grid, sample.s, sample.batch.cond.pooled, 0, "inputs")
+        pooled = sample.batch.cond.pooled
+        logits = self.heads(fake.features, sample.grid, sample.s, pooled, gradients="inputs", student_time=sample.t)
         g_loss = self.loss(logits, "generator").loss.mean()
         self.clock.mark("teacher backward")
         (gradient,) = torch.autograd.grad(g_loss, fake.cut)
