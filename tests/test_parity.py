@@ -240,12 +240,21 @@ def test_mismatched_prompts_are_the_same_for_any_ranks_and_micro_batches(train: 
 
 
 def test_pairs_are_the_same_for_any_ranks_and_micro_batches(train: Train) -> None:
-    """Whose fake latents are judged in two-pass order before the real ones, by passes without a graph."""
+    """Whose fake latents are judged in two-pass order before the real ones, by passes without a graph.
+
+    A pair's difference leaves out the bias of logits, whose gradient is rounding but for the small weight on real
+    logits: it is held together with the weights that it is added to.
+    """
     settings = ("method.loss=relativistic", "discriminator.student_time=true")
     reference = train(ORACLE, *settings)
     for case in (SHARDED[2], SHARDED[8]):
         run = train(case, *settings)
-        assert beyond(loss_distances(run, reference) | tensor_distances(run, reference), FP32) == {}, case
+        found = loss_distances(run, reference) | tensor_distances(run, reference)
+        (logit, bias), expected = (
+            [r[0].network("heads")[n] for n in ("logit", "logit_bias")] for r in (run, reference)
+        )
+        found["heads/logit_bias"] = relative([logit, bias], expected)
+        assert beyond(found, FP32) == {}, case
 
 
 def test_a_smaller_student_trains_the_same_on_sharding_ranks(train: Train) -> None:
