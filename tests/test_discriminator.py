@@ -145,6 +145,8 @@ def test_heads_that_are_told_the_students_time_add_its_embedding():
     assert (told - other).abs().amax((2, 3)).min() > 1e-4
     few = module(inputs[1:], (3, 5), T, POOLED, 1, student_time=times)
     torch.testing.assert_close(few, told[1:])
+    with pytest.raises(ValueError, match="are told the student's times"):
+        module(inputs, (3, 5), T, POOLED)
 
 
 def test_only_conditioned_heads_can_be_told():

@@ -2,8 +2,8 @@
 
 All heads are one module with stacked parameters and run together, by `kernels.grouped_heads` or as PyTorch's
 grouped convolutions: 38 small heads one after the other would leave a GPU idle. A head reads its block's image
-tokens on their true 2-D grid and gives one logit per position, conditioned on noise level and pooled text by
-projection (Miyato & Koyama 2018):
+tokens on their true 2-D grid and gives one logit per position, conditioned on noise level and pooled text, and on the
+student's time if it is told, by projection (Miyato & Koyama 2018):
 
     h = lrelu(norm(conv3x3(lrelu(norm(conv3x3(project(x)))))));  logit = w . h + <V c, h>
 
@@ -171,7 +171,8 @@ class DiscriminatorHeads(nn.Module):
         waves = self.frequencies(t.float() * TIMESTEP_SCALE)
         shared = self.embed_time(waves) + self.embed_pooled(pooled.to(waves.dtype))
         if self.embed_student_time is not None:
-            assert student_time is not None
+            if student_time is None:
+                raise ValueError("heads of discriminator.student_time=true are told the student's times")
             shared = shared + self.embed_student_time(self.frequencies(student_time.float() * TIMESTEP_SCALE))
         embedded = self.embed(F.silu(shared)).unflatten(1, self.logit.shape)
         return embedded / math.sqrt(self.logit.shape[1])
