@@ -1,4 +1,4 @@
-"""An evaluation that was ended goes on: what it has drawn is not drawn again, and its results are the same."""
+"""What is drawn is not drawn again: an evaluation that was ended goes on, and others find its teacher's sets."""
 
 import itertools
 import json
@@ -27,22 +27,23 @@ from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pictures import save_png
 from ladd_dist.errors import EXIT_REQUEUE, LaddError, Requeue
 from ladd_dist.evaluation import evaluate as module
-from ladd_dist.evaluation import unfinished
+from ladd_dist.evaluation import on_disk, unfinished
 from ladd_dist.evaluation.draw import Draw, pictures
 from ladd_dist.evaluation.evaluate import evaluate
 from ladd_dist.evaluation.gallery import Gallery
-from ladd_dist.evaluation.identity import identity
+from ladd_dist.evaluation.identity import of_baselines, of_evaluation
 from ladd_dist.evaluation.instruments import Instruments
-from ladd_dist.evaluation.places import FOLDER, count_batches, drawn_folder, drawn_folders
+from ladd_dist.evaluation.places import BASELINES, FOLDER, count_batches, drawn_folder, drawn_folders
 from ladd_dist.evaluation.reference import list_reference
 from ladd_dist.files.holder import Holder
 from ladd_dist.models.lora import Lora
 from ladd_dist.supervision.signals import Signals
 from ladd_dist.training.trainer import Trainer
 
-SETS, OF_SET = 10, 5
-"""Two of the guided teacher, five of the undistilled one, three of the student; 12 pictures in three buckets."""
-BATCHES = SETS * OF_SET
+TEACHERS, STUDENTS, OF_SET = 7, 3, 5
+"""Two sets of the guided teacher, five of the undistilled one; 12 pictures in three buckets."""
+SETS = TEACHERS + STUDENTS
+BATCHES, BASELINE_BATCHES = SETS * OF_SET, TEACHERS * OF_SET
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Config:
 @pytest.fixture
 def config(trained: Config, tmp_path: Path) -> Config:
     """Of a copy of the run."""
-    copy = shutil.copytree(trained.run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("*evaluation*"))
+    drawn = shutil.ignore_patterns("*evaluation*", BASELINES)
+    copy = shutil.copytree(trained.run_dir, tmp_path / "run", ignore=drawn)
     return trained.model_copy(update={"run_dir": str(copy)})
 
 
@@ -181,9 +183,9 @@ def test_it_goes_on_after_a_kill_with_another_number_of_ranks(
     assert sum(twice) - (BATCHES - kept) in range(SETS), "one of a set's batches is repeated where shares are uneven"
     assert content(config) == undisturbed and left(config) == [FOLDER]
 
-    join(start_ranks(_killed, config, 0, 9, size=2))
+    join(start_ranks(_killed, config, 0, 4, size=2))
     kept = count_batches(Path(config.run_dir))
-    assert kept >= 9
+    assert BASELINE_BATCHES + 4 <= kept < BATCHES
     drawn.clear()
     evaluate(config, ALONE, None, "ema")
     assert len(drawn) == BATCHES - kept
@@ -230,7 +232,7 @@ def test_the_launcher_leaves_on_sigterm_with_a_code_that_requeues_and_goes_on(
     again = launch(["evaluate.py", "--config", str(tmp_path / "config.yaml")])
     assert again.returncode == 0, again.stderr
     # Three pictures a batch where a bucket has them; others have less.
-    (there,) = re.findall(r"(\d+) of 120 pictures are there from an evaluation that was ended", again.stderr)
+    (there,) = re.findall(r"(\d+) of 120 pictures are there from an evaluation before", again.stderr)
     assert kept <= int(there) <= 3 * kept
     assert content(config) == undisturbed
 
@@ -238,14 +240,49 @@ def test_the_launcher_leaves_on_sigterm_with_a_code_that_requeues_and_goes_on(
 def test_a_batch_that_is_damaged_is_drawn_again(
     config: Config, undisturbed: dict[str, Any], drawn: list[int]
 ) -> None:
-    ended_before(config, 9)
-    (folder,) = drawn_folders(Path(config.run_dir))
-    file = sorted(folder.glob("sets/*/*.safetensors"))[3]
-    file.write_bytes(file.read_bytes()[:-8])
+    ended_before(config, BASELINE_BATCHES + 9)
+    (student,), (teacher,) = drawn_folders(Path(config.run_dir)), Path(config.run_dir).glob(f"{BASELINES}/*")
+    for folder in (student, teacher):
+        file = sorted(folder.glob("sets/*/*.safetensors"))[3]
+        file.write_bytes(file.read_bytes()[:-8])
     drawn.clear()
     evaluate(config, ALONE, None, "ema")
-    assert len(drawn) == BATCHES - 8
+    assert len(drawn) == BATCHES - BASELINE_BATCHES - 9 + 2
     assert content(config) == undisturbed
+
+
+def test_the_teachers_sets_are_drawn_once_for_all_students_and_runs(
+    config: Config, undisturbed: dict[str, Any], drawn: list[int], tmp_path: Path
+) -> None:
+    """Another run has them by a link, as a study's runs do."""
+    evaluate(config, ALONE, None, "student")
+    of_student = content(config)
+    drawn.clear()
+    evaluate(config, ALONE, None, "ema")
+    assert len(drawn) == BATCHES - BASELINE_BATCHES
+    assert content(config) == undisturbed
+    ignored = shutil.ignore_patterns("*evaluation*", BASELINES)
+    other = Path(shutil.copytree(config.run_dir, tmp_path / "other", ignore=ignored))
+    (other / BASELINES).symlink_to(f"../run/{BASELINES}")
+    drawn.clear()
+    another = config.model_copy(update={"run_dir": str(other)})
+    evaluate(another, ALONE, None, "student")
+    assert len(drawn) == BATCHES - BASELINE_BATCHES
+    assert content(another) == of_student
+
+
+def test_two_runs_may_draw_the_teachers_sets_at_once(
+    config: Config, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """The second draws all of them between two batches of the first."""
+    other = Path(shutil.copytree(config.run_dir, tmp_path / "other"))
+    for folder in (Path(config.run_dir), other):
+        (folder / BASELINES).symlink_to(tmp_path)
+    another, count = config.model_copy(update={"run_dir": str(other)}), itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        counted(patch, lambda: evaluate(another, ALONE, None, "ema") if next(count) == 8 else None)
+        evaluate(config, ALONE, None, "ema")
+    assert content(config) == content(another) == undisturbed
 
 
 def test_a_full_disk_is_one_line_and_what_was_drawn_before_is_kept(
@@ -255,8 +292,8 @@ def test_a_full_disk_is_one_line_and_what_was_drawn_before_is_kept(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        counted(patch, lambda: len(drawn) == 8 and patch.setattr(unfinished, "save_rows", full))
-        with pytest.raises(LaddError, match=r"drawn-\w+ cannot be written \(.*No space left.*start again to go on$"):
+        counted(patch, lambda: len(drawn) == 8 and patch.setattr(on_disk, "save_rows", full))
+        with pytest.raises(LaddError, match=rf"{BASELINES}/\w+ cannot be written \(.*No space.*again to go on$"):
             evaluate(config, ALONE, None, "ema")
     drawn.clear()
     evaluate(config, ALONE, None, "ema")
@@ -335,12 +372,28 @@ def test_all_that_pictures_depend_on_makes_another_evaluation(trained: Config) -
         lora = (
             [] if up is None else [(Lora("any", None, {"a": down}, {"a": torch.full((2, 1), up)}, {"a": 1.0}), 1.0)]
         )
-        entries, listed = pictures(config, config.evaluation.samples), list_reference(config)
-        instruments, checkpoint = Instruments.load(config, ALONE), open_checkpoint(config, ALONE)
-        return identity(config, ALONE, entries, listed, instruments, checkpoint, weights, lora)
+        return of_evaluation(config, ALONE, baselines_of(config), open_checkpoint(config, ALONE), weights, lora)
 
     found = {name: of(variant) for name, variant in _variants(trained)}
     found |= {"weights": of(trained, "student"), "lora": of(trained, up=1), "other lora": of(trained, up=2)}
+    found |= {"no features": baselines_of(trained, features=False), "features": baselines_of(trained)}
     assert len(set(found.values())) == len(found), found
     elsewhere = trained.train.model_copy(update={"iterations": 99})
     assert of(trained.model_copy(update={"train": elsewhere})) == found["as it is"]
+
+
+def baselines_of(config: Config, features: bool = True) -> str:
+    entries, listed = pictures(config, config.evaluation.samples), list_reference(config)
+    return of_baselines(config, ALONE, entries, listed, Instruments.load(config, ALONE), features)
+
+
+def test_a_scorer_whose_code_has_changed_is_another(
+    trained: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    file, found = tmp_path / "own_score.py", list[str]()
+    for number in (1, 2, 2):
+        file.write_text(f"def score(prompts, pictures):\n    return pictures.mean((1, 2, 3)) * {number}\n")
+        changed = trained.evaluation.model_copy(update={"scorers": ["own_score:score"]})
+        found.append(baselines_of(trained.model_copy(update={"evaluation": changed})))
+    assert found[0] != found[1] == found[2]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,16 @@ from torch import Tensor
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import load_backbone
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.evaluation import in_training
-from ladd_dist.evaluation.baselines import FILE
+from ladd_dist.evaluation.draw import Draw
 from ladd_dist.evaluation.evaluate import evaluate
 from ladd_dist.evaluation.in_training import InTraining
+from ladd_dist.evaluation.places import BASELINES
 from ladd_dist.evaluation.results import Evaluated
 from ladd_dist.evaluation.table import columns
 from ladd_dist.report.evaluations import draw_evaluations
+from ladd_dist.supervision.signals import Signals
 from ladd_dist.training.evaluation import EVALUATIONS, read_evaluations, record
 from ladd_dist.training.tracking import Tracker
 from ladd_dist.training.trainer import Trainer
@@ -55,9 +58,11 @@ def test_a_run_records_its_averaged_weights_as_the_launcher_measures_them(
     config: Config, run: list[Evaluated]
 ) -> None:
     assert [row.iteration for row in run] == [2, 4]
+    assert len(list((Path(config.run_dir) / BASELINES).iterdir())) == 1
     later = {s.name: s.measures for s in evaluate(config, ALONE, None, "ema").sets}
     assert later == {name: found for name, found in run[-1].overall.items()}
     assert all(sorted(of) == ["student_1", "student_2", "student_4"] for of in run[-1].by_bucket.values())
+    assert len(list((Path(config.run_dir) / BASELINES).iterdir())) == 1, "the same pictures"
     assert values(run[0]) != values(run[1])
     assert run[0].overall["teacher_4"] == run[1].overall["teacher_4"]
 
@@ -88,17 +93,30 @@ def test_a_run_that_goes_on_draws_no_baselines_again_and_its_record_has_each_ite
     assert [row.iteration for row in again] == [2, 4, 6, 7] and again[:2] == run and again[2] != killed
 
 
-def test_baselines_of_other_settings_are_drawn_again(config: Config, run: list[Evaluated], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    shutil.copy(Path(config.run_dir) / FILE, folder)
-    before = (folder / FILE).stat().st_mtime_ns
-    for content, seed, written in ((None, 0, False), (None, 1, True), (b"cut", 1, True)):
-        if content:
-            (folder / FILE).write_bytes(content)
-        InTraining(config.model_copy(update={"run_dir": str(folder), "seed": seed}), ALONE, blocks=99)
-        assert ((folder / FILE).stat().st_mtime_ns != before) == written
-        before = (folder / FILE).stat().st_mtime_ns
+def test_baselines_of_other_settings_are_drawn_again_and_go_on_where_they_were_ended(
+    config: Config, run: list[Evaluated], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal comes while the tenth batch is drawn."""
+    folder, drawn, signals = tmp_path / "run", list[int](), Signals()
+    shutil.copytree(Path(config.run_dir) / BASELINES, folder / BASELINES)
+    batch = Draw._batch
+
+    def also(*args: Any) -> Any:
+        drawn.append(1)
+        signals.stop = len(drawn) == 10
+        return batch(*args)
+
+    monkeypatch.setattr(Draw, "_batch", also)
+    there = config.model_copy(update={"run_dir": str(folder)})
+    InTraining(there, ALONE, signals, blocks=99)
+    assert not drawn
+    other = there.model_copy(update={"seed": 1})
+    with pytest.raises(Requeue, match="what is drawn is kept"):
+        InTraining(other, ALONE, signals, blocks=99)
+    assert len(drawn) == 10
+    InTraining(other, ALONE, Signals(), blocks=99)
+    assert len(drawn) == len(list(folder.glob(f"{BASELINES}/*/sets/*/*"))) / 2 > 20
+    assert len(list((folder / BASELINES).iterdir())) == 2
 
 
 def _rows(world: World, config: Config) -> list[Evaluated]:
@@ -141,7 +159,7 @@ def test_a_student_that_has_diverged_is_counted_and_ends_nothing(
     def diverged(x_t: Tensor, *_: object) -> Tensor:
         return torch.full_like(x_t, velocity)
 
-    evaluation = InTraining(config, ALONE, blocks=99)
+    evaluation = InTraining(config, ALONE, Signals(), blocks=99)
     teacher = load_backbone(config.teacher.path, torch.float32, ALONE.device)
     found = evaluation.measure(evaluation.draw(diverged, teacher, 1), 1)
     assert {name: of.broken for name, of in found.overall.items() if of.broken} == {
@@ -153,14 +171,14 @@ def test_a_student_that_has_diverged_is_counted_and_ends_nothing(
 def test_without_a_judge_and_the_teacher_there_is_nothing_to_measure_by(config: Config) -> None:
     judge = config.evaluation.model_copy(update={"judge": "teacher"})
     with pytest.raises(LaddError, match="train.evaluate_every=2 has nothing to measure distances by"):
-        InTraining(config.model_copy(update={"evaluation": judge}), ALONE, blocks=0)
+        InTraining(config.model_copy(update={"evaluation": judge}), ALONE, Signals(), blocks=0)
 
 
 def test_the_prompts_are_looked_at_before_anything_is_loaded(config: Config, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     empty = config.evaluation.model_copy(update={"prompts": str(tmp_path / "empty.txt")})
     with pytest.raises(LaddError, match=r"empty\.txt holds no prompts"):
-        InTraining(config.model_copy(update={"evaluation": empty, "teacher": None}), ALONE, blocks=99)
+        InTraining(config.model_copy(update={"evaluation": empty, "teacher": None}), ALONE, Signals(), blocks=99)
 
 
 def test_evaluations_are_drawn_for_the_report(run: list[Evaluated], tmp_path: Path) -> None:

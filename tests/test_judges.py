@@ -11,6 +11,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConf
 from ladd_dist.drawing.scorers import score, scorer_of
 from ladd_dist.errors import LaddError, MissingWeights
 from ladd_dist.evaluation.evaluate import evaluate
+from ladd_dist.evaluation.identity import of_baselines
+from ladd_dist.evaluation.instruments import Instruments
 from ladd_dist.evaluation.judges import check_judge, load_judge
 from ladd_dist.preflight.jobs import JOBS
 
@@ -212,3 +214,17 @@ def test_a_clip_that_cannot_score_is_named_before_it_is_loaded(clip_folder, tmp_
         scorer_of(f"clip:{folder}")
     (line,) = str(refused.value).splitlines()
     assert str(folder) in line and message in line
+
+
+def test_a_clip_whose_weights_have_changed_looks_anew(clip_folder, tmp_path):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    found = []
+    for change in (0.0, 0.0, 1.0):
+        weights = load_file(folder / "model.safetensors")
+        weights["visual_projection.weight"] += change
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        for key in ("judge", "scorers"):
+            value = f"clip:{folder}" if key == "judge" else f"[clip:{folder}]"
+            config = tiny_config(tmp_path, tmp_path, f"evaluation.{key}={value}")
+            found.append(of_baselines(config, ALONE, [], [], Instruments.load(config, ALONE), features=True))
+    assert found[:2] == found[2:4] and len(set(found)) == 4

@@ -17,6 +17,7 @@ from PIL import Image
 from ladd_dist.config import load
 from ladd_dist.config.yaml import write_yaml
 from ladd_dist.errors import LaddError
+from ladd_dist.evaluation.places import BASELINES
 from ladd_dist.studies.outcome import Outcome
 from ladd_dist.studies.plan import Run, Task, plan
 from ladd_dist.studies.processes import run_tasks
@@ -115,8 +116,8 @@ def test_a_run_is_seen_under_its_name_in_each_of_its_studies(tmp_path: Path) -> 
     (run, *_) = plan(Study.model_validate(tree()), Path(TINY), [], tmp_path / "out", ROOT / "launchers")
     run.show()
     run.show()
-    run.folder.mkdir(parents=True)
     assert run.link.name == "fast-as-it-is-seed0" and run.link.resolve() == run.folder
+    assert (run.folder / BASELINES).resolve() == tmp_path / BASELINES and (run.folder / BASELINES).is_dir()
     (tmp_path / "out").rename(tmp_path / "in the way")
     run.link.mkdir(parents=True)
     with pytest.raises(LaddError, match="seed0 is in the way of a link to .*: move it away, or set run_dir"):

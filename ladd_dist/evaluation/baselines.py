@@ -1,22 +1,21 @@
-"""What the student is held against while it trains, as numbers in one file: a run draws it once."""
+"""What students are held against: the teacher's sets, drawn once for all evaluations that depend on nothing else.
 
-import hashlib
-import json
-from collections.abc import Mapping
-from pathlib import Path
+    RUN_DIR/baselines/SOURCE/   as in `evaluation.on_disk`
+
+An evaluation while a run trains and one afterwards, of this checkpoint and of that, find them there; runs share them
+whose folders ``baselines`` are links to one. They belong to no job: batches are written whole, and two that draw the
+same one write the same.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
-from ladd_dist.evaluation.draw import OTHER_HALF
-from ladd_dist.evaluation.drawn import Drawn, Keyed, Rows, load_rows, save_rows
-from ladd_dist.evaluation.reference import Listed
-from ladd_dist.models.fingerprint import fingerprint
-
-FILE = "evaluations.safetensors"
-"""In a run's folder."""
-_REFERENCE = "reference set"
-_MADE_FROM = "made_from"
+from ladd_dist.evaluation.draw import DRAWN, OTHER_HALF, Draw, LatentsOf
+from ladd_dist.evaluation.drawn import Drawn, Rows
+from ladd_dist.evaluation.entrants import REFERENCE
+from ladd_dist.evaluation.gallery import Gallery
+from ladd_dist.evaluation.on_disk import SetsOnDisk
 
 
 class Baselines(NamedTuple):
@@ -27,41 +26,25 @@ class Baselines(NamedTuple):
     reference: Mapping[str, Rows]
 
 
-def made_from(config: Config, entries: list[PromptEntry], listed: Listed, looks: list[str]) -> str:
-    """All that baselines depend on, in short: of other settings they are drawn again.
+def draw_baselines(
+    draw: Draw,
+    ways: Mapping[str, LatentsOf],
+    entries: list[PromptEntry],
+    kept: SetsOnDisk,
+    gallery: Gallery,
+    look: Callable[[], dict[str, Rows]],
+) -> Baselines:
+    """Draw and look at what is missing, on all ranks.
 
     Args:
-        looks: names of what looks at the pictures.
+        ways: the teachers', by name.
+        look: at the reference set.
+
+    Raises:
+        LaddError: if something cannot be written.
+        Requeue: on all ranks, if a signal asked one of them to stop; what is drawn is kept.
     """
-    method, synthesis = config.method, config.synthesis
-    facts = [
-        fingerprint(config.teacher.path), config.teacher.max_t5_tokens, config.train.precision, config.seed,
-        synthesis.steps, synthesis.guidance, [method.times(steps) for steps in method.step_counts],
-        [(entry.prompt, entry.bucket.name) for entry in entries], config.evaluation.judge, looks,
-        [(str(file), file.stat().st_size, bucket.name) for file, bucket in listed],
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def keep(file: Path, baselines: Baselines, source: str) -> None:
-    """Write them, whole or not at all.
-
-    Args:
-        source: see `made_from`.
-    """
-    rows: Keyed = {(name, look): of for name, of_set in baselines.sets.items() for look, of in of_set.rows.items()}
-    rows |= {(OTHER_HALF, look): of for look, of in baselines.other_half.rows.items()}
-    rows |= {(_REFERENCE, bucket): of for bucket, of in baselines.reference.items()}
-    save_rows(file, rows, {_MADE_FROM: source})
-
-
-def kept(file: Path, source: str) -> Baselines | None:
-    """Those of the file; None if it is not there, not whole, or of another source."""
-    there = load_rows(file)
-    if there is None or there[1].get(_MADE_FROM) != source:
-        return None
-    sets: dict[str, dict[str, Rows]] = {}
-    for (name, look), rows in there[0].items():
-        sets.setdefault(name, {})[look] = rows
-    reference, half = sets.pop(_REFERENCE, {}), sets.pop(OTHER_HALF)
-    return Baselines({name: Drawn(rows, 0) for name, rows in sets.items()}, Drawn(half, 0), reference)
+    reference = kept.reference(look)
+    other_half = draw(ways[REFERENCE], entries, OTHER_HALF, kept.of_set(OTHER_HALF))
+    sets = {name: draw(way, entries, DRAWN, kept.of_set(name, gallery)) for name, way in ways.items()}
+    return Baselines(sets, other_half, reference)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ladd_dist.distributed.world import World
+from ladd_dist.files.disk import whole
 
 
 class Rows(NamedTuple):
@@ -78,16 +79,14 @@ Keyed = dict[tuple[str, ...], Rows]
 
 
 def save_rows(file: Path, rows: Keyed, facts: Mapping[str, str]) -> None:
-    """Write them, whole or not at all.
+    """Write them, whole or not at all, whoever else writes them.
 
     Args:
         facts: words of the caller's, to be read back with them.
     """
     tensors = {json.dumps([*key, part]): tensor for key, of in rows.items() for part, tensor in of._asdict().items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}")
-    save_file(tensors, temporary, dict(facts))
-    temporary.replace(file)
+    with whole(file) as temporary:
+        save_file(tensors, temporary, dict(facts))
 
 
 def load_rows(file: Path) -> tuple[Keyed, dict[str, str]] | None:

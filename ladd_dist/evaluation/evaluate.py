@@ -5,7 +5,7 @@ gives the FD that even a perfect student would show at this number of pictures; 
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,20 +17,22 @@ from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
 from ladd_dist.engines.build import compute_dtype
+from ladd_dist.evaluation.baselines import draw_baselines
 from ladd_dist.evaluation.draw import DRAWN, OTHER_HALF, Draw, in_batches, pictures
 from ladd_dist.evaluation.drawn import Drawn
 from ladd_dist.evaluation.entrants import REFERENCE, Entrant, students, teachers
 from ladd_dist.evaluation.folder import evaluation_place, new_evaluation
 from ladd_dist.evaluation.gallery import Gallery
-from ladd_dist.evaluation.identity import identity
+from ladd_dist.evaluation.identity import of_baselines, of_evaluation
 from ladd_dist.evaluation.instruments import Instruments
 from ladd_dist.evaluation.measure import Measured, main_distances, measure
-from ladd_dist.evaluation.places import PICTURES, RESULTS
+from ladd_dist.evaluation.on_disk import SetSoFar, SetsOnDisk, count_there
+from ladd_dist.evaluation.places import PICTURES, RESULTS, baselines_folder
 from ladd_dist.evaluation.reference import list_reference, look_at_reference
 from ladd_dist.evaluation.results import Estimate, Results, SetResult
 from ladd_dist.evaluation.table import table
 from ladd_dist.evaluation.teacher_features import TeacherFeatures
-from ladd_dist.evaluation.unfinished import Unfinished, unfinished
+from ladd_dist.evaluation.unfinished import unfinished
 from ladd_dist.files.run_lock import RunLock
 from ladd_dist.log import log, progress
 from ladd_dist.models.lora import Scaled, called
@@ -40,6 +42,8 @@ from ladd_dist.supervision.signals import Signals
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+_BEING_WRITTEN = shutil.ignore_patterns(".*")
 
 
 def evaluate(
@@ -53,7 +57,8 @@ def evaluate(
 ) -> Results:
     """Draw every set, judge it, and put results and pictures in the place of earlier ones.
 
-    What a call before this one had drawn of the same evaluation when it was ended is not drawn again, see
+    The teacher's sets are drawn once for all students that are held against them, see `evaluation.baselines`; and
+    what a call before this one had drawn of the same student when it was ended is not drawn again, see
     `evaluation.unfinished`. Goes on without scores whose weights are missing, and says so.
 
     Args:
@@ -75,29 +80,31 @@ def evaluate(
     listed = list_reference(config)
     instruments = Instruments.load(config, world)
     opened = open_checkpoint(config, world, checkpoint)
-    source = identity(config, world, entries, listed, instruments, opened, weights, loras)
+    against = of_baselines(config, world, entries, listed, instruments, features=True)
+    source = of_evaluation(config, world, against, opened, weights, loras)
     stop, competition = SharedStop(world, signals or Signals()), [*teachers(config), *students(config)]
+    kept = SetsOnDisk(baselines_folder(place.parent, against), world, stop)
     with unfinished(place.parent, source, world, lock or RunLock(), stop) as so_far:
-        look = partial(look_at_reference, listed, instruments.judge, config.evaluation.batch, world)
-        reference = so_far.reference(look)
-        gallery = Gallery(so_far.pictures, config.evaluation.pictures, entries)
-        dtype = compute_dtype(config)
+        gallery, dtype = Gallery(config.evaluation.pictures, entries), compute_dtype(config)
         student = load_student(config, opened, weights, dtype, loras).to(world.device)
         teacher = load_backbone(config.teacher.path, dtype, world.device)
-        pipeline, networks = Pipeline(config, world.device), {"teacher": teacher, "student": student}
-        bar = _progress(config, world, competition, entries, so_far)
+        pipeline = Pipeline(config, world.device)
+        there = {name: kept.of_set(name) for name in [OTHER_HALF, *(of.name for of in teachers(config))]}
+        there |= {of.name: so_far.of_set(of.name, gallery) for of in students(config)}
+        bar = _progress(config, world, entries, there)
         features = TeacherFeatures(config, teacher)
         draw = Draw(config, world, pipeline, instruments, features, pipeline.encode_entries, bar.update)
-        by = {entrant.name: partial(entrant.draw, pipeline, networks[entrant.role]) for entrant in competition}
-        other_half = draw(by[REFERENCE], entries, OTHER_HALF, so_far.of_set(OTHER_HALF))
-        drawn = {
-            name: draw(way, entries, DRAWN, so_far.of_set(name, partial(gallery.keep, name)))
-            for name, way in by.items()
+        ways = {of.name: partial(of.draw, pipeline, teacher) for of in teachers(config)}
+        look = partial(look_at_reference, listed, instruments.judge, config.evaluation.batch, world)
+        baselines = draw_baselines(draw, ways, entries, kept, gallery, look)
+        drawn = dict(baselines.sets) | {
+            of.name: draw(partial(of.draw, pipeline, student), entries, DRAWN, there[of.name])
+            for of in students(config)
         }
         bar.close()
 
-        measured = measure(config, drawn, other_half, entries, reference)
-        distances, size = main_distances(drawn, other_half)
+        measured = measure(config, drawn, baselines.other_half, entries, baselines.reference)
+        distances, size = main_distances(drawn, baselines.other_half)
         results = Results(
             seed=config.seed,
             samples=len(entries),
@@ -112,7 +119,8 @@ def evaluate(
             missing=instruments.missing,
             sets=[_scored(entrant, drawn[entrant.name], distances, measured) for entrant in competition],
         )
-        world.together(lambda: _write(place, results, gallery, so_far.pictures) if world.is_main else None)
+        shown = kept.pictures, so_far.pictures
+        world.together(lambda: _write(place, results, gallery, shown) if world.is_main else None)
     if world.is_main:
         for line in table(results):
             log(line)
@@ -120,22 +128,20 @@ def evaluate(
     return results
 
 
-def _progress(
-    config: Config, world: World, competition: Sequence[Entrant], entries: list[PromptEntry], so_far: Unfinished
-) -> "tqdm[Any]":
-    batches, names = in_batches(entries, config.evaluation.batch), [OTHER_HALF, *(e.name for e in competition)]
-    done = sum(len(batches[number]) for name in names for number in so_far.of_set(name).there())
+def _progress(config: Config, world: World, entries: list[PromptEntry], there: Mapping[str, SetSoFar]) -> "tqdm[Any]":
+    done = count_there(there.values(), in_batches(entries, config.evaluation.batch))
     if done and world.is_main:
-        log(f"{done} of {len(names) * len(entries)} pictures are there from an evaluation that was ended")
-    return progress("evaluate", len(names) * len(entries), unit="img", world=world, done=done)
+        log(f"{done} of {len(there) * len(entries)} pictures are there from an evaluation before")
+    return progress("evaluate", len(there) * len(entries), unit="img", world=world, done=done)
 
 
-def _write(place: Path, results: Results, gallery: Gallery, shown: Path) -> None:
+def _write(place: Path, results: Results, gallery: Gallery, shown: Sequence[Path]) -> None:
     """Pictures that are shown are copied: until the evaluation is whole, a kill may call for them again."""
     with new_evaluation(place) as folder:
         (folder / RESULTS).write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        gallery.write_index([scored.name for scored in results.sets])
-        shutil.copytree(shown, folder / PICTURES)
+        for pictures_of in shown:
+            shutil.copytree(pictures_of, folder / PICTURES, ignore=_BEING_WRITTEN, dirs_exist_ok=True)
+        gallery.write_index(folder / PICTURES, [scored.name for scored in results.sets])
 
 
 def _scored(entrant: Entrant, drawn: Drawn, distances: dict[str, float], measured: Measured) -> SetResult:

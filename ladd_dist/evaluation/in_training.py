@@ -1,8 +1,9 @@
-"""Evaluating a student while it trains, against sets of the teacher's that a run draws once."""
+"""Evaluating a student while it trains, against sets of the teacher's that are drawn before."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
@@ -10,33 +11,41 @@ from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
 from ladd_dist.drawing.sampling import VelocityNetwork
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.baselines import FILE, Baselines, keep, kept, made_from
-from ladd_dist.evaluation.draw import DRAWN, OTHER_HALF, Draw, EncodedOnce, pictures
+from ladd_dist.evaluation.baselines import Baselines, draw_baselines
+from ladd_dist.evaluation.draw import DRAWN, OTHER_HALF, Draw, EncodedOnce, in_batches, pictures
 from ladd_dist.evaluation.drawn import Drawn
-from ladd_dist.evaluation.entrants import REFERENCE, students, teachers
+from ladd_dist.evaluation.entrants import students, teachers
+from ladd_dist.evaluation.gallery import Gallery
+from ladd_dist.evaluation.identity import of_baselines
 from ladd_dist.evaluation.instruments import Instruments
 from ladd_dist.evaluation.measure import measure
+from ladd_dist.evaluation.on_disk import SetsOnDisk, count_there
+from ladd_dist.evaluation.places import baselines_folder
 from ladd_dist.evaluation.reference import Listed, list_reference, look_at_reference
 from ladd_dist.evaluation.results import Evaluated
 from ladd_dist.evaluation.teacher_features import FeatureNetwork, TeacherFeatures, middle_block
 from ladd_dist.log import progress
+from ladd_dist.supervision.requests import SharedStop
+from ladd_dist.supervision.signals import Signals
 
 
 class InTraining:
     """Draws ``evaluation.samples_in_training`` pictures of a live student and measures them.
 
     Prompts are encoded once, and no text encoder stays in memory. The teacher's sets are drawn before the run's
-    networks are loaded, by a teacher that is gone by then; a later start finds them in ``run_dir``.
+    networks are loaded, by a teacher that is gone by then; a later start finds them, see `evaluation.baselines`.
 
     Args:
+        signals: tell whether all ranks are to stop after their batch of the teacher's.
         blocks: how many of the teacher's blocks will be at hand in training, for its features.
 
     Raises:
         LaddError: if prompts or reference set cannot be used or a judge or scorer is unknown, before anything is
-            loaded.
+            loaded; or if the teacher's sets cannot be written.
+        Requeue: on all ranks, if a signal asked one of them to stop; what is drawn is kept.
     """
 
-    def __init__(self, config: Config, world: World, blocks: int) -> None:
+    def __init__(self, config: Config, world: World, signals: Signals, blocks: int) -> None:
         self._config, self._world = config, world
         self._entries = pictures(config, config.evaluation.samples_in_training)
         teacher_schedule(config)
@@ -51,7 +60,8 @@ class InTraining:
             )
         self._pipeline = Pipeline(config, world.device)
         self._encode = EncodedOnce(config, world, self._pipeline, self._entries)
-        self._baselines = self._kept_or_drawn(listed)
+        baselines = self._draw_baselines(listed, SharedStop(world, signals))
+        self._baselines = baselines if world.is_main else None
         self._pipeline.release_text()
 
     def draw(self, student: VelocityNetwork, teacher: FeatureNetwork | None, iteration: int) -> dict[str, Drawn]:
@@ -82,34 +92,28 @@ class InTraining:
         features = TeacherFeatures(self._config, teacher) if teacher and self._with_features else None
         return Draw(self._config, self._world, self._pipeline, self._instruments, features, self._encode, advance)
 
-    def _kept_or_drawn(self, listed: Listed) -> Baselines | None:
-        """On rank 0, which alone needs them; drawn by all ranks if it has none."""
-        world, file = self._world, Path(self._config.run_dir) / FILE
-        looks = [self._instruments.name, *self._instruments.scorers, *(["teacher"] if self._with_features else [])]
-        source = made_from(self._config, self._entries, listed, looks)
-        found = kept(file, source) if world.is_main else None
-        (there, *_) = world.gather(found is not None)
-        if there:
-            return found
-        drawn = self._drawn(listed)
-        if world.is_main:
-            keep(file, drawn, source)
-        return drawn
-
-    def _drawn(self, listed: Listed) -> Baselines:
+    def _draw_baselines(self, listed: Listed, stop: SharedStop) -> Baselines:
+        """What is there; for what is missing, the teacher is loaded by its first pass."""
         config, world = self._config, self._world
-        reference = look_at_reference(listed, self._instruments.judge, config.evaluation.batch, world)
-        teacher = load_backbone(config.teacher.path, compute_dtype(config), world.device)
+        source = of_baselines(config, world, self._entries, listed, self._instruments, self._with_features)
+        kept = SetsOnDisk(baselines_folder(Path(config.run_dir), source), world, stop)
+        loaded = cache(lambda: load_backbone(config.teacher.path, compute_dtype(config), world.device))
+
+        def teacher(*args: Any, **kwargs: Any) -> Any:
+            return loaded()(*args, **kwargs)
+
         competition = teachers(config)
-        bar = progress("draw baselines", (len(competition) + 1) * len(self._entries), unit="img", world=world)
+        of_sets = [kept.of_set(name) for name in (OTHER_HALF, *(entrant.name for entrant in competition))]
+        done = count_there(of_sets, in_batches(self._entries, config.evaluation.batch))
+        bar = progress("draw baselines", len(of_sets) * len(self._entries), unit="img", world=world, done=done)
 
         def advance(count: int) -> None:
             world.position.enter(0, "baselines")
             bar.update(count)
 
-        draw = self._draw(teacher, advance)
         ways = {entrant.name: partial(entrant.draw, self._pipeline, teacher) for entrant in competition}
-        half = draw(ways[REFERENCE], self._entries, OTHER_HALF)
-        sets = {name: draw(way, self._entries, DRAWN) for name, way in ways.items()}
+        gallery = Gallery(config.evaluation.pictures, self._entries)
+        look = partial(look_at_reference, listed, self._instruments.judge, config.evaluation.batch, world)
+        found = draw_baselines(self._draw(teacher, advance), ways, self._entries, kept, gallery, look)
         bar.close()
-        return Baselines(sets, half, reference)
+        return found

@@ -1,4 +1,4 @@
-"""Names in a run's folder: an evaluation, and hidden beside it what those that are not finished have drawn."""
+"""Names in a run's folder: an evaluation, beside it the baselines, and hidden what is not finished."""
 
 from pathlib import Path
 
@@ -6,6 +6,10 @@ FOLDER = "evaluation"
 """Of the newest evaluation that is finished."""
 RESULTS, PICTURES, INDEX = "results.json", "pictures", "index.json"
 """In an evaluation's folder; the last in that of the pictures."""
+BASELINES = "baselines"
+"""The teacher's sets, for all evaluations."""
+REFERENCE_ROWS = "reference.safetensors"
+"""In a folder of sets, beside ``sets`` and pictures."""
 _DRAWN = f".{FOLDER}.drawn-"
 _BATCH = "[0-9]*.safetensors"
 
@@ -24,6 +28,15 @@ def drawn_folders(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob(f"{_DRAWN}*"))
 
 
+def baselines_folder(run_dir: Path, source: str) -> Path:
+    """Of baselines.
+
+    Args:
+        source: all that they depend on, as a digest.
+    """
+    return run_dir / BASELINES / source
+
+
 def batches_there(folder: Path, name: str) -> list[int]:
     """Numbers of a set's batches whose files are there, ascending."""
     return sorted(int(file.stem) for file in batch_file(folder, name, 0).parent.glob(_BATCH))
@@ -35,5 +48,6 @@ def batch_file(folder: Path, name: str, number: int) -> Path:
 
 
 def count_batches(run_dir: Path) -> int:
-    """How many batches unfinished evaluations have drawn."""
-    return sum(1 for folder in drawn_folders(run_dir) for _ in folder.glob(f"sets/*/{_BATCH}"))
+    """How many batches evaluations have drawn, of baselines and of students of whom more are to come."""
+    folders = [*run_dir.glob(f"{BASELINES}/*"), *drawn_folders(run_dir)]
+    return sum(1 for folder in folders for _ in folder.glob(f"sets/*/{_BATCH}"))

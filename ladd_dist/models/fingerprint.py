@@ -41,8 +41,20 @@ def is_of(folder: str | Path, recorded: str) -> bool:
         return False
 
 
+def of_weights(files: Iterable[Path]) -> str:
+    """Identify safetensors files by header, size and first and last MiB of data.
+
+    Raises:
+        OSError, SafetensorError: for one that is missing or not whole.
+    """
+    return _with_weights(hashlib.sha256(), files)
+
+
 def _digest(folder: str | Path, files: Iterable[Path]) -> str:
-    digest = hashlib.sha256((component(folder, "transformer") / "config.json").read_bytes())
+    return _with_weights(hashlib.sha256((component(folder, "transformer") / "config.json").read_bytes()), files)
+
+
+def _with_weights(digest: "hashlib._Hash", files: Iterable[Path]) -> str:
     for file in sorted(files):
         with safe_open(file, "pt") as header:
             digest.update(repr(sorted(header.keys())).encode())

@@ -12,7 +12,7 @@ from typing import Any
 from ladd_dist.config import Config, load
 from ladd_dist.data.mds import MANIFEST
 from ladd_dist.errors import LaddError
-from ladd_dist.evaluation.places import FOLDER, RESULTS
+from ladd_dist.evaluation.places import BASELINES, FOLDER, RESULTS
 from ladd_dist.studies.study import Study, folder_of
 
 STUDIES = "studies"
@@ -55,11 +55,16 @@ class Run:
     task: Task
 
     def show(self) -> None:
-        """Make the link.
+        """Make the link, and in the run's folder one to the baselines that all runs share.
 
         Raises:
             LaddError: if something else lies there.
         """
+        shared, mine = self.folder.parent.with_name(BASELINES), self.folder / BASELINES
+        shared.mkdir(parents=True, exist_ok=True)
+        if not mine.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mine.symlink_to(os.path.relpath(shared, self.folder))
         if self.link.exists() and not self.link.is_symlink():
             raise LaddError(f"{self.link} is in the way of a link to {self.folder}: move it away, or set run_dir")
         self.link.parent.mkdir(parents=True, exist_ok=True)

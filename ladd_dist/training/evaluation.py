@@ -14,6 +14,7 @@ from ladd_dist.evaluation.results import Estimate, Evaluated
 from ladd_dist.evaluation.table import columns, spread
 from ladd_dist.log import log, warn
 from ladd_dist.methods.registry import method_of
+from ladd_dist.supervision.signals import Signals
 from ladd_dist.training.hooks import Hook, RunView
 from ladd_dist.training.tracking import Row, read_rows
 
@@ -26,15 +27,15 @@ class Evaluation(Hook):
     """Measures the averaged weights, see `InTraining`.
 
     Raises:
-        LaddError: as `InTraining`.
+        LaddError, Requeue: as `InTraining`.
     """
 
     name = "evaluation"
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, signals: Signals) -> None:
         self.every = config.train.evaluate_every
         self._folder = Path(config.run_dir)
-        self._evaluate = InTraining(config, world, method_of(config).teacher_blocks(config))
+        self._evaluate = InTraining(config, world, signals, method_of(config).teacher_blocks(config))
 
     def after_step(self, run: RunView, metrics: Mapping[str, Tensor]) -> None:
         """Record an evaluation."""

@@ -53,6 +53,7 @@ class Trainer:
 
     Raises:
         LaddError: for input that cannot be trained on.
+        Requeue: if a signal asked the run to stop before it began.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Trainer:
 
         # Before the networks: its prompts may be unusable, and its text encoders are gone when those are loaded.
         self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
-        self.hooks += [Evaluation(config, world)] if config.train.evaluate_every else []
+        self.hooks += [Evaluation(config, world, self.signals)] if config.train.evaluate_every else []
         log(f"each rank will hold {describe(resident(config, world.size))}")
         self.method = build_method(config, world, self.clock)
         self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
