@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,10 +45,10 @@ def at_the_end(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> No
     """Have an evaluation do something else before it writes its last file."""
     write_index = Gallery.write_index
 
-    def then(gallery: Gallery, names: list[str]) -> None:
+    def then(*args: Any) -> None:
         monkeypatch.setattr(Gallery, "write_index", write_index)
         act()
-        write_index(gallery, names)
+        write_index(*args)
 
     monkeypatch.setattr(Gallery, "write_index", then)
 
