@@ -129,7 +129,7 @@ class Scripted(Hook):
 
     name = "evaluation"
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, *_: object) -> None:
         self.every, self._folder = config.train.evaluate_every, Path(config.run_dir)
 
     def after_step(self, run: RunView, metrics: Any) -> None:
