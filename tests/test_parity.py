@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import ALONE, tiny_config
+from corners import smoothed
 from ranks import ENGINES, ranks
 from torch import Tensor
-from torch.nn import functional
 
 from ladd_dist.checkpoints.reader import Checkpoint, open_newest
 from ladd_dist.config import Config
@@ -148,15 +147,8 @@ def train(tmp_path_factory: pytest.TempPathFactory, random_teacher: Path, random
 
 
 def _train(world: World, config: Config) -> None:
-    """With heads whose activation has no corner: of a million inputs one comes within rounding of it, and takes one
-    slope in one run and the other in another, which moved a gradient's norm by 1e-4 with one processor's kernels.
-    """
-    with patch.object(functional, "leaky_relu", smooth_leaky_relu):
+    with smoothed():
         Trainer(config, world).run()
-
-
-def smooth_leaky_relu(x: Tensor, slope: float) -> Tensor:
-    return slope * x + (1 - slope) * functional.softplus(x)
 
 
 def loss_distances(run: Run, reference: Run) -> dict[str, float]:
