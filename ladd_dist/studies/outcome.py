@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ladd_dist.errors import LaddError
@@ -17,7 +18,7 @@ from ladd_dist.studies.study import Study
 Values = dict[str, dict[str, dict[int, float]]]
 """Of every variant and measure, by seed."""
 _ACROSS = 4
-"""Panels side by side."""
+"""Panels side by side, at most."""
 
 
 @dataclass
@@ -82,15 +83,22 @@ def _cell(by_seed: Mapping[int, float]) -> str:
 
 
 def draw(study: Study, values: Values, path: Path) -> None:
-    """A panel for every measure: a dot for each seed, a line through all of a variant's, a mark at their mean."""
-    names, across = list(study.variants), min(len(study.measures), _ACROSS)
-    lines = -(-len(study.measures) // across)
+    """A panel for every measure: a dot for each seed, a line through all of a variant's, a mark at their mean.
+
+    Panels of one measure of several sets, such as 4 steps and 1 step, have one axis.
+    """
+    names, count = list(study.variants), len(study.measures)
+    lines = -(-count // _ACROSS)
+    across = -(-count // lines)
     size = 3 + 3 * across, lines * (1.2 + 0.34 * len(names))
     figure = Figure(size, dpi=150, layout="constrained", facecolor="white")
     panels = list(figure.subplots(lines, across, sharey=True, squeeze=False).flat)
-    for unused in panels[len(study.measures) :]:
+    for unused in panels[count:]:
         unused.set_axis_off()
-    for axes, measure in zip(panels, study.measures, strict=False):
+    same: dict[str, Axes] = {}
+    for axes, (measure, where) in zip(panels, study.measures.items(), strict=False):
+        if (first := same.setdefault(where.partition(".")[2], axes)) is not axes:
+            axes.sharex(first)
         for row, name in enumerate(names):
             seeds: Sequence[float] = list(values.get(name, {}).get(measure, {}).values())
             if seeds:
