@@ -33,7 +33,7 @@ from ladd_dist.evaluation.evaluate import evaluate
 from ladd_dist.evaluation.gallery import Gallery
 from ladd_dist.evaluation.identity import of_baselines, of_evaluation
 from ladd_dist.evaluation.instruments import Instruments
-from ladd_dist.evaluation.places import BASELINES, FOLDER, count_batches, drawn_folder, drawn_folders
+from ladd_dist.evaluation.places import BASELINES, FOLDER, PICTURES, count_batches, drawn_folder, drawn_folders
 from ladd_dist.evaluation.reference import list_reference
 from ladd_dist.files.holder import Holder
 from ladd_dist.models.lora import Lora
@@ -248,6 +248,19 @@ def test_a_batch_that_is_damaged_is_drawn_again(
     drawn.clear()
     evaluate(config, ALONE, None, "ema")
     assert len(drawn) == BATCHES - BASELINE_BATCHES - 9 + 2
+    assert content(config) == undisturbed
+
+
+def test_batches_whose_pictures_are_gone_are_drawn_again(
+    config: Config, undisturbed: dict[str, Any], drawn: list[int]
+) -> None:
+    """Two of a bucket's are shown, all of its first batch: three batches for each set that is shown."""
+    evaluate(config, ALONE, None, "student")
+    (teacher,) = Path(config.run_dir).glob(f"{BASELINES}/*")
+    shutil.rmtree(teacher / PICTURES)
+    drawn.clear()
+    evaluate(config, ALONE, None, "ema")
+    assert len(drawn) == BATCHES - BASELINE_BATCHES + 3 * (TEACHERS - 1)
     assert content(config) == undisturbed
 
 

@@ -1,5 +1,6 @@
 """The pictures that a report shows: the first prompts of every bucket, the same noise for all entrants."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
@@ -32,11 +33,18 @@ class Gallery:
         """Save those of an entrant's pictures ``(B, 3, H, W)`` that are shown in its folder."""
         for row, image in zip(rows, images, strict=True):
             if row.id in self._places:
-                bucket, number = self._places[row.id]
-                with whole(folder / bucket / f"{number:02d}.png") as file:
+                with whole(self._file(folder, row.id)) as file:
                     save_png(image, file)
+
+    def has(self, folder: Path, numbers: Iterable[int]) -> bool:
+        """Whether an entrant's folder has all those of some pictures that are shown."""
+        return all(self._file(folder, number).is_file() for number in numbers if number in self._places)
 
     def write_index(self, folder: Path, names: list[str]) -> None:
         """Write ``index.json`` of the entrants' folders, in the order given."""
         index = PictureIndex(sets=names, buckets=self._prompts)
         (folder / INDEX).write_text(index.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def _file(self, folder: Path, number: int) -> Path:
+        bucket, place = self._places[number]
+        return folder / bucket / f"{place:02d}.png"

@@ -21,6 +21,7 @@ from ladd_dist.errors import LaddError, Requeue
 from ladd_dist.evaluation.draw import SoFar
 from ladd_dist.evaluation.drawn import Collected, Keyed, Rows, load_rows, save_rows
 from ladd_dist.evaluation.gallery import Gallery
+from ladd_dist.evaluation.instruments import BROKEN
 from ladd_dist.evaluation.places import PICTURES, REFERENCE_ROWS, batch_file, batches_there
 from ladd_dist.supervision.requests import SharedStop
 
@@ -78,6 +79,7 @@ class SetSoFar(SoFar):
         check: Callable[[], None],
     ) -> None:
         self._folder, self._name, self._gallery = folder, name, gallery
+        self._pictures = folder / PICTURES / name
         self._world, self._stop, self._check = world, stop, check
 
     def there(self) -> list[int]:
@@ -85,12 +87,14 @@ class SetSoFar(SoFar):
         return batches_there(self._folder, self._name)
 
     def load(self, count: int) -> tuple[Collected, float, list[int]]:
-        """Each rank reads those of its own numbers; files that are damaged count as missing."""
+        """Each rank reads those of its own numbers; batches that are damaged or lack pictures to show are missing."""
         found, seconds, mine = Collected(), 0.0, list[int]()
         for number in self.there():
             # By number, not by place in the list: ranks may see other files, while another job writes some.
-            if number % self._world.size == self._world.rank and (kept := load_rows(self._file(number))) is not None:
-                rows, facts = kept
+            if number % self._world.size != self._world.rank or (kept := load_rows(self._file(number))) is None:
+                continue
+            rows, facts = kept
+            if self._shown(rows[(BROKEN,)].pictures.tolist()):
                 found.take({name: of for (name,), of in rows.items()})
                 seconds += float(facts[_SECONDS])
                 mine.append(number)
@@ -106,7 +110,7 @@ class SetSoFar(SoFar):
         self._check()
         with _written(self._folder):
             if self._gallery:
-                self._gallery.keep(self._folder / PICTURES / self._name, rows, images)
+                self._gallery.keep(self._pictures, rows, images)
             keyed: Keyed = {(name,): of for name, of in found.rows().items()}
             save_rows(self._file(number), keyed, {_SECONDS: repr(seconds)})
 
@@ -122,6 +126,10 @@ class SetSoFar(SoFar):
         """
         if any(self._world.gather(self._stop.asked())):
             raise Requeue("stopped by a signal: start the same command again, what is drawn is kept")
+
+    def _shown(self, numbers: list[int]) -> bool:
+        """Whether those that are to be shown of some pictures can be."""
+        return self._gallery is None or self._gallery.has(self._pictures, numbers)
 
     def _file(self, number: int) -> Path:
         return batch_file(self._folder, self._name, number)
