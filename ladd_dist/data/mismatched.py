@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from streaming import StreamingDataset
-
 from ladd_dist.data.mds import MISMATCHED
+from ladd_dist.data.shards import ShardDataset
 from ladd_dist.errors import LaddError
 
 
-class MismatchedPrompts(StreamingDataset):
+class MismatchedPrompts(ShardDataset):
     """A local dataset whose samples also hold the next sample of their bucket with another prompt.
 
     Next in the order on disk, and after the bucket's last sample its first: the same one for any number of ranks,

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from streaming import Stream, StreamingDataset
+from streaming import Stream
 from streaming.base.world import World as StreamingWorld
 from torch.utils.data import DataLoader
 
 from ladd_dist.config import Config
 from ladd_dist.data.mds import Manifest, collate
 from ladd_dist.data.mismatched import MismatchedPrompts
+from ladd_dist.data.shards import ShardDataset
 from ladd_dist.data.shared_memory import patch_streaming
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.noise import attempt_seed
@@ -43,7 +44,7 @@ class LatentReader:
         self._micro_batch = config.micro_batch(world.size)
         self._global_batch = config.train.global_batch
         asked_by = method_of(config).mismatched_prompts(config)
-        dataset = partial(MismatchedPrompts, asked_by) if asked_by else StreamingDataset
+        dataset = partial(MismatchedPrompts, asked_by) if asked_by else ShardDataset
         self._dataset = dataset(
             streams=[Stream(local=str(root / bucket)) for bucket in manifest.counts],
             batch_size=self._global_batch // world.size,
