@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from conftest import ROOT, TINY, tiny_overrides
 from launch import environment, launch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ladd_dist.config import load
 from ladd_dist.config.yaml import write_yaml
 from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.places import BASELINES
-from ladd_dist.studies.outcome import Outcome
+from ladd_dist.studies.outcome import Outcome, draw
 from ladd_dist.studies.plan import Run, Task, plan
 from ladd_dist.studies.processes import run_tasks
 from ladd_dist.studies.study import Study, read_study
@@ -231,3 +232,15 @@ def test_a_measure_that_is_not_there_is_named_with_what_is(tmp_path: Path) -> No
     run.task.done.write_text(json.dumps({"sets": [{"name": "student_4", "fd": 1.0}]}))
     with pytest.raises(LaddError, match=r"measures: 'student_4.fid' is not in .*results.json.*no 'fid'.*: name, fd"):
         Outcome(study, "").add(run)
+
+
+def test_panels_of_one_measure_have_one_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list[Figure]()
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    measures = {"four": "student_4.excess", "one": "student_1.excess", "read": "student_4.accuracy"}
+    study = Study.model_validate(tree(measures=measures, variants={"a": [], "b": []}))
+    values = {"a": {"four": {0: 3.0}, "one": {0: 5.0}, "read": {0: 0.9}}, "b": {"four": {0: 1.0}, "one": {0: 9.0}}}
+    draw(study, values, tmp_path / "study.png")
+    four, one, read = (panel.get_xlim() for panel in drawn[0].axes)
+    assert four == one and four[0] < 1 and four[1] > 9
+    assert read[1] < 1
