@@ -1,4 +1,4 @@
-"""The frozen teacher's products in 8 bits: how far they are from exact ones, what stays exact, who is refused."""
+"""Products in 8 bits, the teacher's and the student's: how far from exact ones, what stays exact, who may not."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from conftest import ALONE, NEEDS_VECTORS, TINY
 from hypothesis import example, given
 from hypothesis import strategies as st
+from ranks import close_ranks, ranks
 from test_memory import SMALL_HEADS
 from torch import Tensor, nn
 
@@ -18,11 +19,12 @@ from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.build import check_launch
+from ladd_dist.engines.settings import check_settings
 from ladd_dist.errors import LaddError
 from ladd_dist.methods.networks import teacher_blueprint
 from ladd_dist.methods.registry import build_method, method_of
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.float8 import Float8Linear, quantize_rows, to_float8
+from ladd_dist.models.float8 import Float8Linear, TrainedFloat8Linear, quantize_rows, to_float8
 from ladd_dist.planning.cards import CARDS
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.networks import check_networks
@@ -74,10 +76,11 @@ def test_codes_and_scales_are_torchaos(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(scale, theirs.scale)
 
 
+@pytest.mark.parametrize("kind", [Float8Linear, TrainedFloat8Linear])
 @given(sizes, sizes, st.integers(1, 40), st.booleans(), st.integers(0, 10**6))
 @example(48, 16, 1, True, 2902)
 def test_a_layer_and_its_gradient_are_within_the_rounding_of_8_bits(
-    width: int, out: int, rows: int, bias: bool, seed: int
+    kind: type[nn.Module], width: int, out: int, rows: int, bias: bool, seed: int
 ) -> None:
     """Of sums by the size of what is summed: where positive and negative products cancel, their rounding does not."""
     torch.manual_seed(seed)
@@ -85,7 +88,7 @@ def test_a_layer_and_its_gradient_are_within_the_rounding_of_8_bits(
     channels = torch.randn(out, 1).exp()  # of different sizes, as only scales of their own take them
     with torch.no_grad():
         exact.weight *= channels
-    layer = Float8Linear(exact)
+    layer = kind(exact)
     x, g = torch.randn(2, rows, width, requires_grad=True), torch.randn(2, rows, out)
     ours, theirs = layer(x), exact(x)
     assert ours.dtype == torch.bfloat16
@@ -93,6 +96,18 @@ def test_a_layer_and_its_gradient_are_within_the_rounding_of_8_bits(
     assert (ours - theirs).norm() < 2 * LAYER * (x.square() @ squares.T).sum().sqrt()
     (found,), (wanted,) = (torch.autograd.grad(each, x, g.to(each.dtype)) for each in (ours, theirs))
     assert (found - wanted).norm() < 2 * LAYER * (g.square() @ squares).sum().sqrt()
+
+
+@given(sizes, sizes, st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16]), st.integers(0, 10**6))
+def test_a_trained_layers_weight_has_the_gradient_of_16_bits(
+    width: int, out: int, rows: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    exact = nn.Linear(width, out, dtype=dtype)
+    layer, x, g = TrainedFloat8Linear(exact), torch.randn(rows, width), torch.randn(rows, out, dtype=torch.bfloat16)
+    assert dict(layer.named_parameters()) == dict(exact.named_parameters())
+    weight, bias = torch.autograd.grad(layer(x), (layer.weight, layer.bias), g)
+    assert torch.equal(weight, (g.T @ x.bfloat16()).to(dtype)) and weight.dtype == bias.dtype == dtype
 
 
 def test_a_large_layer_is_within_a_twentieth_of_the_exact_one() -> None:
@@ -121,6 +136,17 @@ def batch(samples: int = 4) -> Batch:
     return Batch(torch.randn(samples, 4, 8, 8, generator=draw), cond, list(range(samples)), "32x32", cond)
 
 
+def share(whole: Batch, world: World) -> Batch:
+    """A rank's."""
+
+    def mine(x: Tensor) -> Tensor:
+        return x.chunk(world.size)[world.rank]
+
+    cond, count = Conditioning(*map(mine, whole.cond)), len(whole.ids) // world.size
+    ids = whole.ids[count * world.rank :][:count]
+    return Batch(mine(whole.latents), cond, ids, whole.bucket, cond)
+
+
 def test_the_digit_teachers_features_and_gradient_stay_near() -> None:
     """Errors of a block add to those before it in the residual stream, which carries most of the features on."""
     nets, sample, found = (teacher(), teacher("teacher.float8=true")), batch(), []
@@ -146,11 +172,11 @@ def test_what_every_token_passes_is_in_8_bits_and_all_else_is_not() -> None:
     }
 
 
-def first_iteration(*overrides: str) -> dict[str, Tensor]:
+def first_iteration(*overrides: str, world: World = ALONE) -> dict[str, Tensor]:
     """Metrics of the first update of student and heads: later ones are of weights that go apart."""
     config = load(TINY, [*SMALL_HEADS, "train.precision=bf16", "train.global_batch=4", *overrides])
-    method = build_method(config, ALONE, Clock(ALONE))
-    sample = method.sample(0, 0, batch(), (8, 8))
+    method = build_method(config, world, Clock(world))
+    sample = method.sample(0, 0, share(batch(), world), (8, 8))
     return {name: value.float() for name, value in method.iteration(0, [sample]).items()}
 
 
@@ -170,11 +196,38 @@ def test_a_step_on_it_is_near_that_on_an_exact_teacher(order: str) -> None:
     assert not torch.equal(ours["student_grad_norm"], exact["student_grad_norm"])
 
 
+@pytest.mark.parametrize("recomputed", ["false", "true", "selective"])
+def test_a_step_of_a_student_with_it_is_near_that_of_an_exact_one(recomputed: str) -> None:
+    common = [f"student.activation_checkpointing={recomputed}"]
+    exact, ours = first_iteration(*common), first_iteration(*common, "student.float8=true")
+    assert_near(ours, exact)
+    assert not torch.equal(ours["student_grad_norm"], exact["student_grad_norm"])
+
+
+def norms(world: World, overrides: list[str]) -> tuple[float, float]:
+    """Of the gradients of a first update, over all ranks."""
+    found = first_iteration(*overrides, world=world)
+    return float(found["student_grad_norm"]), float(found["head_grad_norm"])
+
+
+@pytest.mark.slow
+def test_sharded_ranks_make_the_gradient_of_one_process() -> None:
+    """Which makes codes of fp32 masters, where ranks make them of what they gathered in bf16: some are others."""
+    common = ["student.float8=true", "student.activation_checkpointing=true"]
+    try:
+        found = ranks(2)(norms, ["engine=fsdp2", *common])
+    finally:
+        close_ranks()
+    assert found[0] == found[1] == pytest.approx(norms(ALONE, common), rel=0.15)
+
+
 @pytest.mark.slow
 @NEEDS_VECTORS
 def test_compiled_it_computes_the_same() -> None:
+    both = "teacher.float8=true", "student.float8=true"
     exact, ours = (
-        first_iteration("teacher.float8=true", f"teacher.compile={compiled}") for compiled in ("false", "true")
+        first_iteration(*both, f"teacher.compile={compiled}", f"student.compile={compiled}")
+        for compiled in ("false", "true")
     )
     assert_near(ours, exact)
 
@@ -189,6 +242,20 @@ def test_the_planner_counts_its_products_apart_and_its_memory_less() -> None:
     for exact, work in ((before.forward, after.forward), (before.backward, after.backward)):
         assert work.matmul + work.float8 == exact.matmul and work.attention == exact.attention
         assert 0.5 < work.float8 / exact.matmul < 1
+    assert after.kept < 1.01 * before.kept
+
+
+def test_the_planner_counts_the_students_products_and_no_memory_more() -> None:
+    """Backward the input's gradients are in 8 bits, as many as the forward pass has, and the weights' are not."""
+    plain, ours = (
+        Costs(load(TINY, ["train.precision=bf16", f"student.float8={told}"]), Bucket(32, 64), CARDS["H100"].device)
+        for told in ("false", "true")
+    )
+    (passed,) = (p for p in method_of(load(TINY)).passes(load(TINY)) if p.network == "student")
+    before, after = plain.of(passed, False), ours.of(passed, False)
+    for exact, work in ((before.forward, after.forward), (before.backward, after.backward)):
+        assert work.matmul + work.float8 == exact.matmul and work.attention == exact.attention
+    assert after.backward.float8 == after.forward.float8 > 0.5 * before.forward.matmul
     assert after.kept < 1.01 * before.kept
 
 
@@ -239,6 +306,11 @@ def test_others_and_a_cpu_are_taken(monkeypatch: pytest.MonkeyPatch, capability:
     ("overrides", "said"),
     [
         (["train.precision=fp32"], "teacher.float8=true, but train.precision=fp32: set train.precision=bf16"),
+        (["teacher.float8=false", "student.float8=true", "train.precision=fp32"], "student.float8=true, but train"),
+        (
+            ["teacher.float8=false", "student.float8=true", "student.lora.rank=2"],
+            "student.float8=true is for a student that is trained whole: set student.lora=null",
+        ),
         (["teacher.placement=shard"], "but teacher.placement=shard: set teacher.placement=replicate"),
         (
             ["student.lora.rank=2"],
@@ -262,4 +334,12 @@ def test_a_teacher_that_has_no_such_layers_is_refused_before_it_is_loaded(monkey
     with pytest.raises(LaddError, match="this kind of teacher has no layers for it: set teacher.float8=false"):
         check_networks(config)
     with pytest.raises(LaddError, match="takes widths in multiples of 16, but 0 is 24 to 32"):
-        to_float8(nn.Sequential(nn.Linear(24, 32)), ["0"])
+        to_float8(nn.Sequential(nn.Linear(24, 32)), ["0"], "teacher")
+
+
+def test_zero3_which_has_linear_layers_of_its_own_is_refused() -> None:
+    config = load(TINY, ["engine=zero3", "train.precision=bf16", "student.float8=true"])
+    with pytest.raises(
+        LaddError, match="student.float8=true: engine=zero3 has linear layers of its own; set engine="
+    ):
+        check_settings(config)

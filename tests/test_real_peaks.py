@@ -28,7 +28,7 @@ from ladd_dist.planning.samples import random_sample
 BF16, SHARD, RECOMPUTED = "train.precision=bf16", "teacher.placement=shard", "student.activation_checkpointing=true"
 PAIRS = ["method.loss=relativistic", "method.fake_pass=two_pass", "discriminator.student_time=true"]
 CASES = {
-    1: [["engine=local"], ["engine=local", BF16, RECOMPUTED]],
+    1: [["engine=local"], ["engine=local", BF16, RECOMPUTED], ["engine=local", BF16, "student.float8=true"]],
     2: [
         ["engine=fsdp2"],
         ["engine=fsdp2", BF16, SHARD],

@@ -73,6 +73,9 @@ class StudentConfig(Section):
     """As the teacher's."""
     compile: bool | Literal["auto"] = "auto"
     """As the teacher's."""
+    float8: bool = False
+    """Multiply in 8 bits in the linear layers that every token passes, forward and for the input's gradient. Weights,
+    their gradients and what is kept stay as they are. Not of adapters, nor under ZeRO-3."""
 
     @property
     def starts_as_teacher(self) -> bool:

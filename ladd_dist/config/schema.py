@@ -107,14 +107,21 @@ class Config(Section):
     @model_validator(mode="after")
     def _float8(self) -> "Config":
         """Its products give bf16, and engines shard and gather in the compute precision alone."""
-        for key, value, needed in (
-            ("train.precision", self.train.precision, "bf16"),
-            ("teacher.placement", self.teacher.placement, "replicate"),
-        ):
-            if self.teacher.float8 and value != needed:
+        settings = [
+            ("teacher", "train.precision", self.train.precision, "bf16"),
+            ("teacher", "teacher.placement", self.teacher.placement, "replicate"),
+            ("student", "train.precision", self.train.precision, "bf16"),
+        ]
+        for network, key, value, needed in settings:
+            if getattr(self, network).float8 and value != needed:
                 raise ValueError(
-                    f"teacher.float8=true, but {key}={value}: set {key}={needed}, or teacher.float8=false"
+                    f"{network}.float8=true, but {key}={value}: set {key}={needed}, or {network}.float8=false"
                 )
+        if self.student.float8 and self.student.lora:
+            raise ValueError(
+                "student.float8=true is for a student that is trained whole: set student.lora=null, or "
+                "student.float8=false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -33,8 +33,9 @@ def check_launch(config: Config, world: World) -> None:
     for key in ("student_optimizer", "head_optimizer"):
         if getattr(config, key) is not None and getattr(config, key).state == "8bit":
             _check_8bit(key, world)
-    if config.teacher.float8:
-        _check_float8(world)
+    for network in ("teacher", "student"):
+        if getattr(config, network).float8:
+            _check_float8(network, world)
 
 
 def _check_8bit(key: str, world: World) -> None:
@@ -44,16 +45,16 @@ def _check_8bit(key: str, world: World) -> None:
         raise LaddError(f"{key}.state=8bit needs torchao: pip install torchao==0.18.0, or set {key}.state=fp32")
 
 
-def _check_float8(world: World) -> None:
+def _check_float8(network: str, world: World) -> None:
     """A CPU multiplies what it reads in 8 bits too, slowly."""
     if world.device.type != "cuda":
         return
-    name, instead = torch.cuda.get_device_name(world.device), "set teacher.float8=false"
+    name, instead = torch.cuda.get_device_name(world.device), f"set {network}.float8=false"
     if torch.version.hip:
-        raise LaddError(f"teacher.float8=true is for NVIDIA's GPUs, and not for {name}: {instead}")
+        raise LaddError(f"{network}.float8=true is for NVIDIA's GPUs, and not for {name}: {instead}")
     if (capability := torch.cuda.get_device_capability(world.device)) < _FLOAT8_CAPABILITY:
         has, needs = (".".join(map(str, each)) for each in (capability, _FLOAT8_CAPABILITY))
-        raise LaddError(f"teacher.float8=true needs compute capability {needs}, and {name} has {has}: {instead}")
+        raise LaddError(f"{network}.float8=true needs compute capability {needs}, and {name} has {has}: {instead}")
 
 
 def compute_dtype(config: Config) -> torch.dtype:

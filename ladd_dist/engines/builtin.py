@@ -106,6 +106,8 @@ def _check_zero3(config: Config) -> None:
     asked = config.student.compile is True, config.teacher.compile is True and config.teacher.placement == "shard"
     if any(asked):
         raise LaddError("compile=true: the hooks of engine=zero3 cannot be compiled; set engine=fsdp2")
+    if config.student.float8:
+        raise LaddError("student.float8=true: engine=zero3 has linear layers of its own; set engine=fsdp2")
 
 
 _ZERO3 = EngineEntry(

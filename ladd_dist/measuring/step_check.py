@@ -55,7 +55,12 @@ def settings(config: Config) -> list[Setting]:
     ]
     if not base:
         float8 = ("teacher.float8=true",)
-        found[2:2] = [Setting("float8", float8), Setting("float8, compiled", (*float8, *compiled))]
+        both = (*float8, "student.float8=true")
+        found[2:2] = [
+            Setting("float8", float8),
+            Setting("float8, compiled", (*float8, *compiled)),
+            Setting("float8, the student's too, compiled", (*both, *compiled)),
+        ]
     return found
 
 

@@ -25,6 +25,8 @@ def student_blueprint(config: Config, world: World) -> Blueprint:
     def make() -> Backbone:
         net = start.make(dtype, config.student.activation_checkpointing)
         put_attention(net)
+        if config.student.float8:
+            net.to_float8("student")
         return net.train()
 
     return Blueprint(make, start.weights(), dtype, compiled)
@@ -48,7 +50,7 @@ def teacher_blueprint(config: Config, world: World, last_block: int) -> Blueprin
 
 def _to_float8(network: nn.Module) -> None:
     assert isinstance(network, Backbone)
-    network.to_float8()
+    network.to_float8("teacher")
 
 
 def meta_student(config: Config) -> Backbone:

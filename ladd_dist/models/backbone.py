@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -118,9 +118,13 @@ class Backbone(nn.Module, ABC):
         """
         return []
 
-    def to_float8(self) -> None:
-        """Put the layers of `token_layers` into 8 bits, in place, see `models.float8`; they stay frozen."""
-        to_float8(self, self.token_layers())
+    def to_float8(self, of: Literal["teacher", "student"]) -> None:
+        """Have the layers of `token_layers` multiply in 8 bits, in place, see `models.float8.to_float8`.
+
+        Raises:
+            LaddError: if it has none, or one is of a width that the products do not take.
+        """
+        to_float8(self, self.token_layers(), of)
 
     @abstractmethod
     def truncate(self, last_block: int) -> None:

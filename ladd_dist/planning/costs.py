@@ -90,8 +90,10 @@ class Costs:
             for name, net in self._nets.items():
                 self._place(name, net)
                 self._choose_kernels(name, net, gpu)
-                if name == "teacher" and config.teacher.float8:
-                    self._backbone_of(name).to_float8()
+            if config.teacher.float8:
+                self._backbone_of("teacher").to_float8("teacher")
+            if config.student.float8:
+                self._backbone_of(STUDENT).to_float8("student")
         space = LatentSpace.of(config.teacher.path)
         self._shape = space.shape(bucket)
         self.grid = space.grid(*self._shape[1:])

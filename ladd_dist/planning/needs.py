@@ -1,14 +1,17 @@
 """What a rank needs at the most: its state, and what an iteration takes beside it, by part."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
 from ladd_dist.config import Config
+from ladd_dist.engines.blueprint import trainable
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.float8 import linear
 from ladd_dist.planning.activations import Moment, moments
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.memory import state_of
@@ -95,17 +98,19 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
     frozen network's at any time.
 
     One process's autocast holds the trained weights that it has cast to the end of a forward pass, or of a recomputed
-    block; a graph keeps the copies, but of recomputed blocks.
+    block; a graph keeps the copies, but of recomputed blocks. Layers in float8 make codes of the weights themselves.
     """
     width, student = compute_dtype(config).itemsize, costs.networks.trained[STUDENT]
     assert isinstance(student, Backbone)
-    trained, _ = _sizes(student, trained=True)
     if engine_entry(config.engine).launcher == "python":
-        every = sum(p.numel() for p in student.parameters() if p.requires_grad)
         if width == _FP32:
             return _Blocks({}, {})
+        coded = [linear(student, name).weight for name in student.token_layers()] if config.student.float8 else []
+        cast = set(trainable(student).values()) - set(coded)
+        block, _ = _sizes(student, cast.__contains__)
+        every = sum(p.numel() for p in cast)
         if config.student.activation_checkpointing:
-            return _Blocks({STUDENT: trained * width}, {}, forward=(every - trained) * width)
+            return _Blocks({STUDENT: block * width}, {}, forward=(every - block) * width)
         return _Blocks({}, {}, graph=every * width)
     if size == 1:
         return _Blocks({}, {})
@@ -115,6 +120,7 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
     def whole(blocks: int) -> dict[str, int]:
         return {name: (blocks * block + root) * width for name, (block, root) in sizes.items()}
 
+    trained, _ = _sizes(student, lambda p: p.requires_grad)
     reduced, buffer = trained * width, trained * _FP32
     if blocks := engine_entry(config.engine).residency(config).whole_blocks:
         kept = whole(blocks)
@@ -123,11 +129,11 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
     return _Blocks(whole(2 + ahead), whole(ahead), reduced=reduced + buffer)
 
 
-def _sizes(net: Backbone, trained: bool = False) -> tuple[int, int]:
-    """Parameters of the largest block, and of what is in none; all of them or those that are trained."""
+def _sizes(net: Backbone, counts: Callable[[nn.Parameter], bool] = lambda _: True) -> tuple[int, int]:
+    """Parameters of the largest block, and of what is in none; those that count."""
 
     def count(module: nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+        return sum(p.numel() for p in module.parameters() if counts(p))
 
     blocks = [count(block) for block in net.wrap_points()]
     return max(blocks), count(net) - sum(blocks)

@@ -28,7 +28,9 @@ def check_networks(config: Config) -> LatentSpace:
     for bucket in config.synthesis.buckets:
         space.shape(Bucket.parse(bucket))
     if config.teacher.float8:
-        meta_backbone(config.teacher.path).to_float8()
+        meta_backbone(config.teacher.path).to_float8("teacher")
+    if config.student.float8:
+        meta_student(config).to_float8("student")
     check_weights(config)
     return space
 
