@@ -277,12 +277,12 @@ GPU = World(0, 1, 0, torch.device("cuda"))
         (
             (8, 0),
             None,
-            "teacher.float8=true needs compute capability 8.9, and Pretended GPU has 8.0: set teacher.float8=false",
+            "{}.float8=true needs compute capability 8.9, and Pretended GPU has 8.0: set {}.float8=false",
         ),
         (
             (9, 4),
             "6.4",
-            "teacher.float8=true is for NVIDIA's GPUs, and not for Pretended GPU: set teacher.float8=false",
+            "{}.float8=true is for NVIDIA's GPUs, and not for Pretended GPU: set {}.float8=false",
         ),
     ],
 )
@@ -290,9 +290,10 @@ def test_a_gpu_without_such_products_is_refused(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], hip: str | None, said: str
 ) -> None:
     _Gpu(monkeypatch, capability, hip)
-    with pytest.raises(LaddError) as refused:
-        check_launch(load(TINY, FLOAT8), GPU)
-    assert str(refused.value) == said
+    for network in ("teacher", "student"):
+        with pytest.raises(LaddError) as refused:
+            check_launch(load(TINY, ["train.precision=bf16", f"{network}.float8=true"]), GPU)
+        assert str(refused.value) == said.format(network, network)
 
 
 @pytest.mark.parametrize("capability", [(8, 9), (9, 0), (12, 0)])
