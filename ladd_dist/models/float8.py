@@ -44,10 +44,7 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``, bf16."""
-        rows = x.to(torch.bfloat16).reshape(-1, x.shape[-1])
-        out: Tensor = _Product.apply(rows, self.weight, self.scale)
-        out = out.view(*x.shape[:-1], -1)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+        return _affine(_Product, x, self.bias, self.weight, self.scale)
 
 
 class TrainedFloat8Linear(nn.Linear):
@@ -66,10 +63,7 @@ class TrainedFloat8Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``, bf16."""
-        rows = x.to(torch.bfloat16).reshape(-1, x.shape[-1])
-        out: Tensor = _TrainedProduct.apply(rows, self.weight)
-        out = out.view(*x.shape[:-1], -1)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+        return _affine(_TrainedProduct, x, self.bias, self.weight)
 
 
 class _Product(torch.autograd.Function):
@@ -101,6 +95,13 @@ class _TrainedProduct(torch.autograd.Function):
             _input_gradient(g, *quantize_rows(weight)) if by_input else None,
             (g.t() @ x).to(weight.dtype) if by_weight else None,
         )
+
+
+def _affine(product: type[torch.autograd.Function], x: Tensor, bias: Tensor | None, *weight: Tensor) -> Tensor:
+    """``product`` of the rows of ``x (..., in)`` with a weight, and the bias: ``(..., out)`` in bf16."""
+    out: Tensor = product.apply(x.to(torch.bfloat16).reshape(-1, x.shape[-1]), *weight)
+    out = out.view(*x.shape[:-1], -1)
+    return out if bias is None else out + bias.to(out.dtype)
 
 
 def _product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
