@@ -38,9 +38,9 @@ def test_it_distils(results):
     sets = {s.name: s for s in results.sets}
     assert results.samples >= 1000
     assert set(sets["student_4"].accuracy_by_bucket) == {"32x32", "32x64", "64x32"}
-    # 0.11 to 0.15 and 0.08 to 0.09 on three seeds: another processor's rounding makes another run, as a seed does.
+    # 0.12 to 0.15 and 0.06 to 0.08 on three seeds: another processor's rounding makes another run, as a seed does.
     assert sets["student_4"].excess_ratio <= 0.25
-    assert sets["student_1"].excess_ratio <= 0.17
+    assert sets["student_1"].excess_ratio <= 0.12
     assert sets["student_4"].excess <= sets["student_1"].excess
     four = sets["student_4"].measures
     assert four.judge.ratio_renoised.value <= 0.3 and four.teacher.ratio.value < 1
