@@ -26,7 +26,8 @@ from ladd_dist.planning.plan import largest_bucket
 from ladd_dist.planning.samples import random_sample
 
 BF16, SHARD, RECOMPUTED = "train.precision=bf16", "teacher.placement=shard", "student.activation_checkpointing=true"
-PAIRS = ["method.loss=relativistic", "method.fake_pass=two_pass", "discriminator.student_time=true"]
+TWO_PASS, TEACHER_RECOMPUTED = "method.fake_pass=two_pass", "teacher.activation_checkpointing=true"
+PAIRS = ["method.loss=relativistic", TWO_PASS, "discriminator.student_time=true"]
 CASES = {
     1: [["engine=local"], ["engine=local", BF16, RECOMPUTED], ["engine=local", BF16, "student.float8=true"]],
     2: [
@@ -36,6 +37,9 @@ CASES = {
         ["engine=zero3"],
         ["engine=zero3", BF16],
         ["engine=zero3", SHARD],
+        ["engine=zero3", TWO_PASS, TEACHER_RECOMPUTED],
+        ["engine=zero3", TWO_PASS, SHARD, RECOMPUTED],
+        ["engine=zero3", "student.lora.rank=8", BF16],
     ],
     4: [["engine=fsdp2", SHARD, "train.global_batch=32"], ["engine=zero3", BF16]],
 }

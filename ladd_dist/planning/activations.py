@@ -1,7 +1,7 @@
 """What an iteration's tensors take beside the state, by which of its parts are alive when."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ladd_dist.config import Config, Recomputation
 from ladd_dist.engines.registry import engine_entry
@@ -23,7 +23,9 @@ class Moment:
         held: kept graphs, by the network that they belong to.
         transient: what the moment itself needs.
         running: the backbone that runs, if any.
+        graph: of ``transient``, what is kept of a forward pass for its backward pass.
         between: whether it does so between two of its blocks.
+        backward: whether it runs backward.
         gradients: whether it is the running network's backward pass to its weights.
         reached: whether gradients of all of its weights are there, and not of none yet.
     """
@@ -32,7 +34,9 @@ class Moment:
     held: dict[str, int]
     transient: int
     running: str = ""
+    graph: int = 0
     between: bool = False
+    backward: bool = False
     gradients: bool = False
     reached: bool = False
 
@@ -70,7 +74,8 @@ def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
             looking = None
             continue
         name = f"{passed.network} for the heads" if passed.network == STUDENT and passed.features else passed.network
-        yield Moment(f"{name} forward", dict(held), cost.forward_peak, passed.network)
+        graph = 0 if passed.gradient == "none" else cost.kept
+        yield Moment(f"{name} forward", dict(held), cost.forward_peak, passed.network, graph)
         looking = passed if passed.features and passed.gradient == "none" else None
         if passed.gradient != "none":
             held[name] = cost.kept
@@ -78,9 +83,10 @@ def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
     for name, passed in reversed(waiting):
         cost = costs.of(passed, checkpointed(config, passed.network), samples, engine)
         transient, to_weights = cost.backward_peak - cost.kept, passed.gradient == "weights"
-        yield Moment(f"{name} backward", dict(held), transient, passed.network, gradients=to_weights)
+        moment = Moment(
+            f"{name} backward", dict(held), transient, passed.network, backward=True, gradients=to_weights
+        )
+        yield moment
         del held[name]
         if to_weights:  # its graph has gone, its gradients have come
-            yield Moment(
-                f"end of {name} backward", dict(held), transient, passed.network, gradients=True, reached=True
-            )
+            yield replace(moment, during=f"end of {moment.during}", held=dict(held), reached=True)

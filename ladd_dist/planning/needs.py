@@ -1,7 +1,8 @@
 """What a rank needs at the most: its state, and what an iteration takes beside it, by part."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from ladd_dist.engines.blueprint import trainable
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
+from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.float8 import linear
 from ladd_dist.planning.activations import Moment, moments
@@ -48,8 +50,9 @@ def needs(config: Config, costs: Costs, size: int, samples: int, workspace: int)
     host = {kind: count for (place, kind), count in state.items() if place == "host" and count}
     copied = ("masters", "moments", "ema")
     host["checkpoint copy"] = sum(count for (_, kind), count in state.items() if kind in copied)
-    recomputed = "blocks, recomputed" if config.student.activation_checkpointing else "blocks"
-    blocks = costs.once(recomputed, config, size, lambda: _blocks(config, costs, size))
+    passes = Counter(each.network for each in method_of(config).passes(config))
+    way = f"blocks of {passes}, recomputed {config.student.activation_checkpointing}"
+    blocks = costs.once(way, config, size, lambda: _blocks(config, costs, size, passes))
     keeps, accumulates = engine_entry(config.engine).residency(config).keeps_gradients, config.accumulation(size) > 1
 
     def device_at(moment: Moment) -> dict[str, int]:
@@ -68,34 +71,45 @@ class _Blocks:
     """Bytes of a network's weights that are whole for a while, on one rank.
 
     Attributes:
-        running: by network, while one of its blocks runs.
+        forward: by network, while one of its blocks runs forward.
+        backward: by network, while one does so backward, or the last one forward.
         between: by network, between two of them.
+        tail: by network, which part of its blocks runs forward with fewer whole than ``forward`` says, as no more
+            follow. Until then that part of the graph is not there.
         graph: with the student's graph.
-        forward: of all other blocks of the student, in its forward pass.
+        cast: of all other blocks of the student, in its forward pass.
         reduced: gradients of one of its blocks on their way to their shards, in its backward pass.
-        always: a buffer for them that is there all the time.
+        always: what is there all the time.
     """
 
-    running: dict[str, int]
-    between: dict[str, int]
+    forward: Mapping[str, int]
+    backward: Mapping[str, int]
+    between: Mapping[str, int]
+    tail: Mapping[str, float] = field(default_factory=dict)
     graph: int = 0
-    forward: int = 0
+    cast: int = 0
     reduced: int = 0
     always: int = 0
 
     def at(self, moment: Moment) -> int:
         """Of all networks at a moment."""
-        whole = (self.between if moment.between else self.running).get(moment.running, 0)
+        name = moment.running
+        at_last, before = self.backward.get(name, 0), self.forward.get(name, 0)
+        early = round(before - self.tail.get(name, 0) * moment.graph)
+        runs = self.between.get(name, 0) if moment.between else at_last if moment.backward else max(at_last, early)
         graph = self.graph if moment.running == STUDENT or STUDENT in moment.held else 0
-        others = self.forward if moment.during == f"{STUDENT} forward" else 0
-        return whole + graph + others + self.always + (self.reduced if moment.gradients else 0)
+        cast = self.cast if moment.during == f"{STUDENT} forward" else 0
+        reduced = self.reduced if moment.gradients else 0
+        return runs + graph + cast + reduced + self.always
 
 
-def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
+def _blocks(config: Config, costs: Costs, size: int, passes: Counter[str]) -> _Blocks:
     """FSDP2 holds the block that runs, the next one and what is outside of blocks.
 
-    ZeRO-3 keeps some blocks and what is outside of them from pass to pass: the student's while there is its graph, a
-    frozen network's at any time.
+    ZeRO-3 keeps some blocks and what is outside of them from pass to pass, of a network that has one pass in a
+    micro-batch: the student's while there is its graph, a frozen network's at any time. Several passes, with and
+    without a graph, are never what DeepSpeed expects: forward it gathers as far ahead, through a buffer of a block's
+    size, but nothing in the backward pass, and it keeps none.
 
     One process's autocast holds the trained weights that it has cast to the end of a forward pass, or of a recomputed
     block; a graph keeps the copies, but of recomputed blocks. Layers in float8 make codes of the weights themselves.
@@ -104,18 +118,20 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
     assert isinstance(student, Backbone)
     if engine_entry(config.engine).launcher == "python":
         if width == _FP32:
-            return _Blocks({}, {})
+            return _Blocks({}, {}, {})
         coded = [linear(student, name).weight for name in student.token_layers()] if config.student.float8 else []
         cast = set(trainable(student).values()) - set(coded)
         block, _ = _sizes(student, cast.__contains__)
         every = sum(p.numel() for p in cast)
         if config.student.activation_checkpointing:
-            return _Blocks({STUDENT: block * width}, {}, forward=(every - block) * width)
-        return _Blocks({}, {}, graph=every * width)
+            runs = {STUDENT: block * width}
+            return _Blocks(runs, runs, {}, cast=(every - block) * width)
+        return _Blocks({}, {}, {}, graph=every * width)
     if size == 1:
-        return _Blocks({}, {})
+        return _Blocks({}, {}, {})
     sharded = {STUDENT: student, **(costs.networks.frozen if config.teacher.placement == "shard" else {})}
-    sizes = {name: _sizes(net) for name, net in sharded.items() if isinstance(net, Backbone)}
+    backbones = {name: net for name, net in sharded.items() if isinstance(net, Backbone)}
+    sizes = {name: _sizes(net) for name, net in backbones.items()}
 
     def whole(blocks: int) -> dict[str, int]:
         return {name: (blocks * block + root) * width for name, (block, root) in sizes.items()}
@@ -123,10 +139,22 @@ def _blocks(config: Config, costs: Costs, size: int) -> _Blocks:
     trained, _ = _sizes(student, lambda p: p.requires_grad)
     reduced, buffer = trained * width, trained * _FP32
     if blocks := engine_entry(config.engine).residency(config).whole_blocks:
-        kept = whole(blocks)
-        return _Blocks({}, {}, graph=kept.pop(STUDENT), reduced=reduced, always=buffer + sum(kept.values()))
-    ahead = max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
-    return _Blocks(whole(2 + ahead), whole(ahead), reduced=reduced + buffer)
+        again = {name for name in sizes if passes[name] > 1}
+        ahead, alone, kept = whole(blocks + 1), whole(1), whole(blocks)
+        once = {name: kept[name] for name in sizes.keys() - again}
+        gathered = {name: ahead[name] for name in again}
+        return _Blocks(
+            gathered,
+            {name: alone[name] for name in again},
+            gathered,
+            {name: min(1, (blocks + 1) / backbones[name].depth) for name in again},
+            graph=once.pop(STUDENT, 0),
+            reduced=reduced,
+            always=buffer + sum(once.values()),
+        )
+    prefetched = max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
+    runs = whole(2 + prefetched)
+    return _Blocks(runs, runs, whole(prefetched), reduced=reduced + buffer)
 
 
 def _sizes(net: Backbone, counts: Callable[[nn.Parameter], bool] = lambda _: True) -> tuple[int, int]:
