@@ -110,6 +110,18 @@ def test_time_follows_what_is_scarce(costs):
     assert plan(config, replace(PAIR, card=replace(PAIR.card, bf16=1e6)), costs).time.bound == "compute"
 
 
+def test_zero3_waits_for_weights_of_passes_that_deepspeed_does_not_expect(costs):
+    def time(*overrides):
+        return plan(tiny("engine=zero3", *overrides), PAIR, costs).time
+
+    one, two = time(), time("method.fake_pass=two_pass")
+    sharded = time("teacher.placement=shard")
+    fsdp2 = plan(tiny(FSDP2, "teacher.placement=shard"), PAIR, costs).time
+    assert two.alone > 1.5 * one.alone and sharded.alone > 1.5 * one.alone
+    assert sharded.alone > fsdp2.alone and sharded.sent.inside == pytest.approx(fsdp2.sent.inside)
+    assert sharded.network + sharded.alone == pytest.approx(fsdp2.network + fsdp2.alone)
+
+
 def test_recomputing_takes_time_and_adds_nothing_to_the_models_arithmetic(costs):
     kept, selective, recomputed = (
         plan(tiny(FSDP2, f"student.activation_checkpointing={what}"), PAIR, costs)

@@ -15,7 +15,7 @@ from ladd_dist.planning.cluster import Cluster, Group, Sent, collective, shardin
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.counting import Work
 from ladd_dist.planning.memory import adamw_moments
-from ladd_dist.planning.traffic import expected, gathered_elements
+from ladd_dist.planning.traffic import expected, gathered_elements, gathered_late
 
 Bound = Literal["compute", "memory", "network", "data"]
 _FP32 = 4
@@ -29,7 +29,8 @@ class StepTime:
         arithmetic: matrix products, convolutions and attention.
         memory: all other operators, and the optimizer's update.
         network: collectives that run beside the above.
-        alone: collectives that nothing runs beside: the heads' gradients, and the first block's gather.
+        alone: collectives that nothing runs beside: the heads' gradients, the first block's gather, and under ZeRO-3
+            those of a network's passes that DeepSpeed does not expect.
         data: reading the samples, beside all of that.
         sent: the collectives' bytes of one GPU.
         model_flops: of one GPU, what is computed twice counted once.
@@ -107,15 +108,17 @@ def _collectives(config: Config, costs: Costs, cluster: Cluster, micro_batches: 
     shard, alike = sharding_groups(cluster, config.fsdp2.replicas)
     gathers = sum(method.forward_backward(config).values()) * (student.depth + 1) * micro_batches
     reduces = (student.depth + 1) * micro_batches
+    late = gathered_late(config, elements) * micro_batches / moved["all_gather"]
     beside = (
-        collective(cluster, shard, moved["all_gather"], gathers)
+        collective(cluster, shard, moved["all_gather"] * (1 - late), gathers * (1 - late))
         + collective(cluster, shard, moved["reduce_scatter"], reduces)
         + collective(cluster, alike, trained * _FP32 * micro_batches / shard.size, reduces, rounds=2)
     )
+    waited = collective(cluster, shard, moved["all_gather"] * late, gathers * late)
     first = collective(cluster, shard, moved["all_gather"] / gathers, 1)
     ranks = Group(cluster.per_node, cluster.nodes)
     heads = collective(cluster, ranks, moved["all_reduce"], 1, rounds=2)
-    return beside, Sent(first.seconds) + heads
+    return beside, waited + Sent(first.seconds) + heads
 
 
 def _elements(config: Config, costs: Costs, size: int) -> tuple[dict[str, int], int]:

@@ -1,6 +1,6 @@
 """What an iteration sends between ranks: counted at the process groups, and what theory says."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ladd_dist.config import Config
+from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.ranges import Layout
+from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.registry import method_of
 
@@ -69,21 +71,41 @@ def expected(config: Config, elements: Mapping[str, int], trained: int, micro_ba
 
     A forward pass all-gathers every block once in the compute precision, a backward pass once more (recomputing
     activations is part of it). Gradients are reduced in fp32: the student's with every micro-batch, those of other
-    trained networks once. FSDP2 moves just that; ZeRO-3 gathers less, since it keeps up to three blocks for the pass
-    that follows.
+    trained networks once. FSDP2 moves just that; ZeRO-3 gathers less of a network that has one pass, since it keeps
+    up to three blocks for the next.
 
     Args:
         elements: of each of the method's networks, see `gathered_elements`.
         trained: those of the student that gradients are reduced for: all but the base's, if it has adapters.
     """
-    method, width = method_of(config), 2 if config.train.precision == "bf16" else 4
-    sharded = {STUDENT} | (set(elements) if config.teacher.placement == "shard" else set())
-    runs = method.forward_backward(config)
+    method, runs = method_of(config), method_of(config).forward_backward(config)
+    gathered = sum(elements[name] * runs[name] for name in _sharded(config)) * compute_dtype(config).itemsize
     return {
-        "all_gather": sum(elements[name] * runs[name] for name in sharded & set(runs)) * width * micro_batches,
+        "all_gather": gathered * micro_batches,
         "reduce_scatter": trained * 4 * micro_batches,
         "all_reduce": sum(elements[name] for name in method.OPTIMIZERS if name != STUDENT) * 4,
     }
+
+
+def gathered_late(config: Config, elements: Mapping[str, int]) -> int:
+    """Bytes of whole weights that are gathered for a micro-batch only when they are needed, and not ahead.
+
+    ZeRO-3 gathers ahead in a pass that is as the last one of its network. Of several passes the one with a graph goes
+    on to a backward pass that DeepSpeed does not expect (its ``PartitionedParameterCoordinator`` then drops what it
+    knows): that one waits for its weights, and so does the next pass forward.
+    """
+    if not engine_entry(config.engine).residency(config).whole_blocks:
+        return 0
+    passes = [each for each in method_of(config).passes(config) if each.network in _sharded(config)]
+    count = Counter(each.network for each in passes)
+    unexpected = (each.network for each in passes if each.gradient != "none" and count[each.network] > 1)
+    return 2 * sum(elements[name] for name in unexpected) * compute_dtype(config).itemsize
+
+
+def _sharded(config: Config) -> set[str]:
+    """Networks that are gathered."""
+    runs = set(method_of(config).forward_backward(config))
+    return runs if config.teacher.placement == "shard" else {STUDENT}
 
 
 def gathered_elements(parameters: Iterable[Any], layout: Layout) -> int:
