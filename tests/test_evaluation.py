@@ -147,6 +147,15 @@ def test_a_student_that_is_still_the_teacher_is_no_nearer_than_the_teacher_sampl
     assert one.main.ratio_renoised is None
 
 
+def test_a_teacher_without_guidance_is_the_reference_along_its_own_schedule(config: Config) -> None:
+    unguided = config.model_copy(
+        update={"synthesis": config.synthesis.model_copy(update={"guidance": 1.0, "steps": 3})}
+    )
+    found = evaluate(unguided, ALONE, None, "ema")
+    assert found.guided.steps == 3 not in config.method.step_counts
+    assert found.guided.guidance == 1 and found.guided.label.endswith("guidance 1")
+
+
 def test_results_are_read_back_and_printed(measured: Results) -> None:
     assert Results.model_validate_json(measured.model_dump_json()) == measured
     lines = table(measured)
