@@ -38,11 +38,12 @@ def test_it_distils(results):
     sets = {s.name: s for s in results.sets}
     assert results.samples >= 1000
     assert set(sets["student_4"].accuracy_by_bucket) == {"32x32", "32x64", "64x32"}
-    # 0.07 to 0.08 and 0.05 to 0.06 on three seeds: another processor's rounding makes another run, as a seed does.
+    # 0.07 to 0.11 and 0.05 to 0.06 on three seeds: another processor's rounding makes another run, as a seed does.
     assert sets["student_4"].excess_ratio <= 0.25
     assert sets["student_1"].excess_ratio <= 0.1
     four, one = sets["student_4"].measures, sets["student_1"].measures
-    assert four.judge.excess.low <= one.judge.excess.high and four.teacher.excess.value <= one.teacher.excess.value
+    assert sets["student_4"].excess <= sets["student_1"].excess
+    assert four.teacher.excess.value <= one.teacher.excess.value
     assert four.judge.ratio_renoised.value <= 0.25
     assert four.teacher.ratio.value <= 0.5 and one.teacher.ratio.value <= 0.25  # a second judge, which agrees
     for student in ("student_4", "student_1"):

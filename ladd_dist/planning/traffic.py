@@ -98,8 +98,9 @@ def gathered_late(config: Config, elements: Mapping[str, int]) -> int:
         return 0
     passes = [each for each in method_of(config).passes(config) if each.network in _sharded(config)]
     count = Counter(each.network for each in passes)
-    unexpected = (each.network for each in passes if each.gradient != "none" and count[each.network] > 1)
-    return 2 * sum(elements[name] for name in unexpected) * compute_dtype(config).itemsize
+    backward = Counter(each.network for each in passes if each.gradient != "none")
+    late = sum(elements[name] * (often + 1) for name, often in backward.items() if count[name] > 1)
+    return late * compute_dtype(config).itemsize
 
 
 def _sharded(config: Config) -> set[str]:
