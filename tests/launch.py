@@ -21,6 +21,9 @@ from typing import Any
 from ladd_dist.measuring.compared import free_port
 
 ROOT = Path(__file__).parent.parent
+_WARM = ["ladd_dist.training.trainer", "ladd_dist.drawing.synthesis", "ladd_dist.models.sd3.transformer"]
+_WARM += ["deepspeed.runtime.zero.muon.muon_optimizer", "hypothesis", "peft", "pytest"]
+"""What ranks would each spend seconds on to import; the optimizer, which brings a compiler, DeepSpeed imports late."""
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
@@ -79,7 +82,7 @@ def start_ranks(
     put the ranks into, one each.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ladd_dist.training.trainer", "ladd_dist.drawing.synthesis"])
+    context.set_forkserver_preload(_WARM)
     port = free_port()
     places = namespaces or [None] * size
     processes = [

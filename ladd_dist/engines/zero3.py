@@ -23,8 +23,9 @@ def _deepspeed(world: World) -> Any:
 
     if world.device.type == "cpu":
         # There it would compile an all-reduce for inference at the first start, which training never calls. A process
-        # that is killed meanwhile leaves a lock behind that every later start waits for, without end.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # that is killed meanwhile leaves a lock behind that every later start waits for, without end. Nothing else is
+        # asked for in this table, which DeepSpeed would fill by a second of running compilers.
+        deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 
 
