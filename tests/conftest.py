@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["CUDA_VISIBLE_DEVICES"], os.environ["DS_ACCELERATOR"] = "", "cpu"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = os.environ.get("LADD_TEST_THREADS", "1")
 # What inductor compiled for one processor's vectors gives NaN where PyTorch is limited to another's.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = (

@@ -14,16 +14,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ladd_dist.measuring.compared import free_port
 
 ROOT = Path(__file__).parent.parent
 _WARM = ["ladd_dist.training.trainer", "ladd_dist.drawing.synthesis", "ladd_dist.models.sd3.transformer"]
 _WARM += ["deepspeed.runtime.zero.muon.muon_optimizer", "hypothesis", "peft", "pytest"]
-"""What ranks would each spend seconds on to import; the optimizer, which brings a compiler, DeepSpeed imports late."""
+"""What every rank would spend seconds on; the optimizer, which brings a compiler, is what DeepSpeed imports late."""
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
@@ -83,6 +85,8 @@ def start_ranks(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_WARM)
+    with patch.dict(os.environ, DS_ACCELERATOR="cpu"):  # as `engines/zero3.py` says before it imports DeepSpeed
+        forkserver.ensure_running()
     port = free_port()
     places = namespaces or [None] * size
     processes = [

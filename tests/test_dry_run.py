@@ -203,7 +203,8 @@ def test_the_plans_memory_is_what_a_dry_run_counts(dry_runs, tmp_path):
         assert planned.total - beside == pytest.approx(most, rel=near), seen
 
 
-def test_zero3_is_run_with_all_that_it_asks_of_other_ranks(dry_runs, two_blocks):
+def test_zero3_is_run_with_all_that_it_asks_of_other_ranks(dry_runs, two_blocks, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # as where there is no GPU, and DeepSpeed is told not to look for one
     common = [f"teacher.path={two_blocks}", "engine=zero3", *KERNELS["own"]]
     cases = [Case([*common, *more], BUCKETS[:1]) for more in (SEVERAL, MOSTLY)]
     two, one = dry_runs(cases)

@@ -44,6 +44,7 @@ def environment(card: FakeCard, library: Path) -> dict[str, str]:
     return os.environ | {
         "LD_PRELOAD": str(library),
         "CUDA_VISIBLE_DEVICES": "0",  # it may be empty to hide all GPUs
+        "DS_ACCELERATOR": "cuda",  # and this one cpu, where DeepSpeed must not look for any
         "LADD_CARD_NAME": card.name,
         "LADD_CARD_CAPABILITY": "{}{}".format(*card.capability),
         "LADD_CARD_BYTES": str(card.gigabytes * 10**9),
