@@ -1,6 +1,6 @@
 """Exponential moving average of the student, sharded exactly as the engine shards the student."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,14 +23,17 @@ class Ema:
         self._student = student
         self._decay, self._on_host = decay, on_host
         self._weights = [shard.local for shard in student.shards().values()]
-        self._average = [w.to("cpu" if on_host else w.device, copy=True) for w in self._weights]
+        self._average = [w.clone() for w in (in_host_memory(self._weights) if on_host else self._weights)]
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
         """Move towards the current weights, ``updates`` counting the calls before this one."""
         decay = min(self._decay, (1 + updates) / (10 + updates))
-        weights = [w.cpu() for w in self._weights] if self._on_host else self._weights
-        torch._foreach_lerp_(self._average, weights, 1 - decay)
+        if not self._on_host:
+            torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+            return
+        for average, weights in zip(self._average, in_host_memory(self._weights), strict=True):
+            average.lerp_(weights, 1 - decay)
 
     @contextmanager
     @torch.no_grad()
@@ -58,3 +61,31 @@ class Ema:
             name: Shard(shard.shape, shard.offset, average)
             for (name, shard), average in zip(student.items(), averages, strict=True)
         }
+
+
+def in_host_memory(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Each tensor in host memory, good until the next is asked for, which is on its way meanwhile.
+
+    Two page-locked buffers of the largest one serve all: plain copies would be made through such a buffer of the
+    driver's, into as much new memory as all tensors take. Tensors that are there already are given as they are.
+    """
+    if not any(t.is_cuda for t in tensors):
+        yield from tensors
+        return
+    largest = max(tensors, key=Tensor.numel)
+    buffers = largest.new_empty((2, largest.numel()), device="cpu", pin_memory=True)
+    arrived = [torch.cuda.Event(), torch.cuda.Event()]
+
+    def send(index: int) -> Tensor:
+        copy = buffers[index % 2, : tensors[index].numel()].view_as(tensors[index])
+        copy.copy_(tensors[index], non_blocking=True)
+        arrived[index % 2].record()
+        return copy
+
+    coming = send(0)
+    for index in range(len(tensors)):
+        here = coming
+        if index + 1 < len(tensors):
+            coming = send(index + 1)
+        arrived[index % 2].synchronize()
+        yield here

@@ -114,6 +114,7 @@ def _measure(config_file: Path, overrides: Sequence[str], seconds: float, rounds
     except subprocess.TimeoutExpired:
         return {"error": _CUT_SHORT}
     if done.returncode:
+        sys.stderr.write(done.stderr)  # all of it: the row has room for the last line alone
         return {"error": (done.stderr.strip() or f"code {done.returncode}").splitlines()[-1][:300]}
     measured: Row = json.loads(done.stdout.splitlines()[-1])
     return measured
