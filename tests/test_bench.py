@@ -14,7 +14,7 @@ from torch.nn import functional
 from kernels.attention import reference
 from kernels.attention.streams import Norms
 from kernels.bench import __main__ as command
-from kernels.bench.case import BENCHES, Check, bench, relative_error
+from kernels.bench.case import BENCHES, Case, Check, Problem, bench, relative_error
 from kernels.bench.compiled import compile_whole
 from kernels.bench.flash_libraries import FLASH_LIBRARIES, flash_libraries
 from kernels.bench.joint_attention import _sample
@@ -145,3 +145,44 @@ def test_reports_are_made_of_rows_and_never_of_none(tmp_path):
     assert paths[2].read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no rows"):
         write([], tmp_path, "o")
+
+
+def test_rows_of_other_cases_and_gpus_stay(tmp_path):
+    def both(**changes):
+        return [row("triton", turn, 1.0) | changes for turn in (1, 2)]
+
+    old, other = both(), both(direction="forward")
+    elsewhere = both(gpu="h", commit="b")
+    for rows in (old, other, elsewhere, new := both(commit="d", p50_ms=0.5)):
+        paths = write(rows, tmp_path, "o")
+    assert json.loads(paths[0].read_text()) == [*other, *elsewhere, *new]
+    page = paths[1].read_text()
+    assert page.count("| scope |") == 3 and all(f"commit {commit}, " in page for commit in "bcd")
+
+
+def test_each_case_is_written_when_it_is_done_and_none_is_begun_late(tmp_path, monkeypatch, capsys):
+    scopes = [("raw", "forward"), ("end_to_end", "both")]
+    cases = [Case("o", scope, direction, {"batch": 1}, "bf16", 1, 1, Problem) for scope, direction in scopes]
+
+    class Two:
+        def checks(self):
+            return iter(())
+
+        def cases(self):
+            return iter(cases)
+
+    def measure(case, *_):
+        if case is cases[0]:
+            raise RuntimeError("cut short")
+        return [row("triton", turn, 1.0) | {"scope": case.scope, "direction": case.direction} for turn in (1, 2)]
+
+    monkeypatch.setattr(command, "bench", lambda _: Two())
+    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("sys.argv", ["bench", "joint_attention", "--out", str(tmp_path)])
+    with pytest.raises(RuntimeError, match="cut short"):
+        command.main()
+    assert {r["scope"] for r in json.loads((tmp_path / "joint_attention.json").read_text())} == {"end_to_end"}
+    monkeypatch.setattr("sys.argv", ["bench", "joint_attention", "--seconds", "0", "--out", str(tmp_path / "none")])
+    assert command.main() == 0 and not (tmp_path / "none").exists()
+    assert capsys.readouterr().out.count(": out of time") == 2

@@ -1,7 +1,13 @@
-"""``python -m kernels.bench NAME``: check, and on a GPU time all providers and write JSON, table and plot."""
+"""``python -m kernels.bench NAME``: check; on a GPU time all providers and write JSON, table and plot.
+
+Case by case: what was written stays if the next one is cut short, and cases that are not timed keep their rows.
+"""
 
 import argparse
+import math
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,14 +33,18 @@ def selected(case: Case, only: list[str]) -> bool:
     return all(known.get(key) in values.split(",") for key, values in (o.split("=", 1) for o in only))
 
 
-def time_all(module: Bench, only: list[str], without: list[str], warmup: int, rep: int) -> list[Row]:
-    """Rows of every selected case and of all providers but those named in ``without``."""
-    rows: list[Row] = []
-    for case in module.cases():
-        if selected(case, only):
-            print(f"{case.op} {case.scope} {case.direction} {dict(case.shape)}", flush=True)
-            rows += measure(case, without, warmup, rep)
-    return rows
+def time_all(cases: list[Case], without: list[str], warmup: int, rep: int, seconds: float) -> Iterator[list[Row]]:
+    """The rows of one case after the other, of all providers but those named in ``without``.
+
+    Args:
+        seconds: no case is begun after so many.
+    """
+    deadline = time.monotonic() + seconds
+    for case in cases:
+        late = time.monotonic() >= deadline
+        print(f"{case.op} {case.scope} {case.direction} {dict(case.shape)}{': out of time' * late}", flush=True)
+        if not late:
+            yield measure(case, without, warmup, rep)
 
 
 def main() -> int:
@@ -48,6 +58,9 @@ def main() -> int:
     )
     parser.add_argument("--warmup", type=int, default=100, help="milliseconds before timing")
     parser.add_argument("--rep", type=int, default=500, help="milliseconds of timing per provider and round")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="after which no case is begun (default: no end)"
+    )
     args = parser.parse_args()
     module = bench(args.name)
     if not check(module):
@@ -55,11 +68,13 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("no GPU: the correctness part ran, nothing was timed and no row is written")
         return 0
-    rows = time_all(module, args.only, args.without, args.warmup, args.rep)
-    if not rows:
+    cases = [case for case in module.cases() if selected(case, args.only)]
+    cases.sort(key=lambda case: (case.scope, case.direction) != ("end_to_end", "both"))  # what `auto` reads: first
+    if not cases:
         print(f"error: no case has {' '.join(args.only)}", file=sys.stderr)
         return 2
-    print("wrote", *write(rows, args.out.expanduser(), args.name))
+    for rows in time_all(cases, args.without, args.warmup, args.rep, args.seconds):
+        print("wrote", *write(rows, args.out.expanduser(), args.name), flush=True)
     return 0
 
 

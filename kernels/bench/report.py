@@ -13,7 +13,9 @@ _HEAD = (
 
 
 def write(rows: list[Row], folder: Path, name: str) -> list[Path]:
-    """Write ``NAME.json``, ``NAME.md`` and ``NAME.png`` of measured rows; returns the paths.
+    """Write ``NAME.json``, ``NAME.md`` and ``NAME.png`` of measured rows, and return the paths.
+
+    Rows that are there stay, but for those of the same cases on the same GPU.
 
     Raises:
         ValueError: for no rows, since a table of nothing would look like a result.
@@ -22,6 +24,9 @@ def write(rows: list[Row], folder: Path, name: str) -> list[Path]:
         raise ValueError("no rows were measured")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("json", "md", "png")]
+    there: list[Row] = json.loads(paths[0].read_text(encoding="utf-8")) if paths[0].is_file() else []
+    anew = {_case(row) for row in rows}
+    rows = [*(row for row in there if _case(row) not in anew), *rows]
     paths[0].write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     paths[1].write_text(table(rows, name), encoding="utf-8")
     _plot(rows, paths[2])
@@ -29,25 +34,29 @@ def write(rows: list[Row], folder: Path, name: str) -> list[Path]:
 
 
 def table(rows: list[Row], name: str) -> str:
-    """The Markdown page: what it was measured on, then a line per provider, fastest first within a case."""
-    first = rows[0]
-    title = (
-        f"# {name}\n\n{first['gpu']}, driver {first['driver']}, torch {first['torch']}, triton {first['triton']}, "
-        f"cuDNN {first['cudnn']}, commit {first['commit']}, {first['date']}. Ceilings of the same run: "
-        f"{first['matmul_tflops']:.0f} TFLOP/s bf16 matmul, {first['copy_gbps']:.0f} GB/s copy. "
-        "A difference below the spread of the two rounds is noise.\n"
+    """The Markdown page: for each run what it was on, then a line per provider, fastest first within a case."""
+    page = [f"# {name}\n\nA difference below the spread of the two rounds is noise."]
+    for about, own in groupby(sorted(rows, key=_run), _run):
+        page += [f"\n{about}\n", _HEAD, *(_line(*pair) for pair in _pairs(list(own)))]
+    return "\n".join([*page, ""])
+
+
+def _run(row: Row) -> str:
+    return (
+        f"{row['gpu']}, driver {row['driver']}, torch {row['torch']}, triton {row['triton']}, cuDNN {row['cudnn']}, "
+        f"commit {row['commit']}, {row['date']}. Ceilings of the same run: {row['matmul_tflops']:.0f} TFLOP/s bf16 "
+        f"matmul, {row['copy_gbps']:.0f} GB/s copy."
     )
-    return "\n".join([title, _HEAD, *(_line(*pair) for pair in _pairs(rows)), ""])
+
+
+def _case(row: Row) -> tuple[str, ...]:
+    return row["gpu"], row["op"], row["scope"], row["direction"], json.dumps(row["shape"]), row["dtype"]
 
 
 def _pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
     """The two rounds of every provider, ordered by case and speed."""
-
-    def case(row: Row) -> tuple[str, ...]:
-        return row["op"], row["scope"], row["direction"], json.dumps(row["shape"]), row["dtype"]
-
     pairs: list[tuple[Row, Row]] = []
-    for _, group in groupby(sorted(rows, key=case), case):
+    for _, group in groupby(sorted(rows, key=_case), _case):
         found = list(group)
         first = {row["provider"]: row for row in found if row["round"] == 1}
         second = {row["provider"]: row for row in found if row["round"] == 2}
@@ -70,19 +79,22 @@ _MARKERS = "o^sD"
 
 
 def _plot(rows: list[Row], path: Path) -> None:
-    """Roofline: TFLOP/s over FLOP per byte, under the run's own two ceilings."""
+    """Rooflines, one for each GPU: TFLOP/s over FLOP per byte, under the two ceilings of its latest run."""
     from matplotlib.figure import Figure
 
-    axes = (figure := Figure(figsize=(8, 5))).add_subplot()
-    compute, bandwidth = rows[0]["matmul_tflops"], rows[0]["copy_gbps"] / 1000
-    intensities = [row["flops"] / row["bytes"] for row in rows]
-    ridge = compute / bandwidth
-    span = [min(ridge, *intensities) / 2, 2 * max(ridge, *intensities)]
-    axes.plot([span[0], ridge, span[1]], [span[0] * bandwidth, compute, compute], "k-")
-    for number, provider in enumerate(dict.fromkeys(row["provider"] for row in rows)):
-        own = [row for row in rows if row["provider"] == provider]
-        places = [row["flops"] / row["bytes"] for row in own], [row["tflops"] for row in own]
-        axes.scatter(*places, s=18, marker=_MARKERS[number // 10], label=provider)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s", title=rows[0]["gpu"])
-    axes.legend(fontsize=7)
+    gpus = list(dict.fromkeys(row["gpu"] for row in rows))
+    figure = Figure(figsize=(8, 5 * len(gpus)))
+    for axes, gpu in zip(figure.subplots(len(gpus), squeeze=False).flat, gpus, strict=True):
+        of_gpu = [row for row in rows if row["gpu"] == gpu]
+        compute, bandwidth = of_gpu[-1]["matmul_tflops"], of_gpu[-1]["copy_gbps"] / 1000
+        intensities = [row["flops"] / row["bytes"] for row in of_gpu]
+        ridge = compute / bandwidth
+        span = [min(ridge, *intensities) / 2, 2 * max(ridge, *intensities)]
+        axes.plot([span[0], ridge, span[1]], [span[0] * bandwidth, compute, compute], "k-")
+        for number, provider in enumerate(dict.fromkeys(row["provider"] for row in of_gpu)):
+            own = [row for row in of_gpu if row["provider"] == provider]
+            places = [row["flops"] / row["bytes"] for row in own], [row["tflops"] for row in own]
+            axes.scatter(*places, s=18, marker=_MARKERS[number // 10], label=provider)
+        axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s", title=gpu)
+        axes.legend(fontsize=7)
     figure.savefig(path, dpi=120, bbox_inches="tight")
