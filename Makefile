@@ -69,10 +69,10 @@ $(SECOND_TRITON): | $(INSTALLED)
 STEP_CONFIG ?= configs/sd35_large_141gb.yaml
 BENCH_TIME ?= --warmup 25 --rep 100
 gpu-check: $(INSTALLED) $(TORCHAO)
-	PYTHONPATH=$(TORCHAO) $(BIN)/python launchers/step.py --config $(STEP_CONFIG) teacher.path=tests/gpu/sd35_large run_dir=runs/gpu_check
-	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
-	$(BIN)/python -m kernels.bench joint_attention $(BENCH_TIME) --only batch=1 --only image=4096 --only text=154
-	$(BIN)/python -m kernels.bench grouped_heads $(BENCH_TIME) --only batch=1,4 --without "loop compiled"
+	PYTHONPATH=$(TORCHAO) $(BIN)/python launchers/step.py --config $(STEP_CONFIG) --seconds 270 teacher.path=tests/gpu/sd35_large run_dir=runs/gpu_check
+	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu --numprocesses 6
+	$(BIN)/python -m kernels.bench joint_attention $(BENCH_TIME) --seconds 60 --only batch=1 --only image=4096 --only text=154
+	$(BIN)/python -m kernels.bench grouped_heads $(BENCH_TIME) --seconds 40 --only batch=1,4 --without "loop compiled"
 	$(BIN)/python -m kernels.measured docs/benchmarks/joint_attention.json docs/benchmarks/grouped_heads.json
 
 lint: $(INSTALLED)

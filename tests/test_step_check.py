@@ -10,6 +10,7 @@ from test_memory import SMALL_HEADS
 from ladd_dist.config import load
 from ladd_dist.engines.settings import check_settings
 from ladd_dist.measuring import step_check
+from ladd_dist.measuring.one_after_another import CUT_SHORT, OneAfterAnother
 from ladd_dist.measuring.step_check import Setting, check_step, settings
 
 ONE_GPU = [f"configs/sd35_large_{size}gb.yaml" for size in (141, 80, 48)]
@@ -52,3 +53,20 @@ def test_rows_come_one_by_one_and_are_not_measured_again(tmp_path: Path, monkeyp
     head, _, *cells = out.with_suffix(".md").read_text().splitlines()
     assert len({line.count("|") for line in (head, *cells)}) == 1
     assert cells[0].startswith("| tiny_cpu | as configured | ") and refused["error"] in cells[1]
+
+
+def test_a_process_that_was_ended_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    measurer, refused = OneAfterAnother(Path(TINY), rounds=1), ["device=cpu", "kernels.attention=triton"]
+    try:
+        assert "kernels.attention=triton" in measurer.measure(refused, 500)["error"]
+        first = measurer._process
+        assert first is not None
+        first.kill()
+        assert "its process was ended" in measurer.measure(refused, 500)["error"]
+        assert "kernels.attention=triton" in measurer.measure(refused, 500)["error"]
+        second = measurer._process
+        assert second is not None and second.pid != first.pid
+        assert measurer.measure(refused, 0)["error"] == CUT_SHORT and not second.is_alive()
+    finally:
+        measurer.end()

@@ -57,6 +57,9 @@ def measure_iteration(config: Config, world: World, rounds: int) -> Iteration:
         LaddError: for settings that cannot run here.
     """
     check_launch(config, world)
+    cuda = world.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     ceiling = _ceiling(world.device)  # before the memory is full
     clock = Clock(world)
     with unread(lambda length: _random(length, world.device)):
@@ -75,7 +78,6 @@ def measure_iteration(config: Config, world: World, rounds: int) -> Iteration:
         clock.mark("other")
         kinds.append({name: spent for name, spent in clock.seconds().items() if name not in ("start", "other")})
         times.append(time.perf_counter() - begin)
-    cuda = world.device.type == "cuda"
     return Iteration(
         torch.cuda.get_device_name(world.device) if cuda else "CPU",
         torch.__version__,

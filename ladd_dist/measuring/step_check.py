@@ -1,34 +1,28 @@
-"""The step's settings on the card at hand, one process each, what is worth most first; and a table of them.
+"""The step's settings on the card at hand, what is worth most first; and a table of them.
 
 A row is written as soon as it is there, and a setting that has one is not measured again: a call that is cut short
 loses what was under way, and the next one goes on.
 """
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ladd_dist.config import Config, load
 from ladd_dist.measuring.iteration import UPDATES
+from ladd_dist.measuring.one_after_another import CUT_SHORT, OneAfterAnother, Row
 from ladd_dist.planning.activations import HOW, checkpointed
 from ladd_dist.planning.cards import CARDS
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.needs import needs
 from ladd_dist.planning.plan import flops_by_part, largest_bucket
 
-Row = dict[str, Any]
-"""An `Iteration` with its setting's name and overrides, or ``error`` in place of the iteration."""
 _COMMON = ("train.global_batch=4", "train.log_every=1")
 """Enough to tell the passes' time from the update's."""
 _ONE = ("train.global_batch=1", "train.micro_batch=1", "method.fake_pass=shared")
 _PYTORCH = ("kernels.attention=cudnn", "kernels.heads=torch")
-
-_CUT_SHORT = "out of time: the same command goes on here"
 
 
 @dataclass(frozen=True)
@@ -45,21 +39,22 @@ def settings(config: Config) -> list[Setting]:
     compiled = ("student.compile=true", *(() if base else ("teacher.compile=true",)))
     network = "student" if base else "teacher"
     key = f"{network}.activation_checkpointing"
-    others = {what: how for what, how in HOW.items() if what != checkpointed(config, network)}
+    others = [(what, how) for what, how in HOW.items() if what != checkpointed(config, network)]
+    recomputed = [Setting(f"{network}'s activations {how}", (f"{key}={str(what).lower()}",)) for what, how in others]
     found = [
         Setting("as configured", ()),
         Setting("one sample, shared fake pass", _ONE),
         Setting("compiled", compiled),
         Setting("PyTorch's kernels", _PYTORCH),
-        *(Setting(f"{network}'s activations {how}", (f"{key}={str(what).lower()}",)) for what, how in others.items()),
+        *recomputed,
     ]
     if not base:
         float8 = ("teacher.float8=true",)
-        both = (*float8, "student.float8=true")
-        found[2:2] = [
-            Setting("float8", float8),
+        found[3:3] = [
             Setting("float8, compiled", (*float8, *compiled)),
-            Setting("float8, the student's too, compiled", (*both, *compiled)),
+            Setting("float8, compiled, one sample, shared fake pass", (*float8, *compiled, *_ONE)),
+            Setting("float8, the student's too, compiled", (*float8, "student.float8=true", *compiled)),
+            Setting("float8", float8),
         ]
     return found
 
@@ -79,45 +74,25 @@ def check_step(config_file: Path, overrides: Sequence[str], out: Path, seconds: 
     deadline = time.monotonic() + seconds
     rows: list[Row] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else []
     done = {(row["config"], row["setting"]) for row in rows}
-    for setting in settings(load(config_file, list(overrides))):
-        left = deadline - time.monotonic()
-        if (str(config_file), setting.name) in done:
-            continue
-        if left <= 0:
-            yield f"{setting.name}: {_CUT_SHORT}"
-            continue
-        given = [*_COMMON, *overrides, *setting.overrides]
-        row: Row = {"config": str(config_file), "setting": setting.name, "overrides": given}
-        row |= _measure(config_file, given, left, rounds)
-        if row.get("error") != _CUT_SHORT:
-            rows.append(row)
-            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        yield f"{setting.name}: {row.get('error') or _per_sample(row)}"
+    measurer = OneAfterAnother(config_file, rounds)
+    try:
+        for setting in settings(load(config_file, list(overrides))):
+            if (str(config_file), setting.name) in done:
+                continue
+            given = [*_COMMON, *overrides, *setting.overrides]
+            left = deadline - time.monotonic()
+            measured = measurer.measure(given, left) if left > 0 else {"error": CUT_SHORT}
+            if measured.get("error") != CUT_SHORT:
+                rows.append({"config": str(config_file), "setting": setting.name, "overrides": given} | measured)
+                out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            yield f"{setting.name}: {measured.get('error') or _per_sample(measured)}"
+    finally:
+        measurer.end()
     out.with_suffix(".md").write_text("\n".join(table(rows)) + "\n", encoding="utf-8")
 
 
 def _per_sample(row: Row) -> str:
     return f"{row['seconds'] / row['samples']:.3f} s per sample"
-
-
-def _measure(config_file: Path, overrides: Sequence[str], seconds: float, rounds: int) -> Row:
-    """In a process of its own: one that fails, such as for lack of memory, takes no other along."""
-    command = [sys.executable, "launchers/bench.py", "--config", str(config_file), "--what", "iteration"]
-    try:
-        done = subprocess.run(  # noqa: S603
-            [*command, "--rounds", str(rounds), *overrides],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=seconds,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": _CUT_SHORT}
-    if done.returncode:
-        sys.stderr.write(done.stderr)  # all of it: the row has room for the last line alone
-        return {"error": (done.stderr.strip() or f"code {done.returncode}").splitlines()[-1][:300]}
-    measured: Row = json.loads(done.stdout.splitlines()[-1])
-    return measured
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
