@@ -66,9 +66,23 @@ def backward(
     dx, _, _ = _convolve(dy1, _pack(w.conv1, dy1), None)
     if not by_weights:
         return (dx,)
-    first = (_weight_gradient(x, dy1), dbias1, dgamma1, dbeta1)
-    second = (_weight_gradient(_activated(y1, moments1), dy2), dbias2, dgamma2, dbeta2)
+    first = (filters_gradient(x, dy1), dbias1, dgamma1, dbeta1)
+    second = (filters_gradient(_activated(y1, moments1), dy2), dbias2, dgamma2, dbeta2)
     return dx, *first, *second, partial2[2].sum(1).view_as(w.logit), gradient.sum((1, 2, 3))
+
+
+def filters_gradient(x: Tensor, dy: Tensor) -> Tensor:
+    """By a convolution's filters, ``(heads*N, K, 3, 3)`` in fp32, for its input and its output's gradient."""
+    heads, batch, height, width, k = x.shape
+    n = dy.shape[-1]
+    packed = torch.empty(heads, 9, n, k, dtype=torch.float32, device=x.device)
+    tiles = weight_tiles(height * width, k, n, x.itemsize)
+    grid = (9 * triton.cdiv(k, tiles.BLOCK_K) * triton.cdiv(n, tiles.BLOCK_N), heads)
+    weight_gradient[grid](x, dy, packed, batch, height, width, K=k, N=n, **asdict(tiles))
+    out = torch.empty(heads * n, k, 3, 3, dtype=torch.float32, device=x.device)
+    block = power(k, 16, 128)
+    unpack_filters[(heads * n, triton.cdiv(k, block))](packed, out, K=k, N=n, BLOCK_K=block)
+    return out
 
 
 def _layer(
@@ -110,20 +124,6 @@ def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None) -> tuple[Tensor, T
         K=k, N=n, FORWARD=forward, **asdict(tiles),
     )  # fmt: skip
     return y, partial, tiles.BLOCK_M
-
-
-def _weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
-    """By the filters, ``(heads*N, K, 3, 3)`` in fp32."""
-    heads, batch, height, width, k = x.shape
-    n = dy.shape[-1]
-    packed = torch.empty(heads, 9, n, k, dtype=torch.float32, device=x.device)
-    tiles = weight_tiles(height * width, k, n, x.itemsize)
-    grid = (9 * triton.cdiv(k, tiles.BLOCK_K) * triton.cdiv(n, tiles.BLOCK_N), heads)
-    weight_gradient[grid](x, dy, packed, batch, height, width, K=k, N=n, **asdict(tiles))
-    out = torch.empty(heads * n, k, 3, 3, dtype=torch.float32, device=x.device)
-    block = power(k, 16, 128)
-    unpack_filters[(heads * n, triton.cdiv(k, block))](packed, out, K=k, N=n, BLOCK_K=block)
-    return out
 
 
 def _activated(y: Tensor, moments: Tensor) -> Tensor:

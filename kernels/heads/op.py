@@ -135,3 +135,25 @@ def _refuse(ctx: Any, *_: Any) -> None:
 
 _forward.register_autograd(_differentiate, setup_context=_remember)
 _backward.register_autograd(_refuse)
+
+
+@torch.library.custom_op("ladd_kernels::grouped_filters_gradient", mutates_args=())
+def grouped_filters_gradient(x: Tensor, dy: Tensor) -> Tensor:
+    """Gradient of a padded 3x3 convolution of each head by its filters, by the Triton kernel.
+
+    Args:
+        x: the convolutions' input ``(G, B, H, W, K)``, contiguous, fp32, fp16 or bf16.
+        dy: their output's gradient ``(G, B, H, W, N)``, likewise.
+
+    Returns:
+        ``(G*N, K, 3, 3)`` in fp32; not differentiable.
+    """
+    from kernels.heads import launch
+
+    with on(x.device):
+        return launch.filters_gradient(x, dy)
+
+
+@grouped_filters_gradient.register_fake
+def _(x: Tensor, dy: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0] * dy.shape[4], x.shape[4], 3, 3, dtype=torch.float32)

@@ -3,6 +3,7 @@
 Shapes as PyTorch's convolutions have them: planes ``(B, G*K, H, W)``.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -41,13 +42,22 @@ class HeadsForward(NamedTuple):
     logits: Tensor
 
 
-def heads_forward(x: Tensor, weights: HeadWeights, groups: int) -> HeadsForward:
-    """See `grouped_heads_reference`."""
+Convolve = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""A padded 3x3 convolution of planes, with filters and bias, in so many groups."""
+
+
+def convolve(x: Tensor, filters: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """PyTorch's, differentiated by autograd."""
+    return F.conv2d(x, filters, bias, padding=1, groups=heads)
+
+
+def heads_forward(x: Tensor, weights: HeadWeights, groups: int, by: Convolve = convolve) -> HeadsForward:
+    """See `grouped_heads_reference`; convolutions are done ``by`` that."""
     heads = x.shape[0]
     first, second = (tuple(weights)[i : i + 4] for i in (0, 4))
-    y1 = _norm_input(_convolved(_planes(x), first, heads))
+    y1 = _norm_input(_convolved(_planes(x), first, heads, by))
     n1, mean1, rstd1 = _normalised(y1, first, heads * groups)
-    y2 = _norm_input(_convolved(F.leaky_relu(n1, SLOPE).to(x.dtype), second, heads))
+    y2 = _norm_input(_convolved(F.leaky_relu(n1, SLOPE).to(x.dtype), second, heads, by))
     n2, mean2, rstd2 = _normalised(y2, second, heads * groups)
     h2 = F.leaky_relu(n2, SLOPE)
     logits = torch.einsum("bgnhw,gbn->gbhw", h2.unflatten(1, (heads, -1)), weights.logit)
@@ -91,8 +101,8 @@ def _for_convolution(planes: Tensor) -> Tensor:
     return planes.contiguous(memory_format=torch.channels_last if planes.is_cuda else torch.contiguous_format)
 
 
-def _convolved(x: Tensor, layer: tuple[Tensor, ...], heads: int) -> Tensor:
-    return F.conv2d(_for_convolution(x), layer[0].to(x.dtype), layer[1].to(x.dtype), padding=1, groups=heads)
+def _convolved(x: Tensor, layer: tuple[Tensor, ...], heads: int, by: Convolve = convolve) -> Tensor:
+    return by(_for_convolution(x), layer[0].to(x.dtype), layer[1].to(x.dtype), heads)
 
 
 def _normalised(y: Tensor, layer: tuple[Tensor, ...], norms: int) -> tuple[Tensor, Tensor, Tensor]:

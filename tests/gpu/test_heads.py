@@ -1,5 +1,7 @@
 """The heads' and the hinge's kernels on the GPU at hand: against float64, bit for bit from run to run."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -53,7 +55,7 @@ def test_heads_are_as_near_to_float64_as_the_library(shape, dtype):
     ("dtype", "once", "twice"), [(torch.float32, 1e-5, 1e-4), (torch.bfloat16, 3e-2, 2e-1)], ids=str
 )
 def test_the_reference_itself_runs_on_a_gpu(dtype, once, twice):
-    """`kernels.heads=torch`: by autograd, as the registered operation, and R1's closed forms."""
+    """`kernels.heads=torch`: by autograd, as the registered operation, and R1's closed forms, of both kinds."""
     made, groups = inputs(ODD, dtype, "cuda"), ODD["groups"]
     x, weights = made["x"], away_from_the_kink(made["weights"])
     wide = x.double(), [w.double() for w in weights], groups
@@ -62,8 +64,10 @@ def test_the_reference_itself_runs_on_a_gpu(dtype, once, twice):
         for heads in (kernels.grouped_heads_reference, registered_reference):
             for got, want in zip(run(heads, x, weights, groups), exact, strict=True):
                 assert relative_error((got,), (want,)) < once
-        for got, want in zip(penalty(kernels.grouped_heads_slope, x, weights, groups), exact_penalty, strict=True):
-            assert relative_error((got,), (want,)) < twice
+        for implementation in ("reference", "triton"):
+            slope = partial(kernels.grouped_heads_slope, implementation=implementation)
+            for got, want in zip(penalty(slope, x, weights, groups), exact_penalty, strict=True):
+                assert relative_error((got,), (want,)) < twice
 
 
 def registered_reference(x, weights, groups):

@@ -138,3 +138,23 @@ def test_a_second_derivative_is_refused():
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     with pytest.raises(KernelError, match="cannot be differentiated again.*reference"):
         gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "heads_batch_grid_k_n_groups", [(2, 2, (7, 5), 16, 32, 4), (3, 1, (6, 4), 32, 16, 8)], ids=str
+)
+def test_slopes_with_the_kernels_gradients_by_filters_are_the_librarys(heads_batch_grid_k_n_groups, dtype):
+    """What R1 differentiates, both results at once: only how filters get their gradient differs."""
+    *shape, groups = heads_batch_grid_k_n_groups
+    x, weights = problem(*shape, dtype)
+
+    def gradients(implementation):
+        own = leaves(x, weights)
+        results = kernels.grouped_heads_slope(own[0], kernels.HeadWeights(*own[1:]), groups, implementation)
+        directions = [torch.randn(r.shape, generator=torch.Generator().manual_seed(1)).to(r.dtype) for r in results]
+        return [*results, *torch.autograd.grad(results, own, directions)]
+
+    for got, want in zip(gradients("triton"), gradients("reference"), strict=True):
+        error = float((got.double() - want.double()).detach().norm() / want.double().detach().norm())
+        assert error < {torch.float32: 1e-6, torch.float16: 1e-3}[dtype]

@@ -145,7 +145,7 @@ class DiscriminatorHeads(nn.Module):
         with torch.autocast(x_GBNK.device.type, enabled=False):
             x_GBHWK = x_GBNK.unflatten(2, grid if self.on_grid else (1, -1))
             if gradients == "twice":
-                logits, slope = grouped_heads_slope(x_GBHWK, weights, self.groups)
+                logits, slope = grouped_heads_slope(x_GBHWK, weights, self.groups, self.implementation)
                 return logits.flatten(2).unflatten(2, grid), _squared_slope(slope, project_weight)
             if self.implementation == "reference":
                 logits = grouped_heads_reference(x_GBHWK, weights, self.groups)
