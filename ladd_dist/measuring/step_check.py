@@ -21,7 +21,8 @@ from ladd_dist.planning.plan import flops_by_part, largest_bucket
 
 _COMMON = ("train.global_batch=4", "train.log_every=1")
 """Enough to tell the passes' time from the update's."""
-_ONE = ("train.global_batch=1", "train.micro_batch=1", "method.fake_pass=shared")
+_ALONE = ("train.micro_batch=1",)
+_ONE = ("train.global_batch=1", *_ALONE, "method.fake_pass=shared")
 _PYTORCH = ("kernels.attention=cudnn", "kernels.heads=torch")
 
 
@@ -48,6 +49,8 @@ def settings(config: Config) -> list[Setting]:
         Setting("PyTorch's kernels", _PYTORCH),
         *recomputed,
     ]
+    if config.train.micro_batch != 1:
+        found.append(Setting("one sample at a time", _ALONE))
     if not base:
         float8 = ("teacher.float8=true",)
         found[3:3] = [
