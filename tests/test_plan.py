@@ -128,6 +128,7 @@ def test_recomputing_takes_time_and_adds_nothing_to_the_models_arithmetic(costs)
         for what in ("false", "selective", "true")
     )
     assert recomputed.time.arithmetic > selective.time.arithmetic > kept.time.arithmetic
+    assert recomputed.time.launches > selective.time.launches > kept.time.launches
     assert recomputed.time.memory >= selective.time.memory > kept.time.memory
     assert recomputed.time.model_flops == selective.time.model_flops == kept.time.model_flops
     assert recomputed.needs.worst.bytes < selective.needs.worst.bytes < kept.needs.worst.bytes

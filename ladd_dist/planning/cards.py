@@ -40,13 +40,15 @@ class Reached:
         matmul: of ``bf16``, by matrix products.
         attention: of ``bf16``, by attention's own, forward and backward together.
         heads: of ``bf16``, by all of the discriminator heads' passes, everything included.
-        memory: of ``bandwidth``, by operators that do little else than read and write.
+        operators: of ``bandwidth``, by a backbone's other operators, launched one by one.
+        memory: of ``bandwidth``, by plain copies and the update.
         link: of a link's bytes/s, by collectives of large messages.
     """
 
     matmul: float = 0.686
     attention: float = 0.35
     heads: float = 0.18
+    operators: float = 0.29
     memory: float = 0.89
     link: float = 0.8
 
@@ -57,8 +59,13 @@ same sheets. That the same share of it is reached is an assumption."""
 
 REACHED = Reached()
 """Measured on one H200 (docs/benchmarks): 679 TFLOP/s in matrix products and 4,271 GB/s in copies, of 989 and 4,800;
-347 TFLOP/s in attention and about 180 in heads, by this repository's kernels. Links are an assumption (0.8): no
-machine of several GPUs was at hand. On every other card all of them are assumptions."""
+347 TFLOP/s in attention and about 180 in heads, by this repository's kernels; by the profiler 372 GB in 0.27 s in the
+other operators of a sample of SD3.5 Large. Links are an assumption (0.8): no machine of several GPUs was at hand. On
+every other card all of them are assumptions."""
+
+HOST_SECONDS = 74e-6
+"""That the one host measured, 16 cores of a virtual machine, took for an operator of a step that is not compiled:
+1.227 s for the 16,563 of a sample of SD3.5 Large. No part of a predicted time, for another host may be faster."""
 
 
 def _card(

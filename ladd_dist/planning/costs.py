@@ -50,10 +50,10 @@ class PassCost:
     between: int = 0
 
     def __mul__(self, samples: int) -> "PassCost":
-        """Over so many times the samples."""
+        """Over so many times the samples, in as many launches."""
         return PassCost(
-            self.forward * samples,
-            self.backward * samples,
+            replace(self.forward * samples, launches=self.forward.launches),
+            replace(self.backward * samples, launches=self.backward.launches),
             self.kept * samples,
             self.forward_peak * samples,
             self.backward_peak * samples,

@@ -7,7 +7,7 @@ attention's formula, which holds every pair of tokens, where a device takes its 
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from math import prod
 from typing import Any
 from unittest.mock import patch
@@ -27,13 +27,14 @@ class Work:
 
     ``float8`` are operations of products in 8 bits.
     ``moved`` are the bytes that other operators read and write, one kernel each, as PyTorch runs them without
-    compilation.
+    compilation; ``launches`` are all operators that do anything, each at least one kernel that the host launches.
     """
 
     matmul: float = 0
     attention: float = 0
     moved: float = 0
     float8: float = 0
+    launches: float = 0
 
     @property
     def flops(self) -> float:
@@ -69,7 +70,8 @@ class Counter(TorchDispatchMode):
         made = list(_tensors(out))
         for tensor in made:
             self._hold(tensor.untyped_storage(), tensor.untyped_storage().nbytes())
-        self.work += _work(func, args, kwargs, out) or Work(moved=_moved(func, taken, made))
+        work = _work(func, args, kwargs, out) or Work(moved=_moved(func, taken, made))
+        self.work += replace(work, launches=1) if work.flops or work.moved else work
         return out
 
     def forget_peak(self) -> None:

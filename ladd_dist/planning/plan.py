@@ -112,5 +112,5 @@ def synthesis(config: Config, cluster: Cluster, costs: Costs, images: int) -> Sy
     passes = settings.steps * (2 if settings.guidance > 1 else 1)
     network = "teacher" if "teacher" in costs.networks.frozen else "student"
     work = costs.of(Pass(network, features=network == "teacher", adapter=False), False).forward * (images * passes)
-    seconds = arithmetic_seconds(work, cluster) + work.moved / (cluster.card.bandwidth * REACHED.memory)
+    seconds = arithmetic_seconds(work, cluster) + work.moved / (cluster.card.bandwidth * REACHED.operators)
     return Synthesis(images, work.flops, seconds / 3600, images * costs.sample_bytes)

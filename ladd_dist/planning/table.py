@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ladd_dist.planning.advice import Advice
-from ladd_dist.planning.cards import REACHED
+from ladd_dist.planning.cards import HOST_SECONDS, REACHED
 from ladd_dist.planning.plan import Plan, Synthesis
 
 PREDICTED = "Predicted from shapes and ceilings: nothing below was measured on these GPUs."
@@ -22,8 +22,9 @@ def assumptions(plan: Plan) -> list[str]:
         PREDICTED,
         f"{card.name}: {card.memory / 1e9:g} GB, {card.bf16 / 1e12:g} TFLOP/s bf16 dense, {card.bandwidth / 1e9:g} "
         f"GB/s ({card.source}); {card.link / 1e9:g} GB/s to GPUs of its node, {plan.cluster.nic / 1e9:g} to others",
-        f"of these are reached: {shares}, {reached.memory:.0%} of memory (measured on one H200{here}); "
-        f"{reached.link:.0%} of links (assumed). Operators as without compilation.",
+        f"of these are reached: {shares}, {reached.memory:.0%} of memory in copies and {reached.operators:.0%} in "
+        f"other operators (measured on one H200{here}); {reached.link:.0%} of links (assumed). Operators as without "
+        "compilation.",
     ]
 
 
@@ -44,6 +45,8 @@ def table(plan: Plan, made: Synthesis | None, checkpoint: int) -> list[str]:
         f"an iteration: {_seconds(time.seconds)}, bound by {time.bound} (arithmetic {_seconds(time.arithmetic)}, "
         f"memory {_seconds(time.memory)}; beside them network {_seconds(time.network)}, alone "
         f"{_seconds(time.alone)})",
+        f"its host launches {time.launches:,.0f} operators: {_seconds(time.launches * HOST_SECONDS)} on the one that was "
+        "measured, which is no part of the above; larger micro-batches and student.compile take fewer",
         f"MFU {plan.mfu:.0%}, {plan.samples_per_second:.4g} samples/s; {train.iterations:,} iterations: "
         f"{plan.hours:.4g} hours, {plan.gpu_hours:.5g} GPU-hours",
         f"checkpoints: {checkpoint / 1e9:.4g} GB each, {kept / 1e9:.4g} GB at the most",
@@ -118,6 +121,7 @@ def values(plan: Plan) -> dict[str, Any]:
             "data": time.data,
         },
         "bound": time.bound,
+        "launches": time.launches,
         "mfu": plan.mfu,
         "samples_per_second": plan.samples_per_second,
         "hours": plan.hours,

@@ -7,6 +7,7 @@ from ladd_dist.config import Config
 from ladd_dist.engines.ranges import whole
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
+from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.planning.activations import checkpointed
@@ -18,7 +19,7 @@ from ladd_dist.planning.memory import adamw_moments
 from ladd_dist.planning.traffic import expected, gathered_elements, gathered_late
 
 Bound = Literal["compute", "memory", "network", "data"]
-_FP32 = 4
+_BF16, _FP32 = 2, 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class StepTime:
         data: reading the samples, beside all of that.
         sent: the collectives' bytes of one GPU.
         model_flops: of one GPU, what is computed twice counted once.
+        launches: operators that the host launches for the passes, without compilation.
     """
 
     arithmetic: float
@@ -43,6 +45,7 @@ class StepTime:
     data: float
     sent: Sent
     model_flops: float
+    launches: float
 
     @property
     def seconds(self) -> float:
@@ -64,17 +67,19 @@ class StepTime:
 def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micro_batches: int) -> StepTime:
     """Of an iteration over so many micro-batches on each GPU."""
     card = cluster.card
-    arithmetic = memory = model_flops = 0.0
+    arithmetic = memory = model_flops = launches = 0.0
     for passed in method_of(config).passes(config):
         cost = costs.of(passed, checkpointed(config, passed.network), samples)
         work = cost.forward + cost.backward
         once = costs.of(passed, False, samples)
         model_flops += (once.forward + once.backward).flops
+        launches += work.launches
         if passed.network == "heads":
             arithmetic += work.flops / (card.bf16 * REACHED.heads)
         else:
             arithmetic += arithmetic_seconds(work, cluster)
-            memory += work.moved / (card.bandwidth * REACHED.memory)
+            moved = work.moved + _cast_bytes(config, costs, passed)
+            memory += moved / (card.bandwidth * REACHED.operators)
     sent, alone = _collectives(config, costs, cluster, micro_batches)
     updated = costs.once("update", config, cluster.gpus, lambda: _update_bytes(config, costs, cluster.gpus))
     update = updated / (card.bandwidth * REACHED.memory)
@@ -87,7 +92,17 @@ def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micr
         read / cluster.storage if cluster.storage else 0.0,
         sent + alone,
         model_flops * micro_batches,
+        launches * micro_batches,
     )
+
+
+def _cast_bytes(config: Config, costs: Costs, passed: Pass) -> float:
+    """Read and written to have trained weights in bf16 in a pass, where an engine casts them."""
+    if passed.network != STUDENT or not engine_entry(config.engine).residency(config).autocasts:
+        return 0.0
+    trained = sum(p.numel() for p in costs.networks.trained[STUDENT].parameters() if p.requires_grad)
+    recomputed = passed.gradient != "none" and checkpointed(config, STUDENT) is not False
+    return (_FP32 + _BF16) * trained * (1 + recomputed)
 
 
 def arithmetic_seconds(work: Work, cluster: Cluster) -> float:
