@@ -45,8 +45,8 @@ def table(plan: Plan, made: Synthesis | None, checkpoint: int) -> list[str]:
         f"an iteration: {_seconds(time.seconds)}, bound by {time.bound} (arithmetic {_seconds(time.arithmetic)}, "
         f"memory {_seconds(time.memory)}; beside them network {_seconds(time.network)}, alone "
         f"{_seconds(time.alone)})",
-        f"its host launches {time.launches:,.0f} operators: {_seconds(time.launches * HOST_SECONDS)} on the one that was "
-        "measured, which is no part of the above; larger micro-batches and student.compile take fewer",
+        f"its host launches {time.launches:,.0f} operators: {_seconds(time.launches * HOST_SECONDS)} on the one that "
+        "was measured, and no part of the above; larger micro-batches and student.compile take fewer",
         f"MFU {plan.mfu:.0%}, {plan.samples_per_second:.4g} samples/s; {train.iterations:,} iterations: "
         f"{plan.hours:.4g} hours, {plan.gpu_hours:.5g} GPU-hours",
         f"checkpoints: {checkpoint / 1e9:.4g} GB each, {kept / 1e9:.4g} GB at the most",
