@@ -134,6 +134,15 @@ def test_recomputing_takes_time_and_adds_nothing_to_the_models_arithmetic(costs)
     assert recomputed.needs.worst.bytes < selective.needs.worst.bytes < kept.needs.worst.bytes
 
 
+def test_one_process_casts_its_weights_and_larger_micro_batches_are_launched_less_often(costs):
+    alone = Cluster(CARDS["H100"], 1)
+    casting, sharded = (plan(tiny(engine), alone, costs).time for engine in ("engine=local", FSDP2))
+    assert casting.memory > sharded.memory and casting.arithmetic == sharded.arithmetic
+    two_pass = "method.fake_pass=two_pass"
+    often, seldom = (plan(tiny(FSDP2, two_pass, f"train.micro_batch={n}"), PAIR, costs).time for n in (16, 32))
+    assert often.launches == 2 * seldom.launches
+
+
 def test_replicas_send_less_between_nodes_only_where_they_shard_within(costs):
     one, two = (plan(tiny(FSDP2, f"fsdp2.replicas={count}"), EIGHT, costs).time.sent for count in (1, 2))
     assert two.between < one.between

@@ -58,6 +58,7 @@ class OneAfterAnother:
         if self._process is not None:
             self._process.kill()
             self._process.join()
+            self._pipe.close()
             self._process = None
 
     def _start(self) -> None:
