@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ladd_dist.config import Config, Recomputation
 from ladd_dist.data.buckets import Bucket, LatentSpace
@@ -24,6 +23,7 @@ from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.start import Start
 from ladd_dist.planning.counting import Counter, Work, autocast_as_on_cuda, gradients_dropped, inputs_kept
+from ladd_dist.planning.fakes import Fakes
 
 _NONE = Work()
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Costs:
 
     def __init__(self, config: Config, bucket: Bucket, gpu: str) -> None:
         self._config, self._dtype = config, compute_dtype(config)
-        self._mode = FakeTensorMode()
+        self._mode = Fakes()
         self.networks = networks = method_of(config).networks(config)
         for frozen in networks.frozen.values():
             frozen.requires_grad_(False).eval()

@@ -1,6 +1,6 @@
 """What running code costs, counted at the dispatcher: arithmetic, bytes that pass through memory, bytes alive.
 
-Tensors without storage (`FakeTensorMode`) count as real ones do. Those of the meta device would not: they take
+Tensors without storage (`Fakes`) count as real ones do. Those of the meta device would not: they take
 attention's formula, which holds every pair of tokens, where a device takes its kernel.
 """
 
@@ -67,9 +67,15 @@ class Counter(TorchDispatchMode):
         self.work, self.alive, self.peak = Work(), 0, 0
         self._held: dict[int, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled, so that nothing has to keep the compiler out of every call
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Count an operator on its way."""
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return func(*args)  # asked for more often than anything is computed
         taken = list(_tensors((args, kwargs)))
         for tensor in taken:
             self._hold(tensor.untyped_storage(), 0)  # if it has not come out of an operator: weights, inputs

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
-    FakeTensorMode,
 )
 from torch.backends.cuda import (
     SDPAParams,
@@ -28,6 +27,7 @@ from torch.utils._pytree import tree_map
 from ladd_dist.errors import LaddError
 from ladd_dist.planning.dry_run.frames import caller
 from ladd_dist.planning.dry_run.memory import DeviceMemory
+from ladd_dist.planning.fakes import Fakes
 from ladd_dist.planning.traffic import TrafficCounter
 
 _aten = torch.ops.aten
@@ -83,7 +83,7 @@ class FakeDevice(TorchDispatchMode):
 
     def __init__(self, phase: Callable[[], str]) -> None:
         super().__init__()
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fake = Fakes(allow_non_fake_inputs=True)
         self._phase, self._waited = phase, _waits()
         self.memory, self.traffic = DeviceMemory(), TrafficCounter()
         self.waits: list[Wait] = []
