@@ -18,6 +18,7 @@ from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
+from ladd_dist.engines import compiled
 from ladd_dist.engines.build import check_launch
 from ladd_dist.engines.settings import check_settings
 from ladd_dist.errors import LaddError
@@ -222,14 +223,37 @@ def test_sharded_ranks_make_the_gradient_of_one_process() -> None:
 
 
 @pytest.mark.slow
-@NEEDS_VECTORS
-def test_compiled_it_computes_the_same() -> None:
+def test_a_compiled_step_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and cut into two passes; what is generated for these layers is held below."""
+    monkeypatch.setitem(compiled._OPTIONS, "backend", "aot_eager")
+    torch.compiler.reset()
     both = "teacher.float8=true", "student.float8=true"
     exact, ours = (
-        first_iteration(*both, f"teacher.compile={compiled}", f"student.compile={compiled}")
-        for compiled in ("false", "true")
+        first_iteration(*both, f"teacher.compile={told}", f"student.compile={told}") for told in ("false", "true")
     )
     assert_near(ours, exact)
+
+
+@pytest.mark.slow
+@NEEDS_VECTORS
+@pytest.mark.parametrize("kind", [Float8Linear, TrainedFloat8Linear])
+def test_generated_code_computes_the_same(kind: type[nn.Module]) -> None:
+    """In the place that it has in a block: what comes before and after a layer is put into its kernels."""
+    torch.manual_seed(0)
+    before, after = (kind(nn.Linear(64, 64)) for _ in range(2))
+    block = nn.Sequential(nn.LayerNorm(64), before, nn.GELU(approximate="tanh"), after)
+    x, g = torch.randn(2, 40, 64, requires_grad=True), torch.randn(2, 40, 64, dtype=torch.bfloat16)
+    learn = [x, *(p for p in block.parameters() if p.requires_grad)]
+
+    def passes() -> list[Tensor]:
+        out = block(x)
+        return [out.detach(), *torch.autograd.grad(out, learn, g)]
+
+    exact = passes()
+    compiled.compile_blocks([block])
+    ours = passes()
+    assert compiled.is_compiled(block)
+    assert all(distance(a, b) < LAYER / 2 for a, b in zip(ours, exact, strict=True))
 
 
 def test_the_planner_counts_its_products_apart_and_its_memory_less() -> None:
