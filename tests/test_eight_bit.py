@@ -18,6 +18,7 @@ from ladd_dist.engines.base import STATE_KINDS
 from ladd_dist.engines.build import check_launch
 from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.errors import LaddError
+from ladd_dist.planning.dry_run.eight_bit import codes, codes_at_once
 from ladd_dist.planning.memory import adamw_moments, storages
 
 # Beside the environment, see the Makefile: diffusers looks for torchao, and warns in every process that has it.
@@ -156,3 +157,14 @@ def test_a_launch_that_cannot_have_it_is_refused(monkeypatch: pytest.MonkeyPatch
         LaddError, match=rf"{key}\.state=8bit needs torchao: pip install torchao==0.18.0, or set {key}"
     ):
         check_launch(config, GPU)
+
+
+def test_a_dry_run_makes_codes_like_torchaos() -> None:
+    from torchao.optim import subclass_8bit
+
+    theirs, moments, table = subclass_8bit.quantize_8bit_with_qmap, torch.rand(512, 3).T, torch.linspace(-1, 1, 256)
+    wanted, ours = theirs(moments, table), codes(moments, table)
+    assert (ours.shape, ours.dtype, ours.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
+    with codes_at_once():
+        assert subclass_8bit.quantize_8bit_with_qmap is codes
+    assert subclass_8bit.quantize_8bit_with_qmap is theirs

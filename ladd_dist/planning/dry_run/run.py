@@ -15,6 +15,7 @@ from ladd_dist.engines.ema import Ema
 from ladd_dist.methods.registry import build_method, method_of
 from ladd_dist.models.weights import unread
 from ladd_dist.planning.dry_run.device import Wait, on_fake_device
+from ladd_dist.planning.dry_run.eight_bit import codes_at_once
 from ladd_dist.planning.dry_run.zero3 import agreeing_ranks
 from ladd_dist.planning.memory import StateBytes, expected_state
 from ladd_dist.planning.samples import random_sample
@@ -63,7 +64,9 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
     with ranks(config, size) as world:
         check_launch(config, world)
         clock = Clock(world)
-        with unread(), on_fake_device(lambda: clock.phase) as device:
+        optimizers = config.student_optimizer, config.head_optimizer
+        eight_bit = any(optimizer is not None and optimizer.state == "8bit" for optimizer in optimizers)
+        with unread(), codes_at_once() if eight_bit else nullcontext(), on_fake_device(lambda: clock.phase) as device:
             method = build_method(config, world, clock)
             ema = Ema(method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
             resident = device.memory.live
