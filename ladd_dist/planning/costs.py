@@ -24,6 +24,7 @@ from ladd_dist.models.registry import family_of
 from ladd_dist.models.start import Start
 from ladd_dist.planning.counting import Counter, Work, autocast_as_on_cuda, gradients_dropped, inputs_kept
 from ladd_dist.planning.fakes import Fakes
+from ladd_dist.planning.repeats import Course, Repeats
 
 _NONE = Work()
 T = TypeVar("T")
@@ -195,24 +196,29 @@ class Costs:
         net.activation_checkpointing = checkpointing
         x, t, cond = self._inputs()
         x.requires_grad_(passed.gradient == "inputs")
-        taps = self._taps if passed.features else None
+        repeats = Repeats(net, self._taps if passed.features else None)
         with gradients_dropped(net), torch.set_grad_enabled(passed.gradient != "none"), Counter() as counter:
             between = [0]
             consume = (lambda _: between.append(counter.alive)) if passed.gradient == "none" else None
-            out = net(x, t, cond, taps, consume, adapter=passed.adapter)
-            forward, kept, forward_peak = counter.work, counter.alive, counter.peak
+            repeats.course = Course(counter)
+            with repeats.active():
+                out = net(x, t, cond, repeats.taps, consume, adapter=passed.adapter)
+            forward, kept, forward_peak = repeats.course.end()
             if passed.gradient == "none":
                 return PassCost(forward, forward_peak=forward_peak, between=max(between))
-            counter.forget_peak()
+            repeats.course = Course(counter, kept - counter.alive)
             given = out if isinstance(out, list) else [out]
             del out
-            gradients = [torch.empty_like(each) for each in given]
+            gradients = []
+            for each, others in zip(given, repeats.outputs(), strict=True):
+                repeats.course.section(others)
+                gradients.append(torch.empty_like(each))
             if passed.gradient == "inputs":
                 torch.autograd.grad(given, x, gradients)
             else:
                 torch.autograd.backward(given, gradients)
-            backward = counter.work + forward * -1
-            return PassCost(forward, backward, kept, forward_peak, counter.peak)
+            backward, _, backward_peak = repeats.course.end()
+            return PassCost(forward, backward, kept, forward_peak, backward_peak)
 
     def _heads(self, passed: Pass, samples: int) -> PassCost:
         """All heads, of which as many run together as the pass says; bytes are of these alone."""

@@ -14,7 +14,7 @@ class Fakes(FakeTensorMode):
 
     To know whether it has met an operator on such arguments PyTorch's own asks every tensor seventeen questions, most
     of them about sparse, quantized or symbolic ones: more than a quarter of an 8B iteration's time. Seven tell apart
-    what is met here; anything else is left to it.
+    dense tensors of real numbers, which are all that is met here; sparse ones and constants are left to it.
     """
 
     @classmethod
@@ -45,6 +45,7 @@ class Fakes(FakeTensorMode):
                 return False
         return True
 
-    def _output_from_cache_entry(self, state: Any, entry: Any, key: Any, args: Sequence[object]) -> Any:
-        made = [self._get_output_tensor_from_cache_entry(state, info, key, args) for info in entry.output_infos]
+    def _output_from_cache_entry(self, state: Any, entry: Any, *others: Any) -> Any:
+        """Without a look for a tracer first. What else it is given differs between versions of PyTorch."""
+        made = [self._get_output_tensor_from_cache_entry(state, info, *others) for info in entry.output_infos]
         return tuple(made) if entry.is_output_tuple else made[0]
