@@ -12,9 +12,10 @@ from ladd_dist.planning.advice import advise
 from ladd_dist.planning.cards import read_card
 from ladd_dist.planning.cluster import Cluster
 from ladd_dist.planning.costs import Costs
+from ladd_dist.planning.measured import fastest, read_steps
 from ladd_dist.planning.picture import draw
 from ladd_dist.planning.plan import largest_bucket, plan, synthesis
-from ladd_dist.planning.scale import draw_scale, markdown, scale
+from ladd_dist.planning.scale import Row, draw_scale, markdown, scale
 from ladd_dist.planning.table import advised, as_json, assumptions, table
 from ladd_dist.planning.trade import trade
 
@@ -26,7 +27,7 @@ dataset's cost; then the fastest settings that fit. All of it is a prediction: s
   python launchers/plan.py --config configs/sd35_large.yaml --gpu H100 --nodes 8 method.fake_pass=two_pass
   python launchers/plan.py --config configs/sd35_large.yaml --gpu RTX-4090 --gpus-per-node 1 --json plan.json
   python launchers/plan.py --config configs/sd35_large.yaml --gpu MyGPU:96,500,4000,450 --picture plan.png
-  python launchers/plan.py --config configs/sd35_large.yaml --gpu H100 --gpu H200 --scale
+  python launchers/plan.py --config configs/sd35_large.yaml --gpu H100 --gpu H200 --scale --picture scale.png
   python launchers/plan.py --config configs/sd35_large.yaml --gpu H100 --recomputation train.global_batch=8
 """
 
@@ -37,15 +38,10 @@ def main(args: argparse.Namespace) -> None:
     storage = args.storage * 1e9 if args.storage else None
     clusters = [Cluster(card, args.gpus_per_node, args.nodes, args.nic * 1e9, storage) for card in cards]
     bucket, workspace = largest_bucket(config), int(args.workspace * 1e9)
+    if args.measured and not args.scale:
+        raise LaddError("--measured: only --scale shows it: add that")
     if args.scale:
-        by_card = {
-            each.card.name: list(scale(config, each, Costs(config, bucket, each.card.device), workspace))
-            for each in clusters
-        }
-        for name, found in by_card.items():
-            print("\n".join([f"\n{name}, predicted:\n", *markdown(found)]))
-        if args.picture:
-            draw_scale(by_card, args.picture)
+        _print_scale(config, clusters, workspace, args)
         return
     if args.recomputation:
         for each in clusters:
@@ -72,6 +68,24 @@ def main(args: argparse.Namespace) -> None:
         args.json.write_text(as_json(given, advice, made, checkpoint), encoding="utf-8")
     if args.picture:
         draw(({"configured": given} if given else {}) | {"recommended": advice.plan}, args.picture)
+
+
+def _print_scale(config: Config, clusters: list[Cluster], workspace: int, args: argparse.Namespace) -> None:
+    """Every card's table, and the picture of all of them."""
+    steps = read_steps(args.measured) if args.measured else []
+    costs = {each.card.name: Costs(config, largest_bucket(config), each.card.device) for each in clusters}
+    measured = {
+        each.card.name: run for each in clusters if (run := fastest(steps, config, each.card, costs[each.card.name]))
+    }
+    if args.measured and not measured:
+        raise LaddError(f"--measured {args.measured}: no row is of these networks on {' or '.join(costs)}")
+    by_card: dict[str, list[Row]] = {}
+    for each in clusters:
+        name = each.card.name
+        by_card[name] = list(scale(config, each, costs[name], workspace))
+        print("\n".join([f"\n{name}, predicted:\n", *markdown(by_card[name], measured.get(name))]), flush=True)
+    if args.picture:
+        draw_scale(by_card, measured, args.picture)
 
 
 def _images(config: Config) -> int:
@@ -128,6 +142,12 @@ def command_line() -> argparse.ArgumentParser:
         help="of a GPU for CUDA, NCCL and the allocator (default: 4)",
     )
     command.add_argument("--scale", action="store_true", help="1 to 4,096 GPUs instead, as a Markdown table")
+    command.add_argument(
+        "--measured",
+        type=as_path,
+        metavar="FILE",
+        help="with --scale: also show the fastest row of this file of launchers/step.py that is of the same networks",
+    )
     command.add_argument(
         "--recomputation",
         action="store_true",

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
@@ -16,12 +16,14 @@ from ladd_dist.planning.advice import Advice, advise, recomputations, with_overr
 from ladd_dist.planning.cards import CARDS, card_of, read_card
 from ladd_dist.planning.cluster import Cluster, Group, collective, sharding_groups
 from ladd_dist.planning.costs import Costs
+from ladd_dist.planning.measured import MeasuredRun, MeasuredStep, fastest, read_steps
 from ladd_dist.planning.memory import on
 from ladd_dist.planning.onlookers import resident
-from ladd_dist.planning.plan import largest_bucket, plan, synthesis
-from ladd_dist.planning.scale import Row, markdown, scale
+from ladd_dist.planning.plan import flops_by_part, largest_bucket, plan, synthesis
+from ladd_dist.planning.scale import Row, draw_scale, markdown, scale
 
 BF16, FSDP2, BATCH = "train.precision=bf16", "engine=fsdp2", "train.global_batch=64"
+STEPS = str(ROOT / "docs/benchmarks/step.json")
 PAIR = Cluster(CARDS["H100"], 2)
 EIGHT = Cluster(CARDS["H100"], 4, 2)
 
@@ -209,6 +211,70 @@ def test_scale_has_a_row_for_every_size(costs, monkeypatch):
     assert len(markdown(rows)) == 4
 
 
+def measured(setting, seconds, *overrides, device="NVIDIA H200"):
+    phases = {"teacher forward": seconds, "student backward": 3 * seconds, "optimizer": 0.5, "average": 1.5}
+    return {
+        "config": TINY,
+        "setting": setting,
+        "overrides": [BF16, *overrides],
+        "device": device,
+        "samples": 4,
+        "seconds": sum(phases.values()),
+        "phases": phases,
+        "peak": 3e9,
+    }
+
+
+def test_the_fastest_measured_step_of_the_same_networks_is_found(costs, tmp_path):
+    rows = [
+        measured("slow", 3.0),
+        measured("right", 2.0, "train.micro_batch=1", "method.fake_pass=two_pass"),
+        measured("of adapters", 1.0, "student.lora={rank: 4}"),
+        measured("of narrower heads", 1.0, "discriminator.width=16"),
+        measured("of smaller pictures", 1.0, "synthesis.buckets=[32x32]"),
+        measured("of another card", 1.0, device="NVIDIA B200"),
+        {"config": TINY, "setting": "failed", "overrides": [], "error": "out of memory"},
+    ]
+    file = tmp_path / "step.json"
+    file.write_text(json.dumps(rows))
+    steps = read_steps(file)
+    assert len(steps) == 6
+    run = fastest(steps, tiny(), CARDS["H200"], costs)
+    assert run and run.step.setting == "right"
+    # Four samples: 2 s forward and 6 backward; 64 of them, and one update of 2 s.
+    assert (run.step.passes, run.batch, run.seconds) == (2.0, 64, 130.0)
+    assert run.mfu == pytest.approx(64 * run.flops / 130 / CARDS["H200"].bf16)
+    two_pass, shared = (
+        sum(flops_by_part(tiny(f"method.fake_pass={order}"), costs).values()) for order in ("two_pass", "shared")
+    )
+    assert run.flops == two_pass > shared
+    assert fastest(steps, tiny(), CARDS["H100"], costs) is None
+
+
+def test_what_was_measured_stands_in_table_and_picture(costs, tmp_path):
+    rows = {"H200": [Row(1, Advice({}, plan(tiny(), Cluster(CARDS["H200"], 1), costs, 0)))]}
+    run = MeasuredRun(MeasuredStep.of(measured("by hand", 2.0)), CARDS["H200"], 64, 1e15)
+    head, _, there, _ = markdown(rows["H200"], run)
+    assert there.count("|") == head.count("|")
+    assert "**measured**: tiny_cpu.yaml, by hand | 3 | 130 | " in there
+    # A million samples by 64 in 130 s.
+    assert there.endswith(f" | 0.4923 | {1e6 / 64 * 130 / 3600:.0f} |")
+    drawn = {}
+    for name, marked in (("predicted", {}), ("measured", {"H200": run})):
+        draw_scale(rows, marked, tmp_path / f"{name}.png")
+        drawn[name] = (tmp_path / f"{name}.png").read_bytes()
+    assert drawn["predicted"] != drawn["measured"]
+
+
+@pytest.mark.parametrize("content", [None, "not JSON", '[{"setting": "no more"}]', "[1]"])
+def test_a_file_without_measured_steps_is_named(content, tmp_path):
+    file = tmp_path / "step.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(LaddError, match=rf"{file} has no rows of launchers/step.py \(.*: take docs/benchmarks/"):
+        read_steps(file)
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "words"),
     [
@@ -277,6 +343,11 @@ def test_the_launcher_prints_memory_against_time(monkeypatch, capsys):
         (["--gpu", "H1000", BF16], "error: --gpu H1000 is not known: take "),
         (["--gpu", "H100", "--gpu", "H200", BF16], "error: --gpu: several types are compared with --scale and "),
         (["--gpu", "X:0.001,100,100,100", BF16], "error: nothing fits on a X: "),
+        (["--gpu", "H200", "--measured", STEPS, BF16], "error: --measured: only --scale shows it"),
+        (
+            ["--gpu", "H200", "--scale", "--measured", STEPS, BF16],
+            f"error: --measured {STEPS}: no row is of these networks on H200",
+        ),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, args, line):

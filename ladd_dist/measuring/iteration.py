@@ -21,8 +21,6 @@ _WARM_UP = 2
 _STD = 0.02
 _PRODUCT = {"cuda": 8192, "cpu": 512}
 """Width of the square matrices whose product is the device's ceiling."""
-UPDATES = ("optimizer", "average")
-"""Phases that an iteration has once, whatever its number of samples."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Iteration:
         torch: PyTorch's version.
         samples: of an iteration.
         seconds: of one.
-        phases: seconds by phase; `UPDATES` are there once, all others for each micro-batch.
+        phases: seconds by phase; `planning.measured.UPDATES` are there once, all others for each micro-batch.
         peak: most bytes that tensors took, over all iterations; 0 on a CPU, where nobody counts.
         reserved: most bytes that PyTorch's allocator held.
         ceiling: FLOP/s of a large bf16 matrix product in the same process.

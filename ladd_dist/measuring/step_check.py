@@ -6,16 +6,16 @@ loses what was under way, and the next one goes on.
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ladd_dist.config import Config, load
-from ladd_dist.measuring.iteration import UPDATES
 from ladd_dist.measuring.one_after_another import CUT_SHORT, OneAfterAnother, Row
 from ladd_dist.planning.activations import HOW, checkpointed
 from ladd_dist.planning.cards import CARDS
 from ladd_dist.planning.costs import Costs
+from ladd_dist.planning.measured import MeasuredStep
 from ladd_dist.planning.needs import needs
 from ladd_dist.planning.plan import flops_by_part, largest_bucket
 
@@ -113,23 +113,22 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _cells(row: Row, known: dict[str, Costs]) -> list[str]:
-    config = load(row["config"], row["overrides"])
-    networks = f"{config.teacher} {config.student.lora} {row['device']}"
-    costs = known.setdefault(networks, Costs(config, largest_bucket(config), row["device"]))
+    step = MeasuredStep.of(row)
+    config = step.loaded
+    networks = f"{config.teacher} {config.student.lora} {step.device}"
+    costs = known.setdefault(networks, Costs(config, largest_bucket(config), step.device))
     flops = sum(flops_by_part(config, costs).values())
     planned = needs(config, costs, 1, config.micro_batch(1), workspace=0).total
-    card = next((card for card in CARDS.values() if card.device == row["device"]), None)
-    phases: Mapping[str, float] = row["phases"]
-    per_sample = row["seconds"] / row["samples"]
-    passes = sum(spent for name, spent in phases.items() if name not in UPDATES) / row["samples"]
-    slowest = sorted(phases, key=lambda name: -phases[name])[:5]
+    card = next((card for card in CARDS.values() if card.device == step.device), None)
+    per_sample = row["seconds"] / step.samples
+    slowest = sorted(step.phases, key=lambda name: -step.phases[name])[:5]
     return [
         f"{per_sample:.3f}",
-        f"{passes:.3f}",
+        f"{step.passes:.3f}",
         f"{1 / per_sample:.2f}",
-        f"{flops / passes / row['ceiling']:.0%}",
-        f"{flops / passes / card.bf16:.0%}" if card else "",
-        f"{row['peak'] / 1e9:.1f}" if row["peak"] else "",
+        f"{flops / step.passes / row['ceiling']:.0%}",
+        f"{flops / step.passes / card.bf16:.0%}" if card else "",
+        f"{step.peak / 1e9:.1f}" if step.peak else "",
         f"{planned / 1e9:.1f}",
-        ", ".join(f"{name} {phases[name]:.3f}" for name in slowest),
+        ", ".join(f"{name} {step.phases[name]:.3f}" for name in slowest),
     ]

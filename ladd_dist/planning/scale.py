@@ -1,4 +1,4 @@
-"""How a run grows with its cluster, on paper: what `advise` finds at every size."""
+"""How a run grows with its cluster, on paper: what `advise` finds at every size, beside what was measured."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from ladd_dist.planning.activations import HOW, checkpointed
 from ladd_dist.planning.advice import Advice, advise
 from ladd_dist.planning.cluster import Cluster
 from ladd_dist.planning.costs import Costs
+from ladd_dist.planning.measured import MeasuredRun
 
 SIZES = (1, 8, 64, 512, 4096)
 """Numbers of GPUs."""
@@ -36,7 +37,11 @@ class Row:
         """GPU-hours for a million samples."""
         if self.advice is None:
             return None
-        return _MILLION / self.advice.plan.samples_per_second / 3600 * self.gpus
+        return _cost(self.advice.plan.samples_per_second, self.gpus)
+
+
+def _cost(samples_per_second: float, gpus: int) -> float:
+    return _MILLION / samples_per_second / 3600 * gpus
 
 
 def scale(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> Iterator[Row]:
@@ -54,10 +59,20 @@ def scale(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> Ite
         yield Row(size, found) if fits else Row(size, None, f"does not fit, but on {found.remedy}")
 
 
-def markdown(rows: Sequence[Row]) -> list[str]:
-    """A table."""
+def markdown(rows: Sequence[Row], measured: MeasuredRun | None = None) -> list[str]:
+    """A table; what was measured of one GPU comes first."""
     lines = [f"| {' | '.join(_COLUMNS)} |", "|--:|--:|---|--:|--:|---|--:|--:|--:|--:|"]
+    if measured:
+        lines.append(f"| 1 | {_measured_cells(measured)} |")
     return lines + [f"| {row.gpus:,} | {_cells(row)} |" for row in rows]
+
+
+def _measured_cells(run: MeasuredRun) -> str:
+    step, rate = run.step, run.samples_per_second
+    return (
+        f"{run.batch:,} | **measured**: {Path(step.config).name}, {step.setting} | {step.peak / 1e9:.0f} | "
+        f"{run.seconds:.3g} | | | {run.mfu:.0%} | {rate:.4g} | {_cost(rate, 1):.0f}"
+    )
 
 
 def _cells(row: Row) -> str:
@@ -92,8 +107,8 @@ def _recomputed(config: Config) -> str:
     return " and ".join(f"{name} {HOW[what]}" for name, what in how.items() if what) or "nothing recomputed"
 
 
-def draw_scale(by_card: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """Cost and MFU over the number of GPUs, a line for each card; marks say what bounds."""
+def draw_scale(by_card: Mapping[str, Sequence[Row]], measured: Mapping[str, MeasuredRun], path: Path) -> None:
+    """Cost and MFU over the number of GPUs, a line for each card; marks say what bounds, and stars are measured."""
     figure = Figure((10, 4.2), dpi=150, layout="constrained", facecolor="white")
     cost, share = figure.subplots(1, 2)
     for number, (name, rows) in enumerate(by_card.items()):
@@ -110,8 +125,14 @@ def draw_scale(by_card: Mapping[str, Sequence[Row]], path: Path) -> None:
             for row, value in there:
                 assert row.advice is not None
                 axes.plot([row.gpus], [value], _MARKS[row.advice.plan.time.bound], color=f"C{number}", ms=6)
+        if run := measured.get(name):
+            for axes, value in ((cost, _cost(run.samples_per_second, 1)), (share, 100 * run.mfu)):
+                axes.plot([1], [value], "*", color=f"C{number}", mec="black", ms=13)
     for bound, mark in _MARKS.items():
         share.plot([], [], mark, color="black", label=f"bound by {bound}", ms=5)
+    if measured:
+        star = cost.plot([], [], "*", color="white", mec="black", ms=11)
+        cost.legend(star, ["measured, not predicted"], fontsize=8, frameon=False, loc="lower left")
     for axes, title in ((cost, "GPU-hours per million samples, predicted"), (share, "MFU (%), predicted")):
         axes.set_xscale("log", base=2)
         axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
