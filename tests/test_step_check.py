@@ -13,7 +13,8 @@ from ladd_dist.config import load
 from ladd_dist.engines.settings import check_settings
 from ladd_dist.measuring import step_check
 from ladd_dist.measuring.one_after_another import CUT_SHORT, OneAfterAnother
-from ladd_dist.measuring.step_check import Setting, check_step, settings
+from ladd_dist.measuring.step_check import Setting, check_step, settings, table
+from ladd_dist.planning.plan import WORKSPACE
 
 ONE_GPU = [f"configs/sd35_large_{size}gb.yaml" for size in (141, 80, 48)]
 
@@ -55,6 +56,24 @@ def test_rows_come_one_by_one_and_are_not_measured_again(tmp_path: Path, monkeyp
     head, _, *cells = out.with_suffix(".md").read_text().splitlines()
     assert len({line.count("|") for line in (head, *cells)}) == 1
     assert cells[0].startswith("| tiny_cpu | as configured | ") and refused["error"] in cells[1]
+
+
+def test_what_is_planned_of_every_measured_step_is_within_a_tenth_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The table in docs is what the planner says today, beside what a GPU said."""
+    monkeypatch.chdir(ROOT)
+    file = ROOT / "docs/benchmarks/step.json"
+    rows = json.loads(file.read_text())
+    lines = list(table(rows))
+    assert lines == file.with_suffix(".md").read_text().splitlines()
+    names, _, *cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    for values in (dict(zip(names, row, strict=True)) for row in cells):
+        if values["peak, GB"]:
+            peak, planned = float(values["peak, GB"]), float(values["planned, GB"])
+            assert abs(planned - peak) <= 0.1 * peak, values["setting"]
+    for row in rows:  # what the allocator holds beyond its tensors is in the planner's workspace
+        assert row.get("reserved", 0) - row.get("peak", 0) < WORKSPACE
 
 
 def test_a_process_that_was_ended_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
