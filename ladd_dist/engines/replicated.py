@@ -16,6 +16,9 @@ from ladd_dist.engines.optimizer import ShardedAdamW
 class ReplicatedEngine(Engine):
     """fp32 weights; bf16 compute by autocast; one all-reduce of all gradients per update.
 
+    Autocast remembers nothing: it would keep each weight that it has cast (16 GB of SD3.5 Large) to the end of a pass
+    in case that it is used again, and none is.
+
     Args:
         module: on the device already; rank 0's values go to every rank.
     """
@@ -24,7 +27,7 @@ class ReplicatedEngine(Engine):
         self.module, self.world = module, world
         self.owner = world.is_main
         self._optimizer = ShardedAdamW(whole_shards(trainable(module)), optimizer)
-        self._autocast = torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32)
+        self._autocast = torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
         world.broadcast_(list(module.state_dict().values()))
 
     def __call__(self, *inputs: object, **options: object) -> object:

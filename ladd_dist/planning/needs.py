@@ -77,7 +77,6 @@ class _Blocks:
         tail: by network, which part of its blocks runs forward with fewer whole than ``forward`` says, as no more
             follow. Until then that part of the graph is not there.
         graph: with the student's graph.
-        cast: of all other blocks of the student, in its forward pass.
         reduced: gradients of one of its blocks on their way to their shards, in its backward pass.
         always: what is there all the time.
     """
@@ -87,7 +86,6 @@ class _Blocks:
     between: Mapping[str, int]
     tail: Mapping[str, float] = field(default_factory=dict)
     graph: int = 0
-    cast: int = 0
     reduced: int = 0
     always: int = 0
 
@@ -98,9 +96,8 @@ class _Blocks:
         early = round(before - self.tail.get(name, 0) * moment.graph)
         runs = self.between.get(name, 0) if moment.between else at_last if moment.backward else max(at_last, early)
         graph = self.graph if moment.running == STUDENT or STUDENT in moment.held else 0
-        cast = self.cast if moment.during == f"{STUDENT} forward" else 0
         reduced = self.reduced if moment.gradients else 0
-        return runs + graph + cast + reduced + self.always
+        return runs + graph + reduced + self.always
 
 
 def _blocks(config: Config, costs: Costs, size: int, passes: Counter[str]) -> _Blocks:
@@ -111,8 +108,8 @@ def _blocks(config: Config, costs: Costs, size: int, passes: Counter[str]) -> _B
     without a graph, are never what DeepSpeed expects: forward it gathers as far ahead, through a buffer of a block's
     size, but nothing in the backward pass, and it keeps none.
 
-    One process's autocast holds the trained weights that it has cast to the end of a forward pass, or of a recomputed
-    block; a graph keeps the copies, but of recomputed blocks. Layers in float8 make codes of the weights themselves.
+    One process casts each trained weight where it is used, and a graph keeps the copies, but of recomputed blocks.
+    Layers in float8 make codes of the weights themselves.
     """
     width, student = compute_dtype(config).itemsize, costs.networks.trained[STUDENT]
     assert isinstance(student, Backbone)
@@ -122,11 +119,10 @@ def _blocks(config: Config, costs: Costs, size: int, passes: Counter[str]) -> _B
         coded = [linear(student, name).weight for name in student.token_layers()] if config.student.float8 else []
         cast = set(trainable(student).values()) - set(coded)
         block, _ = _sizes(student, cast.__contains__)
-        every = sum(p.numel() for p in cast)
         if config.student.activation_checkpointing:
             runs = {STUDENT: block * width}
-            return _Blocks(runs, runs, {}, cast=(every - block) * width)
-        return _Blocks({}, {}, {}, graph=every * width)
+            return _Blocks(runs, runs, {})
+        return _Blocks({}, {}, {}, graph=sum(p.numel() for p in cast) * width)
     if size == 1:
         return _Blocks({}, {}, {})
     sharded = {STUDENT: student, **(costs.networks.frozen if config.teacher.placement == "shard" else {})}
