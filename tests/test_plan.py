@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,8 @@ from ladd_dist.config import load
 from ladd_dist.errors import LaddError
 from ladd_dist.methods.registry import method_of
 from ladd_dist.planning.activations import checkpointed
-from ladd_dist.planning.advice import Advice, advise, recomputations, with_overrides
-from ladd_dist.planning.cards import CARDS, card_of, read_card
+from ladd_dist.planning.advice import Advice, _plans, advise, recomputations, with_overrides
+from ladd_dist.planning.cards import CARDS, HOST_AVERAGE, REACHED, card_of, read_card
 from ladd_dist.planning.cluster import Cluster, Group, collective, sharding_groups
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.measured import MeasuredRun, MeasuredStep, fastest, read_steps
@@ -197,6 +198,34 @@ def test_advice_names_the_least_that_would_fit(costs):
     hopeless = replace(PAIR, card=replace(PAIR.card, memory=1e3))
     with pytest.raises(LaddError, match="nothing fits on a H100: .* GB are needed at the least"):
         advise(tiny(), hopeless, costs, 0)
+
+
+def test_of_the_remedies_the_fastest_is_advised(costs):
+    """More memory than the least leaves more activations where they are, and may take less time."""
+    eight, average = {"student_optimizer.state": "8bit"}, {"train.ema_device": "cpu"}
+    remedied = [with_overrides(tiny(), changes) for changes in (eight, average, eight | average)]
+    hopeless = replace(PAIR, card=replace(PAIR.card, memory=1e3))  # or ways that take less are not looked at
+    least = min(made.needs.total for _, made in _plans(tiny(), hopeless, costs, 0))
+    later = 0
+    for share in (0.9, 0.95, 0.999):
+        cluster = replace(PAIR, card=replace(PAIR.card, memory=round(least * share)))
+        found = advise(tiny(), cluster, costs, 0)
+        alone = []
+        for config in remedied:
+            with suppress(LaddError):
+                alone.append(advise(config, cluster, costs, 0))
+        fitting = [each.plan.time.seconds for each in alone if not each.remedy]
+        assert found.remedy and found.plan.time.seconds <= 1.01 * min(fitting)
+        later += found.plan.time.seconds * 1.01 < fitting[0]
+    assert later, "where the first that fits is the fastest, nothing is shown"
+
+
+def test_an_average_in_host_memory_takes_the_time_that_it_took(costs):
+    config, alone = tiny("engine=local"), Cluster(CARDS["H100"], 1)
+    there, here = (plan(c, alone, costs).time.memory for c in (tiny("engine=local", "train.ema_device=cpu"), config))
+    moved = 4 * sum(p.numel() for p in costs.networks.trained["student"].parameters())
+    saved = 3 * moved / (CARDS["H100"].bandwidth * REACHED.memory)
+    assert there - here == pytest.approx(moved / HOST_AVERAGE - saved)
 
 
 def test_times_are_known_in_bf16_alone(costs):

@@ -41,18 +41,19 @@ class Advice:
 def advise(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> Advice:
     """The fastest way that fits on the cluster.
 
-    If none does, the first that does of: 8-bit moments; state in host memory; the average there; more nodes; adapters
-    instead of the whole student.
+    If none does, the fastest with 8-bit moments or the average in host memory; or else the first that does of: state
+    in host memory; more nodes.
 
     Raises:
         LaddError: if nothing fits, naming what comes nearest; or if no way to run it is known at all.
     """
     if found := _best(config, cluster, costs, workspace):
         return found
-    for words, changes in _REMEDIES.items():
-        with_it = with_overrides(config, changes)
-        if with_it and (found := _best(with_it, cluster, costs, workspace)):
-            return Advice({**changes, **found.overrides}, found.plan, words)
+    if remedied := list(_remedied(config, cluster, costs, workspace, _REMEDIES)):
+        fastest = min(advice.plan.time.seconds for advice in remedied)
+        return next(advice for advice in remedied if advice.plan.time.seconds <= fastest * _SPARE)
+    if offloaded := next(_remedied(config, cluster, costs, workspace, _OFFLOADED), None):
+        return offloaded
     larger = cluster
     while larger.gpus * 2 <= _MOST_GPUS:
         larger = replace(larger, nodes=larger.nodes * 2)
@@ -73,6 +74,9 @@ _REMEDIES: Mapping[str, Overrides] = {
     "8-bit moments of the student's AdamW": {"student_optimizer.state": "8bit"},
     "the average in host memory": {"train.ema_device": "cpu"},
     "8-bit moments, and the average in host memory": {"student_optimizer.state": "8bit", "train.ema_device": "cpu"},
+}
+"""In the order of what they change, if they are as fast."""
+_OFFLOADED: Mapping[str, Overrides] = {
     "masters and moments in host memory, whose time is not predicted": {
         "engine": "zero3",
         "zero3.offload": "optimizer",
@@ -80,6 +84,16 @@ _REMEDIES: Mapping[str, Overrides] = {
     "all state in host memory, whose time is not predicted": {"engine": "zero3", "zero3.offload": "all"},
 }
 """In the order of what they cost."""
+
+
+def _remedied(
+    config: Config, cluster: Cluster, costs: Costs, workspace: int, remedies: Mapping[str, Overrides]
+) -> Iterator[Advice]:
+    """The best with each of them that makes something fit."""
+    for words, changes in remedies.items():
+        with_it = with_overrides(config, changes)
+        if with_it and (found := _best(with_it, cluster, costs, workspace)):
+            yield Advice({**changes, **found.overrides}, found.plan, words)
 
 
 def _why_not(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> str:

@@ -67,6 +67,10 @@ HOST_SECONDS = 74e-6
 """That the one host measured, 16 cores of a virtual machine, took for an operator of a step that is not compiled:
 1.227 s for the 16,563 of a sample of SD3.5 Large. No part of a predicted time, for another host may be faster."""
 
+HOST_AVERAGE = 32.2e9 / 1.65
+"""Bytes/s of an average that the same host moved in its memory, the weights' way there included; of another host an
+assumption."""
+
 
 def _card(
     name: str, device: str, gigabytes: float, bf16: float, bandwidth: float, link: float, capability: str, source: str

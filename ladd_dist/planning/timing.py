@@ -1,9 +1,11 @@
 """How long an iteration takes on a cluster, predicted: by arithmetic, memory, links and data."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 from ladd_dist.config import Config
+from ladd_dist.engines.entry import MemoryKind
 from ladd_dist.engines.ranges import whole
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
@@ -11,7 +13,7 @@ from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.planning.activations import checkpointed
-from ladd_dist.planning.cards import FLOAT8_SPEED, REACHED
+from ladd_dist.planning.cards import FLOAT8_SPEED, HOST_AVERAGE, REACHED
 from ladd_dist.planning.cluster import Cluster, Group, Sent, collective, sharding_groups
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.counting import Work
@@ -28,7 +30,7 @@ class StepTime:
 
     Attributes:
         arithmetic: matrix products, convolutions and attention.
-        memory: all other operators, and the optimizer's update.
+        memory: all other operators, the optimizer's update, and the average, in whichever memory that is.
         network: collectives that run beside the above.
         alone: collectives that nothing runs beside: the heads' gradients, the first block's gather, and under ZeRO-3
             those of a network's passes that DeepSpeed does not expect.
@@ -82,7 +84,7 @@ def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micr
             memory += moved / (card.bandwidth * REACHED.operators)
     sent, alone = _collectives(config, costs, cluster, micro_batches)
     updated = costs.once("update", config, cluster.gpus, lambda: _update_bytes(config, costs, cluster.gpus))
-    update = updated / (card.bandwidth * REACHED.memory)
+    update = updated["device"] / (card.bandwidth * REACHED.memory) + updated["host"] / HOST_AVERAGE
     read = samples * micro_batches * cluster.gpus * costs.sample_bytes
     return StepTime(
         arithmetic * micro_batches,
@@ -148,14 +150,20 @@ def _elements(config: Config, costs: Costs, size: int) -> tuple[dict[str, int], 
     return elements, gathered_elements(trained, layout)
 
 
-def _update_bytes(config: Config, costs: Costs, size: int) -> float:
-    """Read and written by AdamW and the average: weights, gradients and moments."""
+def _update_bytes(config: Config, costs: Costs, size: int) -> Counter[MemoryKind]:
+    """In which memory AdamW reads and writes weights, gradients and moments, and where the average is moved.
+
+    Of one in host memory only its own bytes count, as `HOST_AVERAGE` has it.
+    """
     layout = engine_entry(config.engine).layout(config, size, 0)
-    total = 0.0
+    total: Counter[MemoryKind] = Counter()
     for name, net in costs.networks.trained.items():
         settings = getattr(config, method_of(config).OPTIMIZERS[name])
         for parameter in (p for p in net.parameters() if p.requires_grad):
             held = (layout if name == STUDENT else whole)(parameter.shape).held
-            averaged = 3 if name == STUDENT else 0
-            total += _FP32 * (3 + averaged) * held + 2 * adamw_moments(held, settings)
+            total["device"] += _FP32 * 3 * held + 2 * adamw_moments(held, settings)
+            if name == STUDENT and config.train.ema_device == "cpu":
+                total["host"] += _FP32 * held
+            elif name == STUDENT:
+                total["device"] += _FP32 * 3 * held
     return total
