@@ -109,6 +109,11 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def cdiv(length: int, block: int) -> int:
+    """How many blocks cover a length. `triton.cdiv` says the same, but is made for kernels, and slow outside."""
+    return -(-length // block)
+
+
 def on(device: torch.device) -> AbstractContextManager[Any]:
     """Make ``device`` the current one while kernels are launched: Triton launches there, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -87,6 +87,20 @@ def test_compilation_leaves_no_gap_and_changes_nothing():
     torch.testing.assert_close(compiled, plain)
 
 
+def test_a_second_derivative_is_refused_through_whatever_asks_for_it():
+    """Weights are in a list of their own, which an autograd function does not look into."""
+    x, weights = problem(2, 1, (3, 4), 16, 16)
+    weights.conv1.requires_grad_()
+    logits = kernels.grouped_heads(x, weights, 4)
+    (gradient,) = torch.autograd.grad(logits.sum(), weights.conv1, create_graph=True)
+    with pytest.raises(KernelError, match="grouped_heads cannot be differentiated again"):
+        torch.autograd.grad(gradient.sum(), weights.conv1)
+    logits = torch.randn(2, 1, 3, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(kernels.hinge_per_head(logits, "real").loss.sum(), logits, create_graph=True)
+    with pytest.raises(KernelError, match="hinge_per_head cannot be differentiated again"):
+        gradient.sum().backward()
+
+
 def test_a_second_derivative_of_the_operation_is_refused_and_the_reference_has_one():
     x, weights = problem(1, 1, (3, 4), 16, 16)
     x.requires_grad_()

@@ -5,7 +5,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from kernels.attention import configs
@@ -14,7 +13,7 @@ from kernels.attention.configs import Launch
 from kernels.attention.forward import attention_forward
 from kernels.attention.streams import Norms, Streams
 from kernels.attention.tiles import prepare, unprepare
-from kernels.dispatch import DTYPE_NAMES, architecture, on
+from kernels.dispatch import DTYPE_NAMES, architecture, cdiv, on
 
 _PASS = {"num_warps": configs.PREPARE_WARPS, "num_stages": 1, "enable_fp_fusion": True}
 
@@ -55,7 +54,7 @@ class Launcher:
 
     def tiles(self, block: int) -> int:
         """Tiles of both streams, each padded to whole tiles."""
-        return triton.cdiv(self.image_length, block) + triton.cdiv(self.text_length, block)
+        return cdiv(self.image_length, block) + cdiv(self.text_length, block)
 
     def options(self, config: Launch) -> dict[str, Any]:
         """Constants and launch options of an attention kernel."""
@@ -170,7 +169,7 @@ def backward(
 def reduce_shares(launcher: Launcher, shares: list[Tensor], blocks: tuple[int, int]) -> Norms:
     """Norm weights' gradients: the sums of the tiles' parts, in a fixed order."""
     (q, text_q), (k, text_k) = (
-        share.split([first := triton.cdiv(launcher.image_length, block), len(share) - first])
+        share.split([first := cdiv(launcher.image_length, block), len(share) - first])
         for share, block in zip(shares, blocks, strict=True)
     )
     sums = (part.sum((0, 1)) for part in (q, k, text_q, text_k))

@@ -14,8 +14,10 @@ from kernels.attention import library, reference
 from kernels.attention.streams import Norms, Streams, check, check_backward
 from kernels.dispatch import resolve
 from kernels.errors import KernelError
+from kernels.operators import NAMESPACE, define, differentiate, refuse
 
-JOINT_ATTENTION = "ladd_kernels::joint_attention"
+_NAME = "joint_attention"
+JOINT_ATTENTION = f"{NAMESPACE}::{_NAME}"
 """The operator's name as PyTorch's dispatcher has it; that of the backward pass begins with it."""
 
 
@@ -78,8 +80,7 @@ def joint_attention(
     return out, None if absent else text_out
 
 
-@torch.library.custom_op(JOINT_ATTENTION, mutates_args=())
-def _forward(
+def _attend(
     q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, text_k: Tensor, text_v: Tensor,
     norm_q: Tensor | None, norm_k: Tensor | None, text_norm_q: Tensor | None, text_norm_k: Tensor | None,
     eps: float, implementation: str, backward: str,
@@ -92,15 +93,13 @@ def _forward(
     return reference.forward(streams, norms, eps)
 
 
-@_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _attended(q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(q.dtype, torch.float32)
     lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1] + text_q.shape[1], dtype=wide)
     return torch.empty_like(q), torch.empty_like(text_q), lse
 
 
-@torch.library.custom_op(f"{JOINT_ATTENTION}_backward", mutates_args=())
-def _backward(
+def _gradients(
     d_out: Tensor, d_text_out: Tensor,
     q: Tensor, k: Tensor, v: Tensor, text_q: Tensor, text_k: Tensor, text_v: Tensor,
     norm_q: Tensor | None, norm_k: Tensor | None, text_norm_q: Tensor | None, text_norm_k: Tensor | None,
@@ -124,8 +123,7 @@ def _backward(
     return [*gradients, *(w for w in weights if w is not None and weight_gradient)]
 
 
-@_backward.register_fake
-def _(d_out: Tensor, d_text_out: Tensor, *args: Any) -> list[Tensor]:
+def _fake_gradients(d_out: Tensor, d_text_out: Tensor, *args: Any) -> list[Tensor]:
     streams, norms, weight_gradient = args[:6], args[6:10], args[-1]
     given = [w for w in norms if w is not None and weight_gradient]
     return [torch.empty_like(x) for x in (*streams, *given)]
@@ -138,26 +136,32 @@ def _choose(q: Tensor, implementation: str) -> str:
     return chosen
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.settings = inputs[10:]
-    ctx.save_for_backward(*inputs[:10], *output)
+_forward = define(_NAME, _attend, _attended)
+_backward = define(f"{_NAME}_backward", _gradients, _fake_gradients)
 
 
-def _differentiate(ctx: Any, d_out: Tensor, d_text_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _remember(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+    ctx.settings = arguments[10:]
+    ctx.save_for_backward(*arguments[:10], *results)
+    ctx.mark_non_differentiable(results[2])
+
+
+def _differentiate(ctx: Any, d_out: Tensor | None, d_text_out: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     saved: Sequence[Any] = ctx.saved_tensors
-    norms = saved[6:10]
+    norms, (out, text_out) = saved[6:10], saved[10:12]
     weight_gradient = any(ctx.needs_input_grad[6:10])
+    d_out = torch.zeros_like(out) if d_out is None else d_out
+    d_text_out = torch.zeros_like(text_out) if d_text_out is None else d_text_out
     gradients = iter(_backward(d_out, d_text_out, *saved, *ctx.settings, weight_gradient))
     streams = [next(gradients) for _ in range(6)]
     weights = [next(gradients) if weight_gradient and w is not None else None for w in norms]
     return *streams, *weights, None, None, None
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
+differentiate(_forward, _remember, _differentiate)
+refuse(
+    _backward,
+    lambda: RuntimeError(
         "joint_attention has no second derivative: take the penalty on the heads' inputs, behind the attention"
-    )
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup)
-_backward.register_autograd(_refuse)
+    ),
+)

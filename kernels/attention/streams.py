@@ -44,21 +44,20 @@ def check(x: Streams, norms: Norms) -> None:
         KernelError: naming the argument at fault and what would be right.
     """
     _check_layout(x)
-    q = x.q
-    if q.shape[1] == 0:
+    image, text = x.q.shape, x.text_q.shape
+    if image[1] == 0:
         raise KernelError("q has no tokens: pass at least one image token")
-    for name, tensor in x._asdict().items():
-        wanted = (x.text_q if name.startswith("text") else q).shape
+    for index, (name, tensor) in enumerate(zip(Streams._fields, x, strict=True)):
+        other, wanted = ("q", image) if index < 3 else ("text_q", text)
         if tensor.shape != wanted:
-            other = "text_q" if name.startswith("text") else "q"
             raise KernelError(
                 f"{name} has shape {tuple(tensor.shape)}, but {other} has {tuple(wanted)}: make them equal"
             )
-    if (x.text_q.shape[0], *x.text_q.shape[2:]) != (q.shape[0], *q.shape[2:]):
+    if (text[0], *text[2:]) != (image[0], *image[2:]):
         raise KernelError(
-            f"text_q has shape {tuple(x.text_q.shape)} and q {tuple(q.shape)}: batch, heads and head_dim must agree"
+            f"text_q has shape {tuple(text)} and q {tuple(image)}: batch, heads and head_dim must agree"
         )
-    _check_norms(x, norms)
+    _check_norms(x.q, norms)
 
 
 def check_backward(name: str, q: Tensor) -> None:
@@ -74,32 +73,31 @@ def check_backward(name: str, q: Tensor) -> None:
 
 
 def _check_layout(x: Streams) -> None:
-    q = x.q
-    for name, tensor in x._asdict().items():
+    dtype, device = x.q.dtype, x.q.device
+    for name, tensor in zip(Streams._fields, x, strict=True):
         if tensor.ndim != 4:
             raise KernelError(f"{name} has {tensor.ndim} dimensions: pass (batch, tokens, heads, head_dim)")
-        if tensor.dtype != q.dtype or tensor.dtype not in ACCEPTED:
-            raise KernelError(f"{name} is {tensor.dtype} and q {q.dtype}: pass all in bf16, fp16 or fp32")
-        if tensor.device != q.device:
-            raise KernelError(f"{name} is on {tensor.device}, but q on {q.device}: move them to one device")
+        if tensor.dtype != dtype or dtype not in ACCEPTED:
+            raise KernelError(f"{name} is {tensor.dtype} and q {dtype}: pass all in bf16, fp16 or fp32")
+        if tensor.device != device:
+            raise KernelError(f"{name} is on {tensor.device}, but q on {device}: move them to one device")
         if not tensor.is_contiguous():
             raise KernelError(
                 f"{name} is not contiguous in (batch, tokens, heads, head_dim): call .contiguous() first"
             )
-    if q.shape[3] not in ATTENTION_HEAD_DIMS:
-        raise KernelError(f"head_dim is {q.shape[3]}: only {', '.join(map(str, ATTENTION_HEAD_DIMS))} are built")
+    if (width := x.q.shape[3]) not in ATTENTION_HEAD_DIMS:
+        raise KernelError(f"head_dim is {width}: only {', '.join(map(str, ATTENTION_HEAD_DIMS))} are built")
 
 
-def _check_norms(x: Streams, norms: Norms) -> None:
-    for name, weight in norms._asdict().items():
+def _check_norms(q: Tensor, norms: Norms) -> None:
+    width, device = q.shape[3], q.device
+    for name, weight in zip(Norms._fields, norms, strict=True):
         if weight is None:
             continue
-        if weight.shape != x.q.shape[3:] or not weight.is_contiguous():
-            raise KernelError(
-                f"the norm of {name} has weights {tuple(weight.shape)}: pass ({x.q.shape[3]},), contiguous"
-            )
-        if weight.device != x.q.device:
-            raise KernelError(f"the norm of {name} is on {weight.device}, but q on {x.q.device}: move it there")
+        if weight.shape != (width,) or not weight.is_contiguous():
+            raise KernelError(f"the norm of {name} has weights {tuple(weight.shape)}: pass ({width},), contiguous")
+        if weight.device != device:
+            raise KernelError(f"the norm of {name} is on {weight.device}, but q on {device}: move it there")
     for one, other in ((norms.q, norms.k), (norms.text_q, norms.text_k)):
         if (one is None) != (other is None):
             raise KernelError("a stream has a norm for q or k alone: pass both weights, or neither")

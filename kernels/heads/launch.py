@@ -4,10 +4,9 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from kernels.dispatch import architecture
+from kernels.dispatch import architecture, cdiv
 from kernels.heads.convolution import convolve, pack_filters, unpack_filters, weight_gradient
 from kernels.heads.pointwise import (
     activate,
@@ -77,11 +76,11 @@ def filters_gradient(x: Tensor, dy: Tensor) -> Tensor:
     n = dy.shape[-1]
     packed = torch.empty(heads, 9, n, k, dtype=torch.float32, device=x.device)
     tiles = weight_tiles(height * width, k, n, x.itemsize)
-    grid = (9 * triton.cdiv(k, tiles.BLOCK_K) * triton.cdiv(n, tiles.BLOCK_N), heads)
+    grid = (9 * cdiv(k, tiles.BLOCK_K) * cdiv(n, tiles.BLOCK_N), heads)
     weight_gradient[grid](x, dy, packed, batch, height, width, K=k, N=n, **asdict(tiles))
     out = torch.empty(heads * n, k, 3, 3, dtype=torch.float32, device=x.device)
     block = power(k, 16, 128)
-    unpack_filters[(heads * n, triton.cdiv(k, block))](packed, out, K=k, N=n, BLOCK_K=block)
+    unpack_filters[(heads * n, cdiv(k, block))](packed, out, K=k, N=n, BLOCK_K=block)
     return out
 
 
@@ -105,7 +104,7 @@ def _pack(filters: Tensor, x: Tensor) -> Tensor:
     heads, rows, k = x.shape[0], *filters.shape[:2]
     packed = torch.empty(heads, 9, rows // heads, k, dtype=x.dtype, device=x.device)
     block = power(k, 16, 128)
-    pack_filters[(rows, triton.cdiv(k, block))](filters, packed, K=k, N=rows // heads, BLOCK_K=block)
+    pack_filters[(rows, cdiv(k, block))](filters, packed, K=k, N=rows // heads, BLOCK_K=block)
     return packed
 
 
@@ -116,10 +115,10 @@ def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     strides = (1, packed.shape[3]) if forward else (packed.shape[3], 1)
     n = packed.shape[2] if forward else packed.shape[3]
     tiles = conv_tiles(height * width, k, n, x.itemsize, forward, architecture(x.device))
-    count = triton.cdiv(height * width, tiles.BLOCK_M)
+    count = cdiv(height * width, tiles.BLOCK_M)
     y = torch.empty(*x.shape[:-1], n, dtype=x.dtype, device=x.device)
     partial = torch.empty(2, heads * batch, count if forward else 0, n, dtype=torch.float32, device=x.device)
-    convolve[(count * triton.cdiv(n, tiles.BLOCK_N), heads * batch)](
+    convolve[(count * cdiv(n, tiles.BLOCK_N), heads * batch)](
         x, packed, bias, y, partial, heads * batch, batch, height, width, *strides,
         K=k, N=n, FORWARD=forward, **asdict(tiles),
     )  # fmt: skip
@@ -180,5 +179,5 @@ def _norm_backward(
 def _pointwise(y: Tensor) -> tuple[tuple[int, int, int], int, int, int, int]:
     """Grid of the kernels between the convolutions, images, batch, positions and channels."""
     heads, batch, height, width, n = y.shape
-    grid = (triton.cdiv(height * width, POINTWISE_M), heads * batch, triton.cdiv(n, power(n, 16, POINTWISE_C)))
+    grid = (cdiv(height * width, POINTWISE_M), heads * batch, cdiv(n, power(n, 16, POINTWISE_C)))
     return grid, heads * batch, batch, height * width, n

@@ -12,6 +12,7 @@ from kernels.dispatch import on, resolve
 from kernels.errors import KernelError
 from kernels.heads.reference import grouped_heads_reference, reference_gradients
 from kernels.heads.weights import HeadWeights, check
+from kernels.operators import define, differentiate, refuse
 
 _TWICE = (
     "the gradient of grouped_heads cannot be differentiated again: for a penalty on gradients, such as R1, use the "
@@ -44,8 +45,7 @@ def grouped_heads(x: Tensor, weights: HeadWeights, groups: int, implementation: 
     return _forward(x, *weights, groups, implementation)[0]
 
 
-@torch.library.custom_op("ladd_kernels::grouped_heads", mutates_args=())
-def _forward(
+def _judge(
     x: Tensor,
     conv1: Tensor,
     bias1: Tensor,
@@ -76,8 +76,7 @@ def _nothing(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x.new_empty(0), x.new_empty(0), x.new_empty(0), x.new_empty(0)
 
 
-@_forward.register_fake
-def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _judged(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *weights, _, implementation = rest
     logits = x.new_empty(x.shape[:-1], dtype=torch.float32)
     if resolve(x.device, implementation).implementation == "reference":
@@ -88,8 +87,7 @@ def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return logits, torch.empty_like(x), y2, *moments
 
 
-@torch.library.custom_op("ladd_kernels::grouped_heads_backward", mutates_args=())
-def _backward(
+def _gradients(
     gradient: Tensor,
     x: Tensor,
     weights: list[Tensor],
@@ -106,16 +104,19 @@ def _backward(
         return list(launch.backward(gradient, x, HeadWeights(*weights), groups, launch.Saved(*saved), by_weights))
 
 
-@_backward.register_fake
-def _(gradient: Tensor, x: Tensor, weights: list[Tensor], *rest: Any) -> list[Tensor]:
+def _fake_gradients(gradient: Tensor, x: Tensor, weights: list[Tensor], *rest: Any) -> list[Tensor]:
     by_weights = rest[-1]
     return [torch.empty_like(t) for t in (x, *(weights if by_weights else ()))]
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *weights, ctx.groups, _ = inputs
-    ctx.save_for_backward(x, *weights, *output[1:])
-    ctx.set_materialize_grads(False)
+_forward = define("grouped_heads", _judge, _judged)
+_backward = define("grouped_heads_backward", _gradients, _fake_gradients)
+
+
+def _remember(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+    x, *weights, ctx.groups, _ = arguments
+    ctx.save_for_backward(x, *weights, *results[1:])
+    ctx.mark_non_differentiable(*results[1:])
 
 
 def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -129,15 +130,10 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor |
     return *found, *(None for _ in range(count - len(found))), None, None
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise KernelError(_TWICE)
+differentiate(_forward, _remember, _differentiate)
+refuse(_backward, lambda: KernelError(_TWICE))
 
 
-_forward.register_autograd(_differentiate, setup_context=_remember)
-_backward.register_autograd(_refuse)
-
-
-@torch.library.custom_op("ladd_kernels::grouped_filters_gradient", mutates_args=())
 def grouped_filters_gradient(x: Tensor, dy: Tensor) -> Tensor:
     """Gradient of a padded 3x3 convolution of each head by its filters, by the Triton kernel.
 
@@ -148,12 +144,20 @@ def grouped_filters_gradient(x: Tensor, dy: Tensor) -> Tensor:
     Returns:
         ``(G*N, K, 3, 3)`` in fp32; not differentiable.
     """
+    found: Tensor = _filters(x, dy)
+    return found
+
+
+def _filters_gradient(x: Tensor, dy: Tensor) -> Tensor:
     from kernels.heads import launch
 
     with on(x.device):
         return launch.filters_gradient(x, dy)
 
 
-@grouped_filters_gradient.register_fake
-def _(x: Tensor, dy: Tensor) -> Tensor:
+def _fake_filters_gradient(x: Tensor, dy: Tensor) -> Tensor:
     return x.new_empty(x.shape[0] * dy.shape[4], x.shape[4], 3, 3, dtype=torch.float32)
+
+
+_filters = define("grouped_filters_gradient", _filters_gradient, _fake_filters_gradient)
+refuse(_filters, lambda: KernelError("grouped_filters_gradient cannot be differentiated: take the reference"))

@@ -8,6 +8,7 @@ from torch import Tensor
 from kernels.dispatch import on, resolve
 from kernels.errors import KernelError
 from kernels.hinge.reference import HingePerHead, Role, hinge_reference, reference_gradient
+from kernels.operators import define, differentiate, refuse
 
 
 def hinge_per_head(logits: Tensor, role: Role, implementation: str = "auto") -> HingePerHead:
@@ -34,8 +35,7 @@ def hinge_per_head(logits: Tensor, role: Role, implementation: str = "auto") -> 
     return HingePerHead(loss, *statistics)
 
 
-@torch.library.custom_op("ladd_kernels::hinge", mutates_args=())
-def _hinge(logits: Tensor, role: str, implementation: str) -> tuple[Tensor, Tensor]:
+def _losses(logits: Tensor, role: str, implementation: str) -> tuple[Tensor, Tensor]:
     """Losses ``(G,)``; mean logits and accuracies ``(2, G)``."""
     if resolve(logits.device, implementation).implementation == "reference":
         result = hinge_reference(logits, role)  # type: ignore[arg-type]
@@ -47,13 +47,11 @@ def _hinge(logits: Tensor, role: str, implementation: str) -> tuple[Tensor, Tens
     return means[0].clone(), means[1:].clone()  # results of an operation must not share memory
 
 
-@_hinge.register_fake
-def _(logits: Tensor, role: str, implementation: str) -> tuple[Tensor, Tensor]:
+def _fake_losses(logits: Tensor, role: str, implementation: str) -> tuple[Tensor, Tensor]:
     return logits.new_empty(logits.shape[0]), logits.new_empty(2, logits.shape[0])
 
 
-@torch.library.custom_op("ladd_kernels::hinge_backward", mutates_args=())
-def _hinge_backward(gradient: Tensor, logits: Tensor, role: str, implementation: str) -> Tensor:
+def _gradient(gradient: Tensor, logits: Tensor, role: str, implementation: str) -> Tensor:
     if resolve(logits.device, implementation).implementation == "reference":
         return reference_gradient(gradient, logits, role)  # type: ignore[arg-type]
     from kernels.hinge import launch
@@ -62,25 +60,29 @@ def _hinge_backward(gradient: Tensor, logits: Tensor, role: str, implementation:
         return launch.backward(gradient, logits, role)
 
 
-@_hinge_backward.register_fake
-def _(gradient: Tensor, logits: Tensor, role: str, implementation: str) -> Tensor:
+def _fake_gradient(gradient: Tensor, logits: Tensor, role: str, implementation: str) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _remember(ctx: Any, inputs: tuple[Tensor, str, str], output: tuple[Tensor, Tensor]) -> None:
-    logits, ctx.role, ctx.implementation = inputs
+_hinge = define("hinge", _losses, _fake_losses)
+_hinge_backward = define("hinge_backward", _gradient, _fake_gradient)
+
+
+def _remember(ctx: Any, arguments: tuple[Tensor, str, str], results: tuple[Tensor, Tensor]) -> None:
+    logits, ctx.role, ctx.implementation = arguments
     ctx.save_for_backward(logits)
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(results[1])
 
 
-def _differentiate(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+def _differentiate(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
+    if gradient is None:
+        return None, None, None
     (logits,) = ctx.saved_tensors
     return _hinge_backward(gradient, logits, ctx.role, ctx.implementation), None, None
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise KernelError("the gradient of hinge_per_head cannot be differentiated again: use plain PyTorch for that")
-
-
-_hinge.register_autograd(_differentiate, setup_context=_remember)
-_hinge_backward.register_autograd(_refuse)
+differentiate(_hinge, _remember, _differentiate)
+refuse(
+    _hinge_backward,
+    lambda: KernelError("the gradient of hinge_per_head cannot be differentiated again: use plain PyTorch for that"),
+)

@@ -215,7 +215,8 @@ class JointAttentionProcessor:
 
 
 def _heads(attn: Any, x: Tensor, *projections: nn.Module) -> tuple[Tensor, ...]:
-    return tuple(project(x).unflatten(-1, (attn.heads, -1)) for project in projections)
+    shape = (*x.shape[:2], attn.heads, -1)
+    return tuple(project(x).view(shape) for project in projections)
 
 
 def _weight(norm: Any) -> Tensor | None:
