@@ -9,7 +9,7 @@ from ladd_dist.config import Config, load
 from ladd_dist.config.arguments import as_count, as_path, as_text, run_command
 from ladd_dist.errors import LaddError
 from ladd_dist.planning.advice import advise
-from ladd_dist.planning.cards import read_card
+from ladd_dist.planning.cards import HOST_SECONDS, read_card
 from ladd_dist.planning.cluster import Cluster
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.measured import fastest, read_steps
@@ -36,7 +36,9 @@ def main(args: argparse.Namespace) -> None:
     """Print the prediction and the recommendation."""
     config, cards = load(args.config, args.overrides), [read_card(name) for name in args.gpu]
     storage = args.storage * 1e9 if args.storage else None
-    clusters = [Cluster(card, args.gpus_per_node, args.nodes, args.nic * 1e9, storage) for card in cards]
+    clusters = [
+        Cluster(card, args.gpus_per_node, args.nodes, args.nic * 1e9, storage, args.host * 1e-6) for card in cards
+    ]
     bucket, workspace = largest_bucket(config), int(args.workspace * 1e9)
     if args.measured and not args.scale:
         raise LaddError("--measured: only --scale shows it: add that")
@@ -130,6 +132,13 @@ def command_line() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--storage", type=as_amount, metavar="GBps", help="GB/s at which all ranks together read (default: enough)"
+    )
+    command.add_argument(
+        "--host",
+        type=as_amount,
+        default=HOST_SECONDS * 1e6,
+        metavar="us",
+        help="microseconds that the host takes to launch an operator (default: %(default)g, as measured on one)",
     )
     command.add_argument(
         "--images", type=as_count, metavar="N", help="pictures of the dataset (default: by synthesis.prompts)"

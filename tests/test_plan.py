@@ -137,13 +137,31 @@ def test_recomputing_takes_time_and_adds_nothing_to_the_models_arithmetic(costs)
     assert recomputed.needs.worst.bytes < selective.needs.worst.bytes < kept.needs.worst.bytes
 
 
-def test_one_process_casts_its_weights_and_larger_micro_batches_are_launched_less_often(costs):
-    alone = Cluster(CARDS["H100"], 1)
-    casting, sharded = (plan(tiny(engine), alone, costs).time for engine in ("engine=local", FSDP2))
-    assert casting.memory > sharded.memory and casting.arithmetic == sharded.arithmetic
-    two_pass = "method.fake_pass=two_pass"
-    often, seldom = (plan(tiny(FSDP2, two_pass, f"train.micro_batch={n}"), PAIR, costs).time for n in (16, 32))
-    assert often.launches == 2 * seldom.launches
+def test_one_process_casts_its_weights_and_their_gradients(costs):
+    alone, two_pass = Cluster(CARDS["H100"], 1, host=0), ("method.fake_pass=two_pass", "train.micro_batch=16")
+    trained = list(costs.networks.trained["student"].parameters())
+    tensors, size = len(trained), sum(p.numel() for p in trained)
+    for how, passes in (("false", 4), ("true", 5)):  # a pass without a graph, one with, gradients; recomputed, again
+        overrides = (*two_pass, f"student.activation_checkpointing={how}")
+        casting, sharded = (plan(tiny(engine, *overrides), alone, costs).time for engine in ("engine=local", FSDP2))
+        assert casting.arithmetic == sharded.arithmetic
+        # Of four micro-batches three add their gradients to what is there.
+        assert casting.launches - sharded.launches == pytest.approx(tensors * (4 * (passes - 1) + 3))
+        moved = size * (6 * 4 * (passes - 1) + 12 * 3)
+        assert casting.memory - sharded.memory == pytest.approx(moved / (CARDS["H100"].bandwidth * REACHED.casts))
+
+
+def test_a_slow_host_is_waited_for_and_launches_less_in_larger_micro_batches(costs):
+    def time(host, *overrides):
+        return plan(tiny(FSDP2, "method.fake_pass=two_pass", *overrides), replace(PAIR, host=host), costs).time
+
+    fast, slow = time(0, "train.micro_batch=2"), time(1, "train.micro_batch=2")
+    assert fast.waiting == fast.host == 0 and slow.host == slow.launches
+    assert slow.computing == pytest.approx(slow.host), "the GPU is idle in every pass"
+    assert slow.bound == "host" and slow.seconds == slow.computing + slow.alone
+    assert time(1, "train.micro_batch=4").launches == slow.launches / 2
+    compiled = time(1, "train.micro_batch=2", "student.compile=true", "teacher.compile=true")
+    assert 0 < compiled.launches < slow.launches / 3, "heads are not compiled"
 
 
 def test_replicas_send_less_between_nodes_only_where_they_shard_within(costs):
@@ -343,6 +361,7 @@ def test_the_launcher_prints_writes_and_draws(monkeypatch, capsys, tmp_path):
     out = capsys.readouterr().out
     assert out.startswith("Predicted from shapes and ceilings: nothing below was measured on these GPUs.")
     for part in (
+        "waiting for the host",
         "activations",
         "student backward",
         "teacher input gradient",

@@ -41,6 +41,7 @@ class Reached:
         attention: of ``bf16``, by attention's own, forward and backward together.
         heads: of ``bf16``, by all of the discriminator heads' passes, everything included.
         operators: of ``bandwidth``, by a backbone's other operators, launched one by one.
+        casts: of ``bandwidth``, by casts of weights and sums of their gradients, launched one by one.
         memory: of ``bandwidth``, by plain copies and the update.
         link: of a link's bytes/s, by collectives of large messages.
     """
@@ -48,7 +49,8 @@ class Reached:
     matmul: float = 0.686
     attention: float = 0.35
     heads: float = 0.18
-    operators: float = 0.29
+    operators: float = 0.25
+    casts: float = 0.75
     memory: float = 0.89
     link: float = 0.8
 
@@ -59,13 +61,15 @@ same sheets. That the same share of it is reached is an assumption."""
 
 REACHED = Reached()
 """Measured on one H200 (docs/benchmarks): 679 TFLOP/s in matrix products and 4,271 GB/s in copies, of 989 and 4,800;
-347 TFLOP/s in attention and about 180 in heads, by this repository's kernels; by the profiler 372 GB in 0.27 s in the
-other operators of a sample of SD3.5 Large. Links are an assumption (0.8): no machine of several GPUs was at hand. On
-every other card all of them are assumptions."""
+347 TFLOP/s in attention and about 180 in heads, by this repository's kernels. By the profiler all other operators of
+a sample of SD3.5 Large took 0.27 s. The student's weights to bf16 in three passes, 145 GB, are 0.04 of them, and as
+many bytes of its gradients' casts and sums as much if they are as fast; then the rest reaches 227 GB in 0.19 s. Links
+are an assumption (0.8): no machine of several GPUs was at hand. On every other card all of them are assumptions."""
 
-HOST_SECONDS = 74e-6
+HOST_SECONDS = 42e-6
 """That the one host measured, 16 cores of a virtual machine, took for an operator of a step that is not compiled:
-1.227 s for the 16,563 of a sample of SD3.5 Large. No part of a predicted time, for another host may be faster."""
+40 to 44 us in every pass of a backbone by PyTorch's kernels, for which the GPU waited. Calls of this repository's
+kernels took longer, which is not counted; they have become shorter since."""
 
 HOST_AVERAGE = 32.2e9 / 1.65
 """Bytes/s of an average that the same host moved in its memory, the weights' way there included; of another host an

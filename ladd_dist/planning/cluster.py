@@ -6,7 +6,7 @@ the ring, inside a node or between two, and the bytes over the slowest link of t
 
 from dataclasses import dataclass
 
-from ladd_dist.planning.cards import REACHED, Card
+from ladd_dist.planning.cards import HOST_SECONDS, REACHED, Card
 
 _BASE, _INSIDE, _BETWEEN = 8.4e-6, 3.4e-6, 9.6e-6
 """Seconds: of a call, of a step between GPUs of a node, of a step between nodes."""
@@ -20,6 +20,7 @@ class Cluster:
         per_node: GPUs of a node.
         nic: bytes/s between nodes for each GPU, in each direction.
         storage: bytes/s at which all ranks together read the dataset; None is as fast as they need.
+        host: seconds that a rank's host takes to launch an operator.
     """
 
     card: Card
@@ -27,6 +28,7 @@ class Cluster:
     nodes: int = 1
     nic: float = 50e9
     storage: float | None = None
+    host: float = HOST_SECONDS
 
     @property
     def gpus(self) -> int:

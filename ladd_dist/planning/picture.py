@@ -19,6 +19,8 @@ _COLOURS = (
     "#d4c14a",
     "#5fa8a0",
     "#a14a5e",
+    "#33383d",
+    "#c9a9d6",
 )
 
 
@@ -31,17 +33,22 @@ def draw(plans: dict[str, Plan], path: Path) -> None:
     _bars(memory, parts)
     memory.axvline(room.memory / 1e9, color="black", lw=1.2, ls="--")
     memory.set_title(f"Memory of a GPU in GB (line: {room.name})", loc="left", fontsize=10, fontweight="bold")
-    # Arithmetic and memory add up; the network's collectives run beside them.
+    # These add up; the network's collectives run beside all but the last.
+    parts_of_time = {
+        "arithmetic": "arithmetic",
+        "memory": "memory",
+        "waiting": "waiting for the host",
+        "alone": "alone",
+    }
     seconds = {
-        name: {"arithmetic": p.time.arithmetic, "memory": p.time.memory, "alone": p.time.alone}
-        for name, p in plans.items()
+        name: {words: getattr(p.time, part) for part, words in parts_of_time.items()} for name, p in plans.items()
     }
     _bars(time, seconds)
     networks = [p.time.network for p in plans.values()]
     time.plot(networks, range(len(plans)), "D", color="black", ms=5, label="network, beside them")
     time.set_title("Seconds of an iteration, predicted", loc="left", fontsize=10, fontweight="bold")
-    for axes in (memory, time):
-        axes.legend(fontsize=7.5, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
+    for axes, columns in ((memory, 4), (time, 3)):
+        axes.legend(fontsize=7.5, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 

@@ -21,7 +21,7 @@ _COLUMNS = (
     "GPUs", "global batch", "settings", "memory, GB", "iteration, s", "bound by", "network, s", "MFU", "samples/s",
     "GPU-hours per million samples",
 )  # fmt: skip
-_MARKS = {"compute": "o", "memory": "s", "network": "D", "data": "^"}
+_MARKS = {"compute": "o", "memory": "s", "host": "P", "network": "D", "data": "^"}
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,8 @@ def draw_scale(by_card: Mapping[str, Sequence[Row]], measured: Mapping[str, Meas
             there = [
                 (row, value) for row, value in zip(rows, values, strict=True) if row.advice and value is not None
             ]
-            axes.plot(
-                [row.gpus for row, _ in there], [value for _, value in there], color=f"C{number}", lw=1.4, label=name
-            )
+            gpus, drawn = [row.gpus for row, _ in there], [value for _, value in there]
+            axes.plot(gpus, drawn, color=f"C{number}", lw=1.4, label=name if axes is cost else None)
             for row, value in there:
                 assert row.advice is not None
                 axes.plot([row.gpus], [value], _MARKS[row.advice.plan.time.bound], color=f"C{number}", ms=6)
@@ -131,8 +130,7 @@ def draw_scale(by_card: Mapping[str, Sequence[Row]], measured: Mapping[str, Meas
     for bound, mark in _MARKS.items():
         share.plot([], [], mark, color="black", label=f"bound by {bound}", ms=5)
     if measured:
-        star = cost.plot([], [], "*", color="white", mec="black", ms=11)
-        cost.legend(star, ["measured, not predicted"], fontsize=8, frameon=False, loc="lower left")
+        cost.plot([], [], "*", color="white", mec="black", label="measured", ms=11)
     for axes, title in ((cost, "GPU-hours per million samples, predicted"), (share, "MFU (%), predicted")):
         axes.set_xscale("log", base=2)
         axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
@@ -141,5 +139,6 @@ def draw_scale(by_card: Mapping[str, Sequence[Row]], measured: Mapping[str, Meas
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e6e9ec", lw=0.8)
-    share.legend(fontsize=8, frameon=False, ncols=2, loc="lower left")
+    cost.legend(fontsize=8, frameon=False, ncols=3, loc="lower left")
+    share.legend(fontsize=8, frameon=False, ncols=3, loc="lower left")
     figure.savefig(path)

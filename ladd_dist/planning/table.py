@@ -22,9 +22,11 @@ def assumptions(plan: Plan) -> list[str]:
         PREDICTED,
         f"{card.name}: {card.memory / 1e9:g} GB, {card.bf16 / 1e12:g} TFLOP/s bf16 dense, {card.bandwidth / 1e9:g} "
         f"GB/s ({card.source}); {card.link / 1e9:g} GB/s to GPUs of its node, {plan.cluster.nic / 1e9:g} to others",
-        f"of these are reached: {shares}, {reached.memory:.0%} of memory in copies and {reached.operators:.0%} in "
-        f"other operators (measured on one H200{here}); {reached.link:.0%} of links (assumed). Operators as without "
-        "compilation.",
+        f"of these are reached: {shares}, {reached.memory:.0%} of memory in copies, {reached.casts:.0%} in casts and "
+        f"{reached.operators:.0%} in other operators (measured on one H200{here}); {reached.link:.0%} of links "
+        "(assumed). Operators as without compilation.",
+        f"a host launches an operator in {plan.cluster.host * 1e6:.3g} us"
+        + (" (measured on one; --host sets it)" if plan.cluster.host == HOST_SECONDS else ""),
     ]
 
 
@@ -43,10 +45,10 @@ def table(plan: Plan, made: Synthesis | None, checkpoint: int) -> list[str]:
         *_parts("bytes that a GPU sends in an iteration, GB", _links(plan), 1e9),
         "",
         f"an iteration: {_seconds(time.seconds)}, bound by {time.bound} (arithmetic {_seconds(time.arithmetic)}, "
-        f"memory {_seconds(time.memory)}; beside them network {_seconds(time.network)}, alone "
-        f"{_seconds(time.alone)})",
-        f"its host launches {time.launches:,.0f} operators: {_seconds(time.launches * HOST_SECONDS)} on the one that "
-        "was measured, and no part of the above; larger micro-batches and student.compile take fewer",
+        f"memory {_seconds(time.memory)}, waiting for the host {_seconds(time.waiting)}; beside them network "
+        f"{_seconds(time.network)}, alone {_seconds(time.alone)})",
+        f"a GPU's host launches {time.launches:,.0f} operators in {_seconds(time.host)}; larger micro-batches and "
+        "student.compile take fewer",
         f"MFU {plan.mfu:.0%}, {plan.samples_per_second:.4g} samples/s; {train.iterations:,} iterations: "
         f"{plan.hours:.4g} hours, {plan.gpu_hours:.5g} GPU-hours",
         f"checkpoints: {checkpoint / 1e9:.4g} GB each, {kept / 1e9:.4g} GB at the most",
@@ -116,12 +118,14 @@ def values(plan: Plan) -> dict[str, Any]:
             "total": time.seconds,
             "arithmetic": time.arithmetic,
             "memory": time.memory,
+            "waiting": time.waiting,
             "network": time.network,
             "alone": time.alone,
             "data": time.data,
         },
         "bound": time.bound,
         "launches": time.launches,
+        "host_seconds": time.host,
         "mfu": plan.mfu,
         "samples_per_second": plan.samples_per_second,
         "hours": plan.hours,

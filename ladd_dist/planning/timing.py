@@ -1,4 +1,4 @@
-"""How long an iteration takes on a cluster, predicted: by arithmetic, memory, links and data."""
+"""How long an iteration takes on a cluster, predicted: by arithmetic, memory, the host's launches, links and data."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ladd_dist.planning.counting import Work
 from ladd_dist.planning.memory import adamw_moments
 from ladd_dist.planning.traffic import expected, gathered_elements, gathered_late
 
-Bound = Literal["compute", "memory", "network", "data"]
+Bound = Literal["compute", "memory", "host", "network", "data"]
 _BF16, _FP32 = 2, 4
 
 
@@ -31,57 +31,66 @@ class StepTime:
     Attributes:
         arithmetic: matrix products, convolutions and attention.
         memory: all other operators, the optimizer's update, and the average, in whichever memory that is.
+        waiting: for the host, where it launches a pass's operators no faster than the GPU runs them.
         network: collectives that run beside the above.
         alone: collectives that nothing runs beside: the heads' gradients, the first block's gather, and under ZeRO-3
             those of a network's passes that DeepSpeed does not expect.
         data: reading the samples, beside all of that.
         sent: the collectives' bytes of one GPU.
         model_flops: of one GPU, what is computed twice counted once.
-        launches: operators that the host launches for the passes, without compilation.
+        launches: operators that the host launches for the passes of networks that are not compiled.
+        host: seconds that it takes for those.
     """
 
     arithmetic: float
     memory: float
+    waiting: float
     network: float
     alone: float
     data: float
     sent: Sent
     model_flops: float
     launches: float
+    host: float
+
+    @property
+    def computing(self) -> float:
+        """On the GPU, waiting included."""
+        return self.arithmetic + self.memory + self.waiting
 
     @property
     def seconds(self) -> float:
         """Collectives and reading run beside the computation, and the slowest of the three counts."""
-        return max(self.arithmetic + self.memory, self.network, self.data) + self.alone
+        return max(self.computing, self.network, self.data) + self.alone
 
     @property
     def bound(self) -> Bound:
         """What would have to be faster."""
-        times: dict[Bound, float] = {
-            "compute": self.arithmetic + self.memory,
-            "network": self.network,
-            "data": self.data,
-        }
+        times: dict[Bound, float] = {"compute": self.computing, "network": self.network, "data": self.data}
         slowest = max(times, key=lambda bound: times[bound])
-        return "memory" if slowest == "compute" and self.memory > self.arithmetic else slowest
+        if slowest != "compute":
+            return slowest
+        if self.host > self.arithmetic + self.memory:
+            return "host"
+        return "memory" if self.memory > self.arithmetic else "compute"
 
 
 def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micro_batches: int) -> StepTime:
     """Of an iteration over so many micro-batches on each GPU."""
     card = cluster.card
-    arithmetic = memory = model_flops = launches = 0.0
+    arithmetic = memory = waiting = model_flops = launches = 0.0
     for passed in method_of(config).passes(config):
         cost = costs.of(passed, checkpointed(config, passed.network), samples)
-        work = cost.forward + cost.backward
         once = costs.of(passed, False, samples)
         model_flops += (once.forward + once.backward).flops
-        launches += work.launches
-        if passed.network == "heads":
-            arithmetic += work.flops / (card.bf16 * REACHED.heads)
-        else:
-            arithmetic += arithmetic_seconds(work, cluster)
-            moved = work.moved + _cast_bytes(config, costs, passed)
-            memory += moved / (card.bandwidth * REACHED.operators)
+        casts = _casts(config, costs, passed, micro_batches)
+        for work, cast in zip((cost.forward, cost.backward), casts, strict=True):
+            by_arithmetic, by_memory = _gpu_seconds(passed, work, cast, cluster)
+            launched = 0 if _compiled(config, passed) else work.launches + cast.launches
+            arithmetic += by_arithmetic
+            memory += by_memory
+            waiting += max(0.0, launched * cluster.host - by_arithmetic - by_memory)
+            launches += launched
     sent, alone = _collectives(config, costs, cluster, micro_batches)
     updated = costs.once("update", config, cluster.gpus, lambda: _update_bytes(config, costs, cluster.gpus))
     update = updated["device"] / (card.bandwidth * REACHED.memory) + updated["host"] / HOST_AVERAGE
@@ -89,22 +98,47 @@ def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micr
     return StepTime(
         arithmetic * micro_batches,
         memory * micro_batches + update,
+        waiting * micro_batches,
         sent.seconds,
         alone.seconds,
         read / cluster.storage if cluster.storage else 0.0,
         sent + alone,
         model_flops * micro_batches,
         launches * micro_batches,
+        launches * micro_batches * cluster.host,
     )
 
 
-def _cast_bytes(config: Config, costs: Costs, passed: Pass) -> float:
-    """Read and written to have trained weights in bf16 in a pass, where an engine casts them."""
+def _gpu_seconds(passed: Pass, work: Work, casts: Work, cluster: Cluster) -> tuple[float, float]:
+    """Of a pass in one direction: arithmetic, and all that is read and written."""
+    if passed.network == "heads":
+        return work.flops / (cluster.card.bf16 * REACHED.heads), 0.0
+    operators = work.moved / (cluster.card.bandwidth * REACHED.operators)
+    return arithmetic_seconds(work, cluster), operators + casts.moved / (cluster.card.bandwidth * REACHED.casts)
+
+
+def _compiled(config: Config, passed: Pass) -> bool:
+    """Whether a pass launches a few operators of many; `auto` compiles on a CPU alone."""
+    if passed.network == "heads":
+        return False
+    return (config.student if passed.network == STUDENT else config.teacher).compile is True
+
+
+def _casts(config: Config, costs: Costs, passed: Pass, micro_batches: int) -> tuple[Work, Work]:
+    """What an engine does to trained weights that it casts in each pass, forward and backward.
+
+    Backward they are cast again where blocks are recomputed; gradients are cast, and added to those of the
+    micro-batches before.
+    """
     if passed.network != STUDENT or not engine_entry(config.engine).residency(config).autocasts:
-        return 0.0
-    trained = sum(p.numel() for p in costs.networks.trained[STUDENT].parameters() if p.requires_grad)
-    recomputed = passed.gradient != "none" and checkpointed(config, STUDENT) is not False
-    return (_FP32 + _BF16) * trained * (1 + recomputed)
+        return Work(), Work()
+    trained = [p.numel() for p in costs.networks.trained[STUDENT].parameters() if p.requires_grad]
+    cast = Work(moved=(_FP32 + _BF16) * sum(trained), launches=len(trained))
+    if passed.gradient == "none":
+        return cast, Work()
+    added = Work(moved=3 * _FP32 * sum(trained), launches=len(trained)) * (1 - 1 / micro_batches)
+    recomputed = checkpointed(config, STUDENT) is not False
+    return cast, cast * (1 + recomputed) + added
 
 
 def arithmetic_seconds(work: Work, cluster: Cluster) -> float:
