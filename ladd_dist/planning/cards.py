@@ -68,8 +68,8 @@ are an assumption (0.8): no machine of several GPUs was at hand. On every other 
 
 HOST_SECONDS = 42e-6
 """That the one host measured, 16 cores of a virtual machine, took for an operator of a step that is not compiled:
-40 to 44 us in every pass of a backbone by PyTorch's kernels, for which the GPU waited. Calls of this repository's
-kernels took longer, which is not counted; they have become shorter since."""
+40 to 44 us in all four passes of the backbones by PyTorch's kernels, in three of which the GPU was faster by plan.
+What a call of this repository's kernels takes beyond an operator is not counted."""
 
 HOST_AVERAGE = 32.2e9 / 1.65
 """Bytes/s of an average that the same host moved in its memory, the weights' way there included; of another host an

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class MeasuredStep:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "MeasuredStep":
         """A row that has no error."""
-        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
 
     @property
     def passes(self) -> float:
