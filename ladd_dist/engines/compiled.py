@@ -1,11 +1,12 @@
 """torch.compile for a network's blocks, one by one and never silently given up."""
 
 from collections.abc import Callable, Iterable
+from functools import wraps
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 VARIANTS = 6
 """Without gradient, with one, and with one for all inputs but the text, as in a frozen network's first block; each
@@ -42,5 +43,22 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
             in_part = len({p.requires_grad for p in block.parameters()}) > 1
             limit = 2 * VARIANTS if in_part else VARIANTS
             own: Any = block.forward
-            forwards[kind] = torch.compile(own.__func__, **_OPTIONS | {"recompile_limit": limit})
+            forwards[kind] = _without_views(torch.compile(own.__func__, **_OPTIONS | {"recompile_limit": limit}))
         block.forward = MethodType(forwards[kind], block)
+
+
+def _without_views(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Given no views: FSDP2 hands a block views in the forward pass and none when it runs again in the backward pass,
+    and torch makes a variant for each.
+    """
+
+    @wraps(compiled)
+    def forward(block: nn.Module, *inputs: Any, **options: Any) -> Any:
+        return compiled(block, *map(_no_view, inputs), **{name: _no_view(value) for name, value in options.items()})
+
+    return forward
+
+
+def _no_view(value: Any) -> Any:
+    """The same memory, though no view of another tensor for autograd. Nothing is written to a block's inputs."""
+    return torch.ops.aten._unsafe_view(value, value.shape) if isinstance(value, Tensor) else value
