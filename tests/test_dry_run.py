@@ -54,6 +54,8 @@ for case in map(json.loads, sys.stdin):
             "waits": [str(wait) for wait in seen.waits],
             "resident": seen.resident,
             "peaks": dict(seen.peaks),
+            "launches": dict(seen.launches),
+            "kernels": list(seen.kernels.values()),
             "traffic": {kind: [sent.calls, sent.bytes] for kind, sent in seen.traffic.items()},
             "state": {f"{place} {kind}": size for (place, kind), size in seen.state.items()},
             "heads": seen.parameters.get("heads", 0),
@@ -161,6 +163,26 @@ def test_the_8b_step_runs_on_8_64_and_512_ranks_within_an_h200(dry_runs, large):
         assert result["resident"] < max(result["peaks"].values()) < 141e9
         near = 0.01 if case.size == 8 else 0.05  # rows of each weight are padded to the number of ranks
         assert result["traffic"]["reduce_scatter"][1] == pytest.approx(4 * 8.057e9, rel=near)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_made_for_the_card_and_take_less(dry_runs, two_blocks):
+    """Generated programs run, allocations and all, but for their kernels, which are made and not launched."""
+    settings = [f"teacher.path={two_blocks}", "train.global_batch=32", *KERNELS["own"]]
+    cases = [
+        Case([*settings, f"student.compile={value}", f"teacher.compile={value}"], BUCKETS[:1])
+        for value in ("true", "false")
+    ]
+    compiled, plain = dry_runs(cases, name="H200")
+    for result in (compiled, plain):
+        assert (result.get("error"), result["waits"]) == (None, [])
+    # Of two kinds each: the student's two directions, the teacher's without gradient and two directions with.
+    assert (len(compiled["kernels"]), plain["kernels"]) == (4 + 6, [])
+    assert min(compiled["kernels"]) > 0
+    for phase in ("student forward", "student backward", "teacher forward", "teacher backward"):
+        assert compiled["launches"][phase] < 0.9 * plain["launches"][phase], phase
+        assert compiled["peaks"][phase] == pytest.approx(plain["peaks"][phase], rel=0.25), phase
+    assert compiled["traffic"] == plain["traffic"]
 
 
 MOSTLY = ["train.global_batch=32"]
@@ -299,12 +321,15 @@ def test_the_launcher_says_what_it_has_counted_and_writes_nothing(two_blocks, tm
         f"teacher.path={two_blocks}",
         f"run_dir={run_dir}",
         "method.fake_pass=two_pass",
+        "student.layers=[0]",
         "student.compile=true",
+        "kernels.attention=triton",
     ]
     done = launch("--dry-run", "4", "--gpu", "A100-80GB", *settings)
     assert done.returncode == 0, done.stderr
     assert "rank 0 of 4, NVIDIA A100-SXM4-80GB, an iteration of 2 of 32 micro-batches of 1024x1024" in done.stdout
-    assert "blocks that are to be compiled ran as they are" in done.stdout
+    # The student's block without gradient and, forward and backward, with.
+    assert "compiled for capability 8.0: 3 programs of " in done.stdout
     assert "the host waits for the device nowhere" in done.stdout
     assert "its config alone is held against the rest" in done.stderr
     assert not run_dir.exists()

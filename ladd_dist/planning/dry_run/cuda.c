@@ -2,8 +2,9 @@
  *
  * Under fake tensors no kernel runs and no device memory is touched, but torch's host side still asks for devices,
  * streams, events and contexts: its guards, generators and clocks do, FSDP2's streams, and autograd, which has a thread
- * per device. Each of them finds here what it needs to go on. What is not here is the real runtime's, and fails as it
- * does without a GPU; a kernel launch among them, so that a tensor that is not fake is noticed.
+ * per device; where blocks are compiled, its compiler asks for the card's limits and loads what it has made. Each of
+ * them finds here what it needs to go on. What is not here is the real runtime's, and fails as it does without a GPU; a
+ * kernel launch among them, so that a tensor that is not fake is noticed.
  *
  * Preloaded, these names win over the real runtime's; by its SONAME the library also is the driver.
  */
@@ -30,22 +31,26 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
     p->major = number("LADD_CARD_CAPABILITY") / 10;
     p->minor = number("LADD_CARD_CAPABILITY") % 10;
     p->totalGlobalMem = number("LADD_CARD_BYTES");
-    p->warpSize = 32; /* the rest only has to be no zero where torch divides by it */
+    p->maxThreadsPerMultiProcessor = number("LADD_CARD_THREADS");
+    p->sharedMemPerMultiprocessor = number("LADD_CARD_SHARED");
+    p->sharedMemPerBlockOptin = p->sharedMemPerMultiprocessor - 1024; /* the system's */
+    p->warpSize = 32; /* from here on the same for all cards, or no zero where torch divides by it */
     p->multiProcessorCount = 128;
     p->maxThreadsPerBlock = 1024;
-    p->maxThreadsPerMultiProcessor = 2048;
+    p->regsPerBlock = p->regsPerMultiprocessor = 65536;
     p->unifiedAddressing = p->canMapHostMemory = 1;
     return OK;
 }
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
     struct cudaDeviceProp p;
     cudaGetDeviceProperties(&p, device);
-    *value = attribute == cudaDevAttrComputeCapabilityMajor   ? p.major
-             : attribute == cudaDevAttrComputeCapabilityMinor ? p.minor
-             : attribute == cudaDevAttrMultiProcessorCount    ? p.multiProcessorCount
-             : attribute == cudaDevAttrMaxThreadsPerBlock     ? p.maxThreadsPerBlock
-             : attribute == cudaDevAttrWarpSize               ? p.warpSize
-                                                              : 0;
+    *value = attribute == cudaDevAttrComputeCapabilityMajor          ? p.major
+             : attribute == cudaDevAttrComputeCapabilityMinor        ? p.minor
+             : attribute == cudaDevAttrMultiProcessorCount           ? p.multiProcessorCount
+             : attribute == cudaDevAttrMaxThreadsPerBlock            ? p.maxThreadsPerBlock
+             : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin  ? (int)p.sharedMemPerBlockOptin
+             : attribute == cudaDevAttrWarpSize                      ? p.warpSize
+                                                                     : 0;
     return OK;
 }
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
@@ -102,17 +107,34 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) { *ms 
 
 /* The driver, of which torch asks whether a device has a context, and for a table of functions that must be there. */
 #define ABSENT(name) int name(void) { return 801; /* CUDA_ERROR_NOT_SUPPORTED */ }
-ABSENT(cuDeviceGetAttribute) ABSENT(cuFuncGetAttribute) ABSENT(cuFuncSetAttribute) ABSENT(cuFuncSetCacheConfig)
 ABSENT(cuLaunchCooperativeKernel) ABSENT(cuLaunchKernel) ABSENT(cuLinkAddData_v2) ABSENT(cuLinkComplete)
-ABSENT(cuLinkCreate_v2) ABSENT(cuModuleGetFunction) ABSENT(cuModuleLoad) ABSENT(cuModuleLoadData)
-ABSENT(cuModuleLoadDataEx) ABSENT(cuModuleUnload) ABSENT(cuOccupancyMaxActiveBlocksPerMultiprocessor)
-ABSENT(cuPointerGetAttribute) ABSENT(cuTensorMapEncodeTiled)
+ABSENT(cuLinkCreate_v2) ABSENT(cuOccupancyMaxActiveBlocksPerMultiprocessor) ABSENT(cuPointerGetAttribute)
+ABSENT(cuTensorMapEncodeTiled)
 int cuInit(unsigned flags) { return 0; }
 int cuDriverGetVersion(int *version) { *version = CUDART_VERSION; return 0; }
 int cuDeviceGetCount(int *count) { *count = 1; return 0; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { /* the runtime's numbers for them are the same */
+    return cudaDeviceGetAttribute(value, attribute, device);
+}
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flags = 0; *active = 1; return 0; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = handle(); return 0; }
 int cuCtxGetCurrent(void **context) { *context = handle(); return 0; }
 int cuCtxSetCurrent(void *context) { return 0; }
+int cuCtxGetDevice(int *device) { *device = current; return 0; }
+int cuCtxGetLimit(size_t *value, int limit) { *value = 0; return 0; }
+int cuCtxSetLimit(int limit, size_t value) { return 0; }
+int cuStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
 int cuGetErrorString(int error, const char **text) { *text = "there is no GPU in a dry run"; return 0; }
+
+/* Compiled kernels: whatever is loaded is there, and says of itself that it takes nothing; 0 asks for a block's most threads. */
+int cuModuleLoad(void **module, const char *file) { *module = handle(); return 0; }
+int cuModuleLoadData(void **module, const void *image) { *module = handle(); return 0; }
+int cuModuleLoadDataEx(void **module, const void *image, unsigned count, int *options, void **values) {
+    return cuModuleLoadData(module, image);
+}
+int cuModuleGetFunction(void **function, void *module, const char *name) { *function = handle(); return 0; }
+int cuModuleUnload(void *module) { return 0; }
+int cuFuncGetAttribute(int *value, int attribute, void *function) { *value = attribute ? 0 : 1024; return 0; }
+int cuFuncSetAttribute(void *function, int attribute, int value) { return 0; }
+int cuFuncSetCacheConfig(void *function, int config) { return 0; }

@@ -5,6 +5,7 @@ the clock's events exist. A machine that has a GPU is treated alike, so that a d
 pretends to be any card.
 """
 
+import atexit
 import os
 import shutil
 import subprocess
@@ -13,11 +14,14 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from kernels.architectures import ARCHITECTURES
 from ladd_dist.errors import LaddError
 from ladd_dist.planning.dry_run.card import FakeCard
 
 _FOLDER = "LADD_CARD_FOLDER"
-"""In the environment of the second process: where its library lies, until it is loaded."""
+"""In the environment of the second process: where its library lies, until it ends."""
+_LEAST = min(ARCHITECTURES.values(), key=lambda limits: limits.shared)
+"""Of a capability without limits in the table, these."""
 
 
 def pretend(card: FakeCard) -> None:
@@ -27,7 +31,7 @@ def pretend(card: FakeCard) -> None:
         LaddError: if the library cannot be built.
     """
     if folder := os.environ.pop(_FOLDER, None):
-        shutil.rmtree(folder)
+        atexit.register(shutil.rmtree, folder)
         del os.environ["LD_PRELOAD"]  # not for what this process starts
         return
     folder = tempfile.mkdtemp(prefix="ladd_dist_")
@@ -41,13 +45,20 @@ def pretend(card: FakeCard) -> None:
 
 def environment(card: FakeCard, library: Path) -> dict[str, str]:
     """This process's environment for one that has the card in name only."""
+    capability = "{}{}".format(*card.capability)
+    limits = ARCHITECTURES.get(int(capability), _LEAST)
     return os.environ | {
         "LD_PRELOAD": str(library),
+        "TRITON_LIBCUDA_PATH": str(library.parent),
+        # Programs for a card in name, which are not for one that is there.
+        "TORCHINDUCTOR_CACHE_DIR": str(library.parent / "compiled"),
         "CUDA_VISIBLE_DEVICES": "0",  # it may be empty to hide all GPUs
         "DS_ACCELERATOR": "cuda",  # and this one cpu, where DeepSpeed must not look for any
         "LADD_CARD_NAME": card.name,
-        "LADD_CARD_CAPABILITY": "{}{}".format(*card.capability),
+        "LADD_CARD_CAPABILITY": capability,
         "LADD_CARD_BYTES": str(card.gigabytes * 10**9),
+        "LADD_CARD_SHARED": str(limits.shared),
+        "LADD_CARD_THREADS": str(32 * limits.warps),
     }
 
 

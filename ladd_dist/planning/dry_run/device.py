@@ -1,6 +1,7 @@
 """Tensors without data on a GPU that is not there, and what the host asks of it."""
 
 import ctypes
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_map
 
 from ladd_dist.errors import LaddError
+from ladd_dist.planning.dry_run.compiled import Programs, compiling
 from ladd_dist.planning.dry_run.frames import caller
 from ladd_dist.planning.dry_run.memory import DeviceMemory
 from ladd_dist.planning.fakes import Fakes
@@ -52,6 +54,18 @@ _PRODUCTS = (
     _aten.convolution.default,
 )
 """Operators whose floating tensors a GPU wants in one dtype; on fake ones torch does not look."""
+
+
+_NO_LAUNCH = (
+    torch.ops.prim.device.default,
+    _aten.empty.memory_format,
+    _aten.empty_like.default,
+    _aten.empty_strided.default,
+    _aten.new_empty.default,
+    _aten.new_empty_strided.default,
+    _aten._unsafe_view.default,
+)
+"""Operators that do nothing on the device, though their result is none that they were given."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +99,18 @@ class FakeDevice(TorchDispatchMode):
         super().__init__()
         self._fake = Fakes(allow_non_fake_inputs=True)
         self._phase, self._waited = phase, _waits()
-        self.memory, self.traffic = DeviceMemory(), TrafficCounter()
+        self.memory, self.traffic, self.programs = DeviceMemory(), TrafficCounter(), Programs(self._launch)
+        self.launches = Counter[str]()
         self.waits: list[Wait] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled, so that nothing has to keep the compiler out of every call
+        return False  # what is compiled runs without it, so that nothing has to keep the compiler out of every call
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compile within it, too: a program's operators come here when it runs."""
+        return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run an operator, on fake tensors if one of them is on the GPU or is to be."""
@@ -114,6 +134,8 @@ class FakeDevice(TorchDispatchMode):
         if func in _PRODUCTS:
             _check_dtypes(func, args)
         self.traffic.see(func, args)
+        if _is_launched(func):
+            self._launch()
         if _has_real(args) or _has_real(kwargs.values()):
             args, kwargs = tree_map(self._as_fake, (args, kwargs))
         try:
@@ -123,6 +145,9 @@ class FakeDevice(TorchDispatchMode):
             raise LaddError(f"{caller()}: {func} waits for the device and its result has no shape before") from None
         self.memory.see(self._phase(), result)
         return result
+
+    def _launch(self) -> None:
+        self.launches[self._phase()] += 1
 
     def _as_fake(self, value: Any) -> Any:
         if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
@@ -147,6 +172,13 @@ class FakeDevice(TorchDispatchMode):
 
     def _wait(self, what: str) -> None:
         self.waits.append(Wait(what, caller(), self._phase()))
+
+
+@cache
+def _is_launched(func: Any) -> bool:
+    """Whether an operator has at least one kernel launched: it does not make a view, or room alone."""
+    schema = func._schema
+    return func not in _NO_LAUNCH and (schema.is_mutable or not any(result.alias_info for result in schema.returns))
 
 
 @cache
@@ -189,8 +221,12 @@ def _waits() -> int:
 
 
 @contextmanager
-def on_fake_device(phase: Callable[[], str]) -> Iterator[FakeDevice]:
-    """Within it, whatever is made on the GPU has no data."""
+def on_fake_device(phase: Callable[[], str], compiles: bool = False) -> Iterator[FakeDevice]:
+    """Within it, whatever is made on the GPU has no data.
+
+    Args:
+        compiles: what is to be compiled, which runs as it is otherwise.
+    """
     device = FakeDevice(phase)
     lifts, overwrites = (
         torch._C._only_lift_cpu_tensors(),
@@ -201,7 +237,10 @@ def on_fake_device(phase: Callable[[], str]) -> Iterator[FakeDevice]:
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         with ExitStack() as stack:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would be launched
+            if compiles:
+                stack.enter_context(compiling(device.programs))
+            else:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(device.memory)
             stack.enter_context(device)
             yield device

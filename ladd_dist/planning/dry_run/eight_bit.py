@@ -1,4 +1,4 @@
-"""How a GPU makes codes of 8-bit moments, for a dry run, which compiles nothing."""
+"""How a GPU makes codes of 8-bit moments, for a dry run that compiles nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
 """A start and an iteration on fake ranks, by the code that trains, and what was counted on the way."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,8 @@ class DryRun:
         state: what the memory formula says of this rank.
         resident: bytes on the device once the networks are built: all of the state but the gradients.
         peaks: the most bytes on the device, by phase of the iteration.
+        launches: operators, compiled kernels and libraries' functions that programs call, by phase.
+        kernels: of compiled programs, which are one for each direction of a variant; empty where nothing is compiled.
         traffic: collectives of the iterations, by kind.
         waits: where the host waits for the device within them.
         micro_batches: how many were run in an iteration.
@@ -41,6 +43,8 @@ class DryRun:
     state: StateBytes
     resident: int
     peaks: Mapping[str, int]
+    launches: Mapping[str, int]
+    kernels: Mapping[str, int]
     traffic: Mapping[str, Traffic]
     waits: Sequence[Wait]
     micro_batches: int
@@ -51,7 +55,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
     """Start ``size`` ranks and run one iteration in each bucket, as rank 0 of them, in this process alone.
 
     The process has a GPU in name only, see `cuda.pretend`; teacher and student need not be there but for their
-    configs. Blocks are never compiled.
+    configs. What is to be compiled is compiled for that GPU.
 
     Args:
         micro_batches: of an iteration at most; its others are left out.
@@ -64,9 +68,8 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
     with ranks(config, size) as world:
         check_launch(config, world)
         clock = Clock(world)
-        optimizers = config.student_optimizer, config.head_optimizer
-        eight_bit = any(optimizer is not None and optimizer.state == "8bit" for optimizer in optimizers)
-        with unread(), codes_at_once() if eight_bit else nullcontext(), on_fake_device(lambda: clock.phase) as device:
+        compiles = True in (config.student.compile, config.teacher.compile)  # `auto` compiles on a CPU alone
+        with unread(), _codes(config, compiles), on_fake_device(lambda: clock.phase, compiles) as device:
             method = build_method(config, world, clock)
             ema = Ema(method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
             resident = device.memory.live
@@ -79,6 +82,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
             if config.engine == "zero3":  # learns in its first iteration which blocks to keep from pass to pass
                 iterate(0, buckets[0])
             device.memory.peaks.clear()
+            device.launches.clear()
             device.traffic.seen.clear()
             device.waits.clear()  # a start may wait
             for index, bucket in enumerate(buckets):
@@ -90,11 +94,20 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
             expected_state(config, size),
             resident,
             dict(device.memory.peaks),
+            dict(device.launches),
+            dict(device.programs.kernels),
             dict(device.traffic.seen),
             list(device.waits),
             min(micro_batches, accumulation),
             accumulation,
         )
+
+
+def _codes(config: Config, compiles: bool) -> AbstractContextManager[None]:
+    """How torchao's update makes codes, if it has any to make: compiled with the rest, or at once."""
+    optimizers = config.student_optimizer, config.head_optimizer
+    eight_bit = any(optimizer is not None and optimizer.state == "8bit" for optimizer in optimizers)
+    return codes_at_once() if eight_bit and not compiles else nullcontext()
 
 
 @contextmanager

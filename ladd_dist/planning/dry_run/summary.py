@@ -52,17 +52,18 @@ def offloaded(config: Config, size: int) -> str:
 def _lines(config: Config, seen: DryRun, card: FakeCard, bucket: str, size: int) -> Iterator[str]:
     ran = f"{seen.micro_batches} of {seen.accumulation} micro-batches" if seen.accumulation > 1 else "one micro-batch"
     yield f"dry run: rank 0 of {size}, {card.name}, an iteration of {ran} of {bucket}"
-    if config.student.compile or config.teacher.compile:
-        yield "blocks that are to be compiled ran as they are: their kernels and memory will differ"
+    if seen.kernels:
+        count, name = sum(seen.kernels.values()), "{}.{}".format(*card.capability)
+        yield f"compiled for capability {name}: {len(seen.kernels)} programs of {count} kernels"
     yield "networks: " + ", ".join(f"{name} {count / 1e9:.3f}B" for name, count in seen.parameters.items())
     yield f"state by formula: {describe(seen.state)}"
     yield f"on the device before the first iteration: {seen.resident / 1e9:.2f} GB"
-    yield "most on the device by phase, in GB, without libraries' workspaces and communication buffers:"
+    yield "by phase: most on the device in GB, without libraries' workspaces and communication buffers; launches:"
     for phase, peak in seen.peaks.items():
         over = f"  more than the card's {card.gigabytes} GB" if peak > card.gigabytes * 1e9 else ""
-        yield f"  {phase:<18} {peak / 1e9:7.2f}{over}"
+        yield f"  {phase:<18} {peak / 1e9:7.2f} {seen.launches.get(phase, 0):7,}{over}"
     if seen.micro_batches < seen.accumulation:
-        yield "  the micro-batches that were left out are like the second: they add to traffic and not to these"
+        yield "  the micro-batches that were left out are like the second: they add to launches and traffic alone"
     for kind, sent in sorted(seen.traffic.items()):
         yield f"{kind}: {sent.calls} calls, {sent.bytes / 1e9:.2f} GB of whole tensors"
     if not seen.waits:
