@@ -1,6 +1,7 @@
 """`launchers/train.py` for torchrun, which notes its samples and is soon to tell when a rank is gone."""
 
 import runpy
+import time
 from collections.abc import Iterator
 
 from recorded import note_samples
@@ -10,6 +11,8 @@ from ladd_dist.supervision import watchdog
 from ladd_dist.training.trainer import Trainer
 
 TICK, DEAD_AFTER = 0.1, 5.0
+PAUSE = 0.2
+"""Seconds after an iteration: a run that goes on until something happens to it leaves the processor to what happens."""
 
 
 def miss_ranks_soon() -> None:
@@ -21,6 +24,7 @@ def miss_ranks_soon() -> None:
             if count == LOWERED:
                 watchdog.DEAD_AFTER = DEAD_AFTER
             yield done
+            time.sleep(PAUSE)
 
     Trainer.iterations = lowering  # type: ignore[method-assign]
 
