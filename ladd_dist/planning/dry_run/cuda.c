@@ -127,7 +127,7 @@ int cuCtxSetLimit(int limit, size_t value) { return 0; }
 int cuStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
 int cuGetErrorString(int error, const char **text) { *text = "there is no GPU in a dry run"; return 0; }
 
-/* Compiled kernels: whatever is loaded is there, and says of itself that it takes nothing; 0 asks for a block's most threads. */
+/* Compiled kernels: whatever is loaded is there, and says that it takes nothing; 0 asks how many threads it allows. */
 int cuModuleLoad(void **module, const char *file) { *module = handle(); return 0; }
 int cuModuleLoadData(void **module, const void *image) { *module = handle(); return 0; }
 int cuModuleLoadDataEx(void **module, const void *image, unsigned count, int *options, void **values) {
