@@ -12,7 +12,7 @@ from ladd_dist.training.trainer import Trainer
 
 TICK, DEAD_AFTER = 0.1, 5.0
 PAUSE = 0.2
-"""Seconds after an iteration: a run that goes on until something happens to it leaves the processor to what happens."""
+"""Seconds after an iteration: a run that waits for something to happen leaves it the processor."""
 
 
 def miss_ranks_soon() -> None:

@@ -165,26 +165,6 @@ def test_the_8b_step_runs_on_8_64_and_512_ranks_within_an_h200(dry_runs, large):
         assert result["traffic"]["reduce_scatter"][1] == pytest.approx(4 * 8.057e9, rel=near)
 
 
-@pytest.mark.slow
-def test_compiled_blocks_are_made_for_the_card_and_take_less(dry_runs, two_blocks):
-    """Generated programs run, allocations and all, but for their kernels, which are made and not launched."""
-    settings = [f"teacher.path={two_blocks}", "train.global_batch=32", *KERNELS["own"]]
-    cases = [
-        Case([*settings, f"student.compile={value}", f"teacher.compile={value}"], BUCKETS[:1])
-        for value in ("true", "false")
-    ]
-    compiled, plain = dry_runs(cases, name="H200")
-    for result in (compiled, plain):
-        assert (result.get("error"), result["waits"]) == (None, [])
-    # Of two kinds each: the student's two directions, the teacher's without gradient and two directions with.
-    assert (len(compiled["kernels"]), plain["kernels"]) == (4 + 6, [])
-    assert min(compiled["kernels"]) > 0
-    for phase in ("student forward", "student backward", "teacher forward", "teacher backward"):
-        assert compiled["launches"][phase] < 0.9 * plain["launches"][phase], phase
-        assert compiled["peaks"][phase] == pytest.approx(plain["peaks"][phase], rel=0.25), phase
-    assert compiled["traffic"] == plain["traffic"]
-
-
 MOSTLY = ["train.global_batch=32"]
 RECOMPUTED = ["student.activation_checkpointing=false", "teacher.activation_checkpointing=true"]
 SEVERAL = ["method.fake_pass=two_pass", "train.global_batch=64"]
@@ -215,14 +195,39 @@ def test_the_plans_memory_is_what_a_dry_run_counts(dry_runs, tmp_path):
     ]  # fmt: skip
     for result, case in zip(dry_runs(cases, name="H200"), cases, strict=True):
         assert result.get("error") is None, (case, result["error"])
-        config = load(LARGE, case.overrides)
-        counted = Costs(config, largest_bucket(config), fake_card("H200").name)
-        planned = needs(config, counted, case.size, config.micro_batch(case.size), workspace=0)
         # Of 512 ranks each holds little but blocks on their way, whose number is a guess.
         most, near = max(result["peaks"].values()), 0.08 if case.size == 512 else 0.05
-        beside = on(onlookers(config, counted.networks, case.size), "device")  # of which a dry run has none
-        seen = f"{case.overrides} {planned} {result['peaks']}"
-        assert planned.total - beside == pytest.approx(most, rel=near), seen
+        assert planned_bytes(case) == pytest.approx(most, rel=near), f"{case.overrides} {result['peaks']}"
+
+
+def planned_bytes(case: Case) -> int:
+    """What the planner says of a case, without what looks on, of which a dry run has none."""
+    config = load(LARGE, case.overrides)
+    counted = Costs(config, largest_bucket(config), fake_card("H200").name)
+    planned = needs(config, counted, case.size, config.micro_batch(case.size), workspace=0)
+    return planned.total - on(onlookers(config, counted.networks, case.size), "device")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_made_for_the_card_and_take_what_is_planned(dry_runs, tmp_path):
+    """Generated programs run, allocations and all, but for their kernels, which are made and not launched."""
+    teacher = folder(tmp_path, SD35_LARGE | {"num_layers": 4})
+    settings = [f"teacher.path={teacher}", "synthesis.buckets=[1024x1024]", *MOSTLY]
+    cases = [
+        Case([*settings, f"student.compile={value}", f"teacher.compile={value}"], BUCKETS[:1])
+        for value in ("true", "false")
+    ]
+    compiled, plain = dry_runs(cases, name="H200")
+    # A block on its way takes less than planned where operators are fused: with four blocks 8%, with 38 under 1%.
+    for result, case, near in zip((compiled, plain), cases, (0.1, 0.05), strict=True):
+        assert (result.get("error"), result["waits"]) == (None, [])
+        assert planned_bytes(case) == pytest.approx(max(result["peaks"].values()), rel=near), case
+    # Of two kinds each: the student forward and backward; the teacher without gradient and, of three, with.
+    assert (len(compiled["kernels"]), plain["kernels"]) == (4 + 2 + 6, [])
+    assert min(compiled["kernels"]) > 0
+    for phase in ("student forward", "student backward", "teacher forward", "teacher backward"):
+        assert compiled["launches"][phase] < plain["launches"][phase], phase
+    assert compiled["traffic"] == plain["traffic"]
 
 
 def test_zero3_is_run_with_all_that_it_asks_of_other_ranks(dry_runs, two_blocks, monkeypatch):

@@ -24,6 +24,7 @@ from ladd_dist.models.registry import family_of
 from ladd_dist.models.start import Start
 from ladd_dist.planning.counting import Counter, Work, autocast_as_on_cuda, gradients_dropped, inputs_kept
 from ladd_dist.planning.fakes import Fakes
+from ladd_dist.planning.partitioned import partitioned
 from ladd_dist.planning.repeats import Course, Repeats
 
 _NONE = Work()
@@ -87,6 +88,9 @@ class Costs:
         for frozen in networks.frozen.values():
             frozen.requires_grad_(False).eval()
         self._nets: dict[str, nn.Module] = deepcopy({**networks.trained, **networks.frozen})
+        # `auto` compiles on a CPU alone.
+        own, others = config.student.compile is True, config.teacher.compile is True
+        self._compiled = {name: own if name == STUDENT else others for name in self._nets}
         with self._mode:
             for name, net in self._nets.items():
                 self._place(name, net)
@@ -171,10 +175,8 @@ class Costs:
         if not isinstance(net, Backbone):
             return
         config = self._config
-        # `auto` compiles on a CPU alone.
-        start = Start.of(config).folder, config.student.compile is True
-        folder, compiled = start if name == STUDENT else (config.teacher.path, config.teacher.compile is True)
-        family_of(folder).plan_attention(folder, config.kernels, gpu, self._dtype, compiled)(net)
+        folder = Start.of(config).folder if name == STUDENT else config.teacher.path
+        family_of(folder).plan_attention(folder, config.kernels, gpu, self._dtype, self._compiled[name])(net)
 
     @property
     def _taps(self) -> tuple[int, ...]:
@@ -192,8 +194,23 @@ class Costs:
         return torch.empty(samples, *self._shape), torch.empty(samples), Conditioning(context, pooled)
 
     def _backbone(self, passed: Pass, checkpointing: Recomputation) -> PassCost:
-        net: Any = self._nets[passed.network]
+        """Operator by operator, and where blocks are compiled, with what the compiler has them keep."""
+        net = self._backbone_of(passed.network)
         net.activation_checkpointing = checkpointing
+        cost = self._counted(passed)
+        if passed.gradient == "none" or checkpointing is True or not self._compiled[passed.network]:
+            return cost
+        with partitioned(net):
+            more = self._counted(passed).kept - cost.kept
+        return replace(
+            cost,
+            kept=cost.kept + more,
+            forward_peak=cost.forward_peak + more,
+            backward_peak=cost.backward_peak + more,
+        )
+
+    def _counted(self, passed: Pass) -> PassCost:
+        net: Any = self._nets[passed.network]
         x, t, cond = self._inputs()
         x.requires_grad_(passed.gradient == "inputs")
         repeats = Repeats(net, self._taps if passed.features else None)

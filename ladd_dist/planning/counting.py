@@ -69,7 +69,12 @@ class Counter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled, so that nothing has to keep the compiler out of every call
+        return False  # what is compiled runs without it, so that nothing has to keep the compiler out of every call
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compile within it, too: operators come here when they run."""
+        return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Count an operator on its way."""
