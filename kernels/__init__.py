@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kernels.architectures import ARCHITECTURES as ARCHITECTURES
     from kernels.attention.backends import SDPA_BACKENDS as SDPA_BACKENDS
     from kernels.attention.backends import sdpa_by as sdpa_by
     from kernels.attention.backends import sdpa_obstacle as sdpa_obstacle
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kernels.measured import fastest as fastest
 
 _EXPORTS: dict[str, str] = {
+    "ARCHITECTURES": "architectures",
     "SDPA_BACKENDS": "attention.backends",
     "sdpa_by": "attention.backends",
     "sdpa_obstacle": "attention.backends",

@@ -14,7 +14,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from kernels.architectures import ARCHITECTURES
+from kernels import ARCHITECTURES
 from ladd_dist.errors import LaddError
 from ladd_dist.planning.dry_run.card import FakeCard
 
