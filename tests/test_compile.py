@@ -150,6 +150,13 @@ def test_three_buckets_take_one_variant_each_way_a_block_is_run(tmp_path: Path, 
         assert (none, count) == (0, 9)
 
 
+def test_copies_of_weights_take_no_more_variants(tmp_path: Path) -> None:
+    """One process in bf16 has its blocks run on those."""
+    settings = [make_teacher(tmp_path, 3), *SMALL_HEADS, *EXACT, "method.fake_pass=two_pass", "train.precision=bf16"]
+    ((_, count),) = run("local", load(TINY, [*settings, *COMPILED, "engine=local"]), "eager")
+    assert count == 9
+
+
 @pytest.mark.slow
 def test_recomputation_over_all_shipped_buckets_takes_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

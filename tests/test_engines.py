@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ladd_dist.checkpoints.reader import network_shards, open_newest
 from ladd_dist.checkpoints.writer import CheckpointWriter
-from ladd_dist.config import Config, OptimizerConfig, load
+from ladd_dist.config import Config, load
 from ladd_dist.distributed.world import World
 from ladd_dist.engines import registry
 from ladd_dist.engines.base import STATE_KINDS, Engine, fill
@@ -32,7 +32,6 @@ from ladd_dist.engines.replicated import ReplicatedEngine
 from ladd_dist.engines.settings import check_settings
 from ladd_dist.errors import LaddError
 from ladd_dist.methods.finite import nan_unless_finite
-from ladd_dist.planning.counting import Counter as OperatorCounter
 from ladd_dist.planning.memory import measured_trained, trained_state
 
 SHARDED = [name for name in ENGINES if name != "local"]
@@ -521,13 +520,3 @@ def test_recomputation_sees_the_adapter_that_the_forward_pass_saw(engine: str) -
     )
     for (ours, _), (theirs, _) in zip(recomputed, kept, strict=True):
         assert all(same(ours.state[kind], theirs.state[kind]) for kind in STATE_KINDS)
-
-
-def test_one_process_keeps_no_weight_that_it_has_cast() -> None:
-    """Of eight layers never more than one is there in bf16."""
-    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))
-    engine = ReplicatedEngine(net, OptimizerConfig(lr=LR), torch.bfloat16, ALONE)
-    with torch.no_grad(), OperatorCounter() as counter:
-        engine(torch.randn(1, 64))
-    layer = torch.bfloat16.itemsize * net[0].weight.numel()
-    assert layer < counter.peak < 2 * layer

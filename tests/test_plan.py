@@ -139,14 +139,14 @@ def test_recomputing_takes_time_and_adds_nothing_to_the_models_arithmetic(costs)
 
 def test_one_process_casts_its_weights_and_their_gradients(costs):
     alone, two_pass = Cluster(CARDS["H100"], 1, host=0), ("method.fake_pass=two_pass", "train.micro_batch=16")
-    trained = list(costs.networks.trained["student"].parameters())
-    tensors, size = len(trained), sum(p.numel() for p in trained)
+    student = costs.networks.trained["student"]
+    units, size = student.depth + 1, sum(p.numel() for p in student.parameters())
     for how, passes in (("false", 4), ("true", 5)):  # a pass without a graph, one with, gradients; recomputed, again
         overrides = (*two_pass, f"student.activation_checkpointing={how}")
         casting, sharded = (plan(tiny(engine, *overrides), alone, costs).time for engine in ("engine=local", FSDP2))
         assert casting.arithmetic == sharded.arithmetic
         # Of four micro-batches three add their gradients to what is there.
-        assert casting.launches - sharded.launches == pytest.approx(tensors * (4 * (passes - 1) + 3))
+        assert casting.launches - sharded.launches == pytest.approx(units * (4 * (passes - 1) + 3))
         moved = size * (6 * 4 * (passes - 1) + 12 * 3)
         assert casting.memory - sharded.memory == pytest.approx(moved / (CARDS["H100"].bandwidth * REACHED.casts))
 

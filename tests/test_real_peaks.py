@@ -29,7 +29,12 @@ BF16, SHARD, RECOMPUTED = "train.precision=bf16", "teacher.placement=shard", "st
 TWO_PASS, TEACHER_RECOMPUTED = "method.fake_pass=two_pass", "teacher.activation_checkpointing=true"
 PAIRS = ["method.loss=relativistic", TWO_PASS, "discriminator.student_time=true"]
 CASES = {
-    1: [["engine=local"], ["engine=local", BF16, RECOMPUTED], ["engine=local", BF16, "student.float8=true"]],
+    1: [
+        ["engine=local"],
+        ["engine=local", BF16, RECOMPUTED],
+        ["engine=local", BF16, RECOMPUTED.replace("true", "selective"), TWO_PASS, "train.micro_batch=1"],
+        ["engine=local", BF16, "student.float8=true"],
+    ],
     2: [
         ["engine=fsdp2"],
         ["engine=fsdp2", BF16, SHARD],

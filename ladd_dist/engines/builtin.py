@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 
 def _build_local(config: Config, blueprint: "Blueprint", world: "World") -> "Engine":
+    import torch
+
+    from ladd_dist.engines.casting import cast_in_passes
     from ladd_dist.engines.replicated import ReplicatedEngine
 
-    return ReplicatedEngine(blueprint.whole(world.device), config.student_optimizer, blueprint.dtype, world)
+    module = blueprint.whole(world.device)
+    cast_in_passes(module, blueprint.dtype)
+    return ReplicatedEngine(module, config.student_optimizer, torch.float32, world)
 
 
 _LOCAL = EngineEntry(
@@ -28,7 +33,7 @@ _LOCAL = EngineEntry(
     place_frozen=lambda config, blueprint, world: blueprint.whole(world.device),
     launcher="python",
     layout=lambda config, size, rank: ranges.whole,
-    residency=lambda config: Residency(autocasts=True),
+    residency=lambda config: Residency(casts=True),
 )
 
 

@@ -33,7 +33,7 @@ class Residency:
         keeps_gathered: whether biases and norm weights stay whole on every rank between passes.
         fp32_buffers: whether a sharded frozen network has its buffers in fp32.
         keeps_inputs: whether linear layers keep their inputs for a backward pass even where their weights are frozen.
-        autocasts: whether the student computes by autocast, and not on weights that were cast.
+        casts: whether each pass casts the student's trained weights, block by block, on every rank by itself.
         keeps_gradients: whether gradients' memory is there all the time, and with it a buffer for one block's on
             their way.
         whole_blocks: of how many blocks of each sharded network weights stay whole from pass to pass, and with them
@@ -48,7 +48,7 @@ class Residency:
     keeps_gathered: bool = False
     fp32_buffers: bool = False
     keeps_inputs: bool = False
-    autocasts: bool = False
+    casts: bool = False
     keeps_gradients: bool = False
     whole_blocks: int = 0
 

@@ -14,13 +14,11 @@ from ladd_dist.engines.optimizer import ShardedAdamW
 
 
 class ReplicatedEngine(Engine):
-    """fp32 weights; bf16 compute by autocast; one all-reduce of all gradients per update.
-
-    Autocast remembers nothing: it would keep each weight that it has cast (16 GB of SD3.5 Large) to the end of a pass
-    in case that it is used again, and none is.
+    """fp32 weights; one all-reduce of all gradients per update.
 
     Args:
         module: on the device already; rank 0's values go to every rank.
+        dtype: what autocast computes in; float32 for a module that has been told to by `casting`, or for none.
     """
 
     def __init__(self, module: nn.Module, optimizer: OptimizerConfig, dtype: torch.dtype, world: World) -> None:

@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ladd_dist.config import LoraConfig, Recomputation
 from ladd_dist.diffusion.conditioning import Conditioning
-from ladd_dist.models.adapters import adapters, adapters_count, add_adapters
+from ladd_dist.models.adapters import adapters, add_adapters
 from ladd_dist.models.float8 import to_float8
-from ladd_dist.models.recomputation import recompute_selectively, run_adapted
+from ladd_dist.models.recomputation import recompute_when_compiled, run_recomputed
 
 
 class Backbone(nn.Module, ABC):
@@ -47,7 +46,7 @@ class Backbone(nn.Module, ABC):
     def activation_checkpointing(self, what: Recomputation) -> None:
         self._recomputation = what
         for block in self.wrap_points():
-            recompute_selectively(block, what == "selective")
+            recompute_when_compiled(block, what == "selective")
 
     def forward(
         self,
@@ -91,11 +90,9 @@ class Backbone(nn.Module, ABC):
 
     def run_block(self, block: nn.Module, *inputs: Tensor) -> Any:
         """What a block makes of its inputs; with activation checkpointing it runs again in the backward pass."""
-        if self.activation_checkpointing is not True or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return block(*inputs)
-        if not self.adapted:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return checkpoint(run_adapted, block, block, adapters_count(block), *inputs, use_reentrant=False)
+        return run_recomputed(block, self.activation_checkpointing, self.adapted, *inputs)
 
     def add_adapters(self, lora: LoraConfig) -> None:
         """Freeze the network and put trainable adapters on it, in place, see `models.adapters`.

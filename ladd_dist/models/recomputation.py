@@ -17,6 +17,7 @@ from torch.utils.checkpoint import (
 )
 
 from kernels import JOINT_ATTENTION
+from ladd_dist.config import Recomputation
 from ladd_dist.models.adapters import adapters, adapters_count
 
 _ATTENTION = {
@@ -89,16 +90,12 @@ def _contexts_of_compiler() -> tuple[AbstractContextManager[Any], AbstractContex
     return create_selective_checkpoint_contexts(_policy)
 
 
-def recompute_selectively(block: nn.Module, selectively: bool) -> None:
-    """Have a block's forward keep for its backward pass what `is_kept`, or what it always did.
-
-    The forward does so and not the block's call: the hooks with which engines gather and release a block stay
-    outside. Blocks that are to be compiled are compiled afterwards, this included.
-    """
+def recompute_when_compiled(block: nn.Module, selectively: bool) -> None:
+    """Have a block's forward, if it is compiled from now on, keep what `is_kept`, or what it always did."""
     forward: Any = type(block).forward
     if selectively:
         block.forward = MethodType(_selective(forward), block)
-    elif "forward" in vars(block) and vars(block)["forward"].__func__ is _selective(forward):
+    elif _is_selective(block):
         del block.forward
 
 
@@ -107,21 +104,35 @@ def _selective(forward: Callable[..., Any]) -> Callable[..., Any]:
     """One for all blocks of a kind, as what is compiled must be."""
 
     def selective(block: nn.Module, *inputs: Tensor) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(block, *inputs)
-        if torch.compiler.is_compiling():  # it is not run again by Python, with adapters as they then may be
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():
             return checkpoint(forward, block, *inputs, use_reentrant=False, context_fn=_contexts_of_compiler)
-        options: dict[str, Any] = {"use_reentrant": False, "context_fn": _contexts}
-        return checkpoint(run_adapted, block, MethodType(forward, block), adapters_count(block), *inputs, **options)
+        return forward(block, *inputs)
 
     return selective
 
 
-def run_adapted(block: nn.Module, run: Callable[..., Any], adapter: bool, *inputs: Tensor) -> Any:
-    """A block with its adapters as they were when it first ran: by the backward pass they may be set otherwise.
+def _is_selective(block: nn.Module) -> bool:
+    """As `recompute_when_compiled` left it, and not compiled."""
+    return "forward" in vars(block) and vars(block)["forward"].__func__ is _selective(type(block).forward)
+
+
+def run_recomputed(block: nn.Module, what: Recomputation, adapted: bool, *inputs: Tensor) -> Any:
+    """What a block makes of its inputs; in the backward pass it runs again, but for what it keeps.
+
+    With it run the hooks by which engines gather, cast and release its weights. What was compiled selectively needs
+    nothing of this.
 
     Args:
-        run: the block, or its forward.
+        adapted: whether it has adapters: they are as they are now when it runs again.
     """
+    if not what or (what == "selective" and not _is_selective(block)):
+        return block(*inputs)
+    options: dict[str, Any] = {"use_reentrant": False} | ({"context_fn": _contexts} if what == "selective" else {})
+    if not adapted:
+        return checkpoint(block, *inputs, **options)
+    return checkpoint(_run_adapted, block, adapters_count(block), *inputs, **options)
+
+
+def _run_adapted(block: nn.Module, adapter: bool, *inputs: Tensor) -> Any:
     with adapters(block, adapter):
-        return run(*inputs)
+        return block(*inputs)

@@ -22,7 +22,7 @@ from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.start import Start
-from ladd_dist.planning.counting import Counter, Work, autocast_as_on_cuda, gradients_dropped, inputs_kept
+from ladd_dist.planning.counting import Counter, Work, gradients_dropped, inputs_kept
 from ladd_dist.planning.fakes import Fakes
 from ladd_dist.planning.partitioned import partitioned
 from ladd_dist.planning.repeats import Course, Repeats
@@ -141,21 +141,17 @@ class Costs:
             engine: what it makes of the pass; None makes nothing of it, which leaves arithmetic as it is.
         """
         if passed.network == "heads":
-            return self._once(passed, False, False, False, samples)
+            return self._once(passed, False, False, samples)
         recomputes: Recomputation = passed.gradient != "none" and checkpointing
         # For the gradient of weights a layer's inputs are kept anyway.
         keeps = engine is not None and engine.keeps_inputs and passed.gradient == "inputs"
-        trained = passed.network == STUDENT and passed.adapter
-        casts = engine is not None and engine.autocasts and trained and self._dtype != torch.float32
-        return self._once(replace(passed, samples=1), recomputes, keeps, casts, 1) * (samples * passed.samples)
+        return self._once(replace(passed, samples=1), recomputes, keeps, 1) * (samples * passed.samples)
 
-    def _once(
-        self, passed: Pass, checkpointing: Recomputation, keeps_inputs: bool, casts: bool, samples: int
-    ) -> PassCost:
-        key = passed, checkpointing, keeps_inputs, casts, samples
+    def _once(self, passed: Pass, checkpointing: Recomputation, keeps_inputs: bool, samples: int) -> PassCost:
+        key = passed, checkpointing, keeps_inputs, samples
         if key not in self._known:
             heads, kept = passed.network == "heads", inputs_kept() if keeps_inputs else nullcontext()
-            with self._mode, kept, autocast_as_on_cuda(self._dtype) if casts else nullcontext():
+            with self._mode, kept:
                 self._known[key] = self._heads(passed, samples) if heads else self._backbone(passed, checkpointing)
         return self._known[key]
 

@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
@@ -179,18 +178,6 @@ class _KeepsInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return gradients[0] @ ctx.saved_tensors[1], None, None
-
-
-@contextmanager
-def autocast_as_on_cuda(dtype: torch.dtype) -> Iterator[None]:
-    """Within it a CPU's tensors are cast as CUDA's autocast casts them, which computes layer norms in fp32."""
-    norm = F.layer_norm
-
-    def in_fp32(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return norm(x.float(), *args, **kwargs)
-
-    with torch.autocast("cpu", dtype), patch("torch.nn.functional.layer_norm", in_fp32):
-        yield
 
 
 @contextmanager

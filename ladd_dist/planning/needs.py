@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -13,7 +13,6 @@ from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.models.float8 import linear
 from ladd_dist.planning.activations import Moment, moments
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.memory import state_of
@@ -78,6 +77,7 @@ class _Blocks:
             follow. Until then that part of the graph is not there.
         graph: with the student's graph.
         reduced: gradients of one of its blocks on their way to their shards, in its backward pass.
+        summed: those of one of its blocks in both precisions, when its weights and activations have gone.
         always: what is there all the time.
     """
 
@@ -87,6 +87,7 @@ class _Blocks:
     tail: Mapping[str, float] = field(default_factory=dict)
     graph: int = 0
     reduced: int = 0
+    summed: int = 0
     always: int = 0
 
     def at(self, moment: Moment) -> int:
@@ -95,6 +96,8 @@ class _Blocks:
         at_last, before = self.backward.get(name, 0), self.forward.get(name, 0)
         early = round(before - self.tail.get(name, 0) * moment.graph)
         runs = self.between.get(name, 0) if moment.between else at_last if moment.backward else max(at_last, early)
+        if moment.gradients:
+            runs = max(runs, self.summed - moment.transient)
         graph = self.graph if moment.running == STUDENT or STUDENT in moment.held else 0
         reduced = self.reduced if moment.gradients else 0
         return runs + graph + reduced + self.always
@@ -108,21 +111,21 @@ def _blocks(config: Config, costs: Costs, size: int, passes: Counter[str]) -> _B
     without a graph, are never what DeepSpeed expects: forward it gathers as far ahead, through a buffer of a block's
     size, but nothing in the backward pass, and it keeps none.
 
-    One process casts each trained weight where it is used, and a graph keeps the copies, but of recomputed blocks.
-    Layers in float8 make codes of the weights themselves.
+    One process casts a block's trained weights when it is called, and a graph keeps the copies, but of blocks that
+    are called again in the backward pass. Gradients take the copies' place one by one, and are cast together.
     """
     width, student = compute_dtype(config).itemsize, costs.networks.trained[STUDENT]
     assert isinstance(student, Backbone)
     if engine_entry(config.engine).launcher == "python":
         if width == _FP32:
             return _Blocks({}, {}, {})
-        coded = [linear(student, name).weight for name in student.token_layers()] if config.student.float8 else []
-        cast = set(trainable(student).values()) - set(coded)
-        block, _ = _sizes(student, cast.__contains__)
-        if config.student.activation_checkpointing:
-            runs = {STUDENT: block * width}
-            return _Blocks(runs, runs, {})
-        return _Blocks({}, {}, {}, graph=sum(p.numel() for p in cast) * width)
+        (block, root), how = _sizes(student, lambda p: p.requires_grad), config.student.activation_checkpointing
+        beside = _FP32 if config.accumulation(size) > 1 else 0  # the only ones are those that stay
+        copied = _Blocks({}, {}, {}, summed=block * (width + beside))
+        if how is True or (how and config.student.compile is not True):
+            runs = {STUDENT: (block + root) * width}
+            return replace(copied, forward=runs, backward=runs)
+        return replace(copied, graph=sum(p.numel() for p in trainable(student).values()) * width)
     if size == 1:
         return _Blocks({}, {}, {})
     sharded = {STUDENT: student, **(costs.networks.frozen if config.teacher.placement == "shard" else {})}

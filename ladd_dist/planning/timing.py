@@ -125,18 +125,20 @@ def _compiled(config: Config, passed: Pass) -> bool:
 
 
 def _casts(config: Config, costs: Costs, passed: Pass, micro_batches: int) -> tuple[Work, Work]:
-    """What an engine does to trained weights that it casts in each pass, forward and backward.
+    """What an engine does to trained weights that it casts in each pass, forward and backward, a block at a time.
 
     Backward they are cast again where blocks are recomputed; gradients are cast, and added to those of the
     micro-batches before.
     """
-    if passed.network != STUDENT or not engine_entry(config.engine).residency(config).autocasts:
+    if passed.network != STUDENT or not engine_entry(config.engine).residency(config).casts:
         return Work(), Work()
-    trained = [p.numel() for p in costs.networks.trained[STUDENT].parameters() if p.requires_grad]
-    cast = Work(moved=(_FP32 + _BF16) * sum(trained), launches=len(trained))
+    student = costs.networks.trained[STUDENT]
+    assert isinstance(student, Backbone)
+    trained, operators = sum(p.numel() for p in student.parameters() if p.requires_grad), student.depth + 1
+    cast = Work(moved=(_FP32 + _BF16) * trained, launches=operators)
     if passed.gradient == "none":
         return cast, Work()
-    added = Work(moved=3 * _FP32 * sum(trained), launches=len(trained)) * (1 - 1 / micro_batches)
+    added = Work(moved=3 * _FP32 * trained, launches=operators) * (1 - 1 / micro_batches)
     recomputed = checkpointed(config, STUDENT) is not False
     return cast, cast * (1 + recomputed) + added
 
