@@ -213,13 +213,13 @@ def norms(world: World, overrides: list[str]) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_sharded_ranks_make_the_gradient_of_one_process() -> None:
-    """Which makes codes of fp32 masters, where ranks make them of what they gathered in bf16: some are others."""
+    """All make codes of weights in bf16; of activations, which are rounded elsewhere, some are others."""
     common = ["student.float8=true", "student.activation_checkpointing=true"]
     try:
         found = ranks(2)(norms, ["engine=fsdp2", *common])
     finally:
         close_ranks()
-    assert found[0] == found[1] == pytest.approx(norms(ALONE, common), rel=0.15)
+    assert found[0] == found[1] == pytest.approx(norms(ALONE, common), rel=0.02)
 
 
 @pytest.mark.slow

@@ -13,12 +13,13 @@ from ladd_dist.config import Config, LoraConfig
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
-from ladd_dist.engines.blueprint import trainable
+from ladd_dist.engines.blueprint import cast, trainable
+from ladd_dist.engines.casting import cast_in_passes
 from ladd_dist.errors import LaddError
 from ladd_dist.measuring.compare import compare_runs
 from ladd_dist.methods.networks import meta_student
 from ladd_dist.methods.registry import build_method
-from ladd_dist.models.adapters import add_adapters, is_adapter
+from ladd_dist.models.adapters import add_adapters
 from ladd_dist.models.registry import family_of
 from ladd_dist.planning.networks import check_networks
 from ladd_dist.training.trainer import Trainer
@@ -176,12 +177,20 @@ def test_a_teacher_that_is_the_base_has_no_settings_of_its_own(
         lora_config(tmp_path, random_dataset, random_teacher, f"teacher.{setting}")
 
 
+class Layers(nn.ModuleList):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [layer(x) for layer in self]
+
+    def wrap_points(self) -> list[nn.Module]:
+        return list(self)
+
+
 def test_an_adapter_keeps_its_layers_input_and_no_copy_of_it() -> None:
-    """Under autocast with fp32 adapters on a bf16 base, as one process trains: most memory goes to inputs."""
-    net = nn.ModuleList(nn.Linear(64, 64, dtype=torch.bfloat16) for _ in range(2))
+    """With fp32 adapters on a bf16 base, as one process trains: most memory goes to inputs."""
+    net = Layers(nn.Linear(64, 64) for _ in range(2))
     add_adapters(net, LoraConfig(rank=4))
-    for name, parameter in net.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if is_adapter(name) else torch.bfloat16)
+    cast(net, torch.bfloat16)
+    cast_in_passes(net, torch.bfloat16)
     kept = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -189,7 +198,7 @@ def test_an_adapter_keeps_its_layers_input_and_no_copy_of_it() -> None:
         return tensor
 
     x = torch.randn(128, 64, dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = [layer(x) for layer in net]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = net(x)
     assert all(output.requires_grad for output in outputs)
     assert [tensor.data_ptr() for tensor in kept.values() if tensor.shape == x.shape] == [x.data_ptr()]

@@ -18,7 +18,7 @@ class ReplicatedEngine(Engine):
 
     Args:
         module: on the device already; rank 0's values go to every rank.
-        dtype: what autocast computes in; float32 for a module that has been told to by `casting`, or for none.
+        dtype: autocast's; float32 for a module in fp32, and for one whose weights `casting` casts.
     """
 
     def __init__(self, module: nn.Module, optimizer: OptimizerConfig, dtype: torch.dtype, world: World) -> None:

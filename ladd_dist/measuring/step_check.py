@@ -115,7 +115,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 def _cells(row: Row, known: dict[str, Costs]) -> list[str]:
     step = MeasuredStep.of(row)
     config = step.loaded
-    networks = f"{config.teacher} {config.student.lora} {step.device}"
+    networks = f"{config.teacher} {config.student} {config.kernels} {step.device}"
     costs = known.setdefault(networks, Costs(config, largest_bucket(config), step.device))
     flops = sum(flops_by_part(config, costs).values())
     planned = needs(config, costs, 1, config.micro_batch(1), workspace=0).total

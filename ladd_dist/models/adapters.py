@@ -41,10 +41,6 @@ def add_adapters(network: nn.Module, lora: LoraConfig) -> None:
     network.requires_grad_(False)
     settings: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.scale * lora.rank, "init_lora_weights": False}
     inject_adapter_in_model(PeftConfig(target_modules=_targets(network, lora), **settings), network, _NAME)
-    adapted: list[Any] = [layer for layer in network.modules() if hasattr(layer, "cast_input_dtype_enabled")]
-    for layer in adapted:
-        # To fp32, which autocast undoes: two more copies of the input, one of them kept for the backward pass.
-        layer.cast_input_dtype_enabled = False
 
 
 def _targets(network: nn.Module, lora: LoraConfig) -> list[str]:
