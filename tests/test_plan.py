@@ -238,12 +238,15 @@ def test_of_the_remedies_the_fastest_is_advised(costs):
     assert later, "where the first that fits is the fastest, nothing is shown"
 
 
-def test_an_average_in_host_memory_takes_the_time_that_it_took(costs):
+def test_an_average_in_host_memory_moves_beside_the_passes(costs):
     config, alone = tiny("engine=local"), Cluster(CARDS["H100"], 1)
-    there, here = (plan(c, alone, costs).time.memory for c in (tiny("engine=local", "train.ema_device=cpu"), config))
+    there, here = (plan(c, alone, costs).time for c in (tiny("engine=local", "train.ema_device=cpu"), config))
     moved = 4 * sum(p.numel() for p in costs.networks.trained["student"].parameters())
     saved = 3 * moved / (CARDS["H100"].bandwidth * REACHED.memory)
-    assert there - here == pytest.approx(moved / HOST_AVERAGE - saved)
+    assert here.memory - there.memory == pytest.approx(saved) and here.average == 0
+    assert there.average == pytest.approx(moved / HOST_AVERAGE)
+    slow = replace(there, average=2 * there.computing)
+    assert slow.seconds == pytest.approx(slow.average + slow.alone) and slow.bound == "host"
 
 
 def test_times_are_known_in_bf16_alone(costs):

@@ -11,7 +11,7 @@ forward pass but with whatever state the module has by then: after another pass,
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -60,6 +60,8 @@ class Engine(ABC):
     """Whether this rank's shards are the ones to save; the others hold copies of another rank's."""
     rate_factor: float = 1.0
     """What its scheduled learning rate is multiplied by, see `methods.base.rate`; 1 until a guard lowers it."""
+    before_update: Callable[[], None] | None = None
+    """Called before the weights change, for who reads them beside the passes."""
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Forward pass; the engine owns the graph. All that tells it from other passes is in its arguments."""
@@ -69,8 +71,14 @@ class Engine(ABC):
         """Accumulate the gradient of ``loss``, averaged over ranks. ``last`` marks the final micro-batch."""
         loss.backward()
 
-    @abstractmethod
     def step(self, lr: float) -> Tensor:
+        """As `update`, once nobody reads the weights any more."""
+        if self.before_update is not None:
+            self.before_update()
+        return self.update(lr)
+
+    @abstractmethod
+    def update(self, lr: float) -> Tensor:
         """Clip, update the weights and clear the gradients.
 
         Returns:

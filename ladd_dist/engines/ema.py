@@ -1,6 +1,7 @@
 """Exponential moving average of the student, sharded exactly as the engine shards the student."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +16,9 @@ class Ema:
     The decay warms up as ``min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that short runs are not
     held back by their initial weights.
 
+    An average in host memory, which takes a second or two where 8B parameters have to come there, moves in a thread
+    of its own, beside the passes of the next iteration, and has arrived before the weights change again.
+
     Args:
         on_host: keep the average in host memory; each update then copies the weights there.
     """
@@ -24,21 +28,41 @@ class Ema:
         self._decay, self._on_host = decay, on_host
         self._weights = [shard.local for shard in student.shards().values()]
         self._average = [w.clone() for w in (in_host_memory(self._weights) if on_host else self._weights)]
+        device = self._weights[0].device
+        self._stream = torch.cuda.Stream(device) if on_host and device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="average")
+        self._moving: Future[None] | None = None
+        student.before_update = self.wait
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
-        """Move towards the current weights, ``updates`` counting the calls before this one."""
+        """Move towards the current weights, ``updates`` counting the calls before this one; on the host, begin to."""
         decay = min(self._decay, (1 + updates) / (10 + updates))
         if not self._on_host:
             torch._foreach_lerp_(self._average, self._weights, 1 - decay)
             return
-        for average, weights in zip(self._average, in_host_memory(self._weights), strict=True):
-            average.lerp_(weights, 1 - decay)
+        self.wait()
+        if self._stream is not None:  # which does not wait for what the passes will queue
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        self._moving = self._thread.submit(self._move, 1 - decay)
+
+    def wait(self) -> None:
+        """Wait until the average has moved."""
+        moving, self._moving = self._moving, None
+        if moving is not None:
+            moving.result()
+
+    @torch.no_grad()
+    def _move(self, share: float) -> None:
+        with torch.cuda.stream(self._stream):  # none, for weights in host memory
+            for average, weights in zip(self._average, in_host_memory(self._weights), strict=True):
+                average.lerp_(weights, share)
 
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
         """Let the student run with the averaged weights inside the block."""
+        self.wait()
         self._swap()
         self._student.publish()
         try:
@@ -55,6 +79,7 @@ class Ema:
 
     def shards(self) -> dict[str, Shard]:
         """The average, in the same ranges as the student's weights."""
+        self.wait()
         student = self._student.shards()
         averages: list[Tensor] = self._average
         return {

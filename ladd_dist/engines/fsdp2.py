@@ -93,7 +93,7 @@ class Fsdp2Engine(Engine):
             local_shards(trainable(self.module), mesh), optimizer, mesh["shard"].get_group()
         )
 
-    def step(self, lr: float) -> Tensor:
+    def update(self, lr: float) -> Tensor:
         gradients = {n: _local(p.grad) for n, p in self.module.named_parameters() if p.grad is not None}
         norm = self._optimizer.step(gradients, lr)
         self.module.zero_grad()

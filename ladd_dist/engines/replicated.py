@@ -32,7 +32,7 @@ class ReplicatedEngine(Engine):
         with self._autocast:
             return self.module(*inputs, **options)
 
-    def step(self, lr: float) -> Tensor:
+    def update(self, lr: float) -> Tensor:
         found = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
         gradients = {name: g if g.ndim == 1 else g.view(-1) for name, g in found.items()}
         self.world.mean_(list(gradients.values()))

@@ -168,7 +168,7 @@ class Zero3Engine(Engine):
         if not last:
             self._engine.step()
 
-    def step(self, lr: float) -> Tensor:
+    def update(self, lr: float) -> Tensor:
         set_lr(self._inner, lr)
         self._engine.step()  # skips the update by itself where the norm is not finite
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)

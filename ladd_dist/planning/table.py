@@ -46,7 +46,7 @@ def table(plan: Plan, made: Synthesis | None, checkpoint: int) -> list[str]:
         "",
         f"an iteration: {_seconds(time.seconds)}, bound by {time.bound} (arithmetic {_seconds(time.arithmetic)}, "
         f"memory {_seconds(time.memory)}, waiting for the host {_seconds(time.waiting)}; beside them network "
-        f"{_seconds(time.network)}, alone {_seconds(time.alone)})",
+        f"{_seconds(time.network)}, an average on the host {_seconds(time.average)}; alone {_seconds(time.alone)})",
         f"a GPU's host launches {time.launches:,.0f} operators in {_seconds(time.host)}; larger micro-batches and "
         "student.compile take fewer",
         f"MFU {plan.mfu:.0%}, {plan.samples_per_second:.4g} samples/s; {train.iterations:,} iterations: "
@@ -122,6 +122,7 @@ def values(plan: Plan) -> dict[str, Any]:
             "network": time.network,
             "alone": time.alone,
             "data": time.data,
+            "average": time.average,
         },
         "bound": time.bound,
         "launches": time.launches,

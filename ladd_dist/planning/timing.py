@@ -30,12 +30,13 @@ class StepTime:
 
     Attributes:
         arithmetic: matrix products, convolutions and attention.
-        memory: all other operators, the optimizer's update, and the average, in whichever memory that is.
+        memory: all other operators, the optimizer's update, and the average unless it is in host memory.
         waiting: for the host, where it launches a pass's operators no faster than the GPU runs them.
         network: collectives that run beside the above.
         alone: collectives that nothing runs beside: the heads' gradients, the first block's gather, and under ZeRO-3
             those of a network's passes that DeepSpeed does not expect.
         data: reading the samples, beside all of that.
+        average: moving an average in host memory, beside all of that.
         sent: the collectives' bytes of one GPU.
         model_flops: of one GPU, what is computed twice counted once.
         launches: operators that the host launches for the passes of networks that are not compiled.
@@ -48,6 +49,7 @@ class StepTime:
     network: float
     alone: float
     data: float
+    average: float
     sent: Sent
     model_flops: float
     launches: float
@@ -60,13 +62,18 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """Collectives and reading run beside the computation, and the slowest of the three counts."""
-        return max(self.computing, self.network, self.data) + self.alone
+        """What runs beside the computation counts where it is slower."""
+        return max(self.computing, self.network, self.data, self.average) + self.alone
 
     @property
     def bound(self) -> Bound:
         """What would have to be faster."""
-        times: dict[Bound, float] = {"compute": self.computing, "network": self.network, "data": self.data}
+        times: dict[Bound, float] = {
+            "compute": self.computing,
+            "network": self.network,
+            "data": self.data,
+            "host": self.average,
+        }
         slowest = max(times, key=lambda bound: times[bound])
         if slowest != "compute":
             return slowest
@@ -93,15 +100,15 @@ def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micr
             launches += launched
     sent, alone = _collectives(config, costs, cluster, micro_batches)
     updated = costs.once("update", config, cluster.gpus, lambda: _update_bytes(config, costs, cluster.gpus))
-    update = updated["device"] / (card.bandwidth * REACHED.memory) + updated["host"] / HOST_AVERAGE
     read = samples * micro_batches * cluster.gpus * costs.sample_bytes
     return StepTime(
         arithmetic * micro_batches,
-        memory * micro_batches + update,
+        memory * micro_batches + updated["device"] / (card.bandwidth * REACHED.memory),
         waiting * micro_batches,
         sent.seconds,
         alone.seconds,
         read / cluster.storage if cluster.storage else 0.0,
+        updated["host"] / HOST_AVERAGE,
         sent + alone,
         model_flops * micro_batches,
         launches * micro_batches,

@@ -125,6 +125,7 @@ class FakeDevice(TorchDispatchMode):
             return func(*args, **kwargs)
         if func is _aten._fused_sdp_choice.default:
             return _sdp_choice(*args)
+        self._see_waits()
         if waited := self._waiting(func, args, kwargs):
             self._wait(waited)
         if func in _ANSWERS:
@@ -146,6 +147,19 @@ class FakeDevice(TorchDispatchMode):
         self.memory.see(self._phase(), result)
         return result
 
+    @contextmanager
+    def aside(self, phase: str) -> Iterator[None]:
+        """What another thread would do, as a phase of its own. The host does not wait with it."""
+        self._see_waits()
+        own, known = self._phase, len(self.waits)
+        self._phase = lambda: phase
+        try:
+            yield
+        finally:
+            self._see_waits()
+            del self.waits[known:]
+            self._phase = own
+
     def _launch(self) -> None:
         self.launches[self._phase()] += 1
 
@@ -156,9 +170,6 @@ class FakeDevice(TorchDispatchMode):
 
     def _waiting(self, func: Any, args: tuple, kwargs: dict) -> str:
         """What makes the host wait, or an empty string."""
-        if (waited := _waits()) != self._waited:
-            self._waited = waited
-            return "a stream, an event or the device is waited for, before this line's operator"
         if func in _ANSWERS and args[0].device.type == "cuda":
             return str(func)
         if func not in _COPIES:
@@ -169,6 +180,12 @@ class FakeDevice(TorchDispatchMode):
         if source == target or kwargs.get("non_blocking") or args[2:3] == (True,):
             return ""
         return f"copy from {source} to {target}"
+
+    def _see_waits(self) -> None:
+        """For what is no operator."""
+        if (waited := _waits()) != self._waited:
+            self._waited = waited
+            self._wait("a stream, an event or the device is waited for, before this line's operator")
 
     def _wait(self, what: str) -> None:
         self.waits.append(Wait(what, caller(), self._phase()))

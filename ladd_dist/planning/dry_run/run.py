@@ -1,8 +1,11 @@
 """A start and an iteration on fake ranks, by the code that trains, and what was counted on the way."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -14,7 +17,7 @@ from ladd_dist.engines.build import check_launch
 from ladd_dist.engines.ema import Ema
 from ladd_dist.methods.registry import build_method, method_of
 from ladd_dist.models.weights import unread
-from ladd_dist.planning.dry_run.device import Wait, on_fake_device
+from ladd_dist.planning.dry_run.device import FakeDevice, Wait, on_fake_device
 from ladd_dist.planning.dry_run.eight_bit import codes_at_once
 from ladd_dist.planning.dry_run.zero3 import agreeing_ranks
 from ladd_dist.planning.memory import StateBytes, expected_state
@@ -71,7 +74,8 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
         compiles = True in (config.student.compile, config.teacher.compile)  # `auto` compiles on a CPU alone
         with unread(), _codes(config, compiles), on_fake_device(lambda: clock.phase, compiles) as device:
             method = build_method(config, world, clock)
-            ema = Ema(method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
+            with patch("ladd_dist.engines.ema.ThreadPoolExecutor", partial(_Aside, device)):
+                ema = Ema(method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
             resident = device.memory.live
 
             def iterate(index: int, bucket: str) -> None:
@@ -101,6 +105,21 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
             min(micro_batches, accumulation),
             accumulation,
         )
+
+
+class _Aside:
+    """In the place of a pool of threads, for which the GPU would not be there: does at once what it is given."""
+
+    def __init__(self, device: FakeDevice, *_: object, thread_name_prefix: str) -> None:
+        self._device, self._name = device, thread_name_prefix
+
+    def submit(self, run: Callable[..., None], *given: object) -> "Future[None]":
+        """Do it."""
+        with self._device.aside(self._name):
+            run(*given)
+        done = Future[None]()
+        done.set_result(None)
+        return done
 
 
 def _codes(config: Config, compiles: bool) -> AbstractContextManager[None]:
