@@ -61,7 +61,7 @@ class Engine(ABC):
     rate_factor: float = 1.0
     """What its scheduled learning rate is multiplied by, see `methods.base.rate`; 1 until a guard lowers it."""
     before_update: Callable[[], None] | None = None
-    """Called before the weights change, for who reads them beside the passes."""
+    """Called before the weights change: somebody may still be reading them beside the passes."""
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Forward pass; the engine owns the graph. All that tells it from other passes is in its arguments."""
@@ -72,7 +72,7 @@ class Engine(ABC):
         loss.backward()
 
     def step(self, lr: float) -> Tensor:
-        """As `update`, once nobody reads the weights any more."""
+        """`update`, once nobody reads the weights any more."""
         if self.before_update is not None:
             self.before_update()
         return self.update(lr)

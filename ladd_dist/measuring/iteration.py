@@ -76,6 +76,7 @@ def measure_iteration(config: Config, world: World, rounds: int) -> Iteration:
         clock.mark("other")
         kinds.append({name: spent for name, spent in clock.seconds().items() if name not in ("start", "other")})
         times.append(time.perf_counter() - begin)
+    ema.wait()  # or its thread would hold the networks while the next ones are built
     return Iteration(
         torch.cuda.get_device_name(world.device) if cuda else "CPU",
         torch.__version__,

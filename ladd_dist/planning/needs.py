@@ -110,22 +110,11 @@ def _blocks(config: Config, costs: Costs, size: int, passes: Counter[str]) -> _B
     micro-batch: the student's while there is its graph, a frozen network's at any time. Several passes, with and
     without a graph, are never what DeepSpeed expects: forward it gathers as far ahead, through a buffer of a block's
     size, but nothing in the backward pass, and it keeps none.
-
-    One process casts a block's trained weights when it is called, and a graph keeps the copies, but of blocks that
-    are called again in the backward pass. Gradients take the copies' place one by one, and are cast together.
     """
     width, student = compute_dtype(config).itemsize, costs.networks.trained[STUDENT]
     assert isinstance(student, Backbone)
-    if engine_entry(config.engine).launcher == "python":
-        if width == _FP32:
-            return _Blocks({}, {}, {})
-        (block, root), how = _sizes(student, lambda p: p.requires_grad), config.student.activation_checkpointing
-        beside = _FP32 if config.accumulation(size) > 1 else 0  # the only ones are those that stay
-        copied = _Blocks({}, {}, {}, summed=block * (width + beside))
-        if how is True or (how and config.student.compile is not True):
-            runs = {STUDENT: (block + root) * width}
-            return replace(copied, forward=runs, backward=runs)
-        return replace(copied, graph=sum(p.numel() for p in trainable(student).values()) * width)
+    if engine_entry(config.engine).residency(config).casts:
+        return _copies(config, student, width, size)
     if size == 1:
         return _Blocks({}, {}, {})
     sharded = {STUDENT: student, **(costs.networks.frozen if config.teacher.placement == "shard" else {})}
@@ -154,6 +143,23 @@ def _blocks(config: Config, costs: Costs, size: int, passes: Counter[str]) -> _B
     prefetched = max(config.fsdp2.forward_prefetch, config.fsdp2.backward_prefetch)
     runs = whole(2 + prefetched)
     return _Blocks(runs, runs, whole(prefetched), reduced=reduced + buffer)
+
+
+def _copies(config: Config, student: Backbone, width: int, size: int) -> _Blocks:
+    """Where a block's trained weights are cast when it is called.
+
+    A graph keeps the copies, but of blocks that are called again in the backward pass. There gradients take their
+    place one by one, and are cast together.
+    """
+    if width == _FP32:
+        return _Blocks({}, {}, {})
+    (block, root), how = _sizes(student, lambda p: p.requires_grad), config.student.activation_checkpointing
+    added = _FP32 if config.accumulation(size) > 1 else 0  # an only micro-batch's are those that stay
+    copies = _Blocks({}, {}, {}, summed=block * (width + added))
+    if how is True or (how and config.student.compile is not True):
+        runs = {STUDENT: (block + root) * width}
+        return replace(copies, forward=runs, backward=runs)
+    return replace(copies, graph=sum(p.numel() for p in trainable(student).values()) * width)
 
 
 def _sizes(net: Backbone, counts: Callable[[nn.Parameter], bool] = lambda _: True) -> tuple[int, int]:
