@@ -46,6 +46,7 @@ def settings(config: Config) -> list[Setting]:
         Setting("as configured", ()),
         Setting("one sample, shared fake pass", _ONE),
         Setting("compiled", compiled),
+        Setting("compiled, this repository's attention", (*compiled, "kernels.attention=triton")),
         Setting("PyTorch's kernels", _PYTORCH),
         *recomputed,
     ]
@@ -53,7 +54,7 @@ def settings(config: Config) -> list[Setting]:
         found.append(Setting("one sample at a time", _ALONE))
     if not base:
         float8 = ("teacher.float8=true",)
-        found[3:3] = [
+        found[4:4] = [
             Setting("float8, compiled", (*float8, *compiled)),
             Setting("float8, compiled, one sample, shared fake pass", (*float8, *compiled, *_ONE)),
             Setting("float8, the student's too, compiled", (*float8, "student.float8=true", *compiled)),
