@@ -33,7 +33,7 @@ _LOCAL = EngineEntry(
     place_frozen=lambda config, blueprint, world: blueprint.whole(world.device),
     launcher="python",
     layout=lambda config, size, rank: ranges.whole,
-    residency=lambda config: Residency(casts=True),
+    residency=lambda config: Residency(handling="casts"),
 )
 
 
@@ -65,6 +65,7 @@ _FSDP2 = EngineEntry(
     place_frozen=_place_fsdp2,
     launcher="torchrun",
     layout=_fsdp2_layout,
+    residency=lambda config: Residency(handling="blocks"),
     section="fsdp2",
     check_ranks=_check_replicas,
 )
@@ -100,6 +101,7 @@ def _zero3_residency(config: Config) -> Residency:
         fp32_buffers=True,
         keeps_inputs=True,
         keeps_gradients=True,
+        handling="tensors",
         whole_blocks=ranges.WHOLE_BLOCKS,  # from the second iteration on, when DeepSpeed knows the next pass
     )
 

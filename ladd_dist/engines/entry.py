@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # settings are checked before torch is imported, which takes 
     from ladd_dist.engines.blueprint import Blueprint
 
 Launcher = Literal["python", "torchrun", "deepspeed"]
+Handling = Literal["none", "casts", "blocks", "tensors"]
 MemoryKind = Literal["device", "host"]
 """The memory of the device that a rank computes on, and the host's; in a run on the CPU both are the same."""
 
@@ -33,7 +34,9 @@ class Residency:
         keeps_gathered: whether biases and norm weights stay whole on every rank between passes.
         fp32_buffers: whether a sharded frozen network has its buffers in fp32.
         keeps_inputs: whether linear layers keep their inputs for a backward pass even where their weights are frozen.
-        casts: whether each pass casts the student's trained weights, block by block, on every rank by itself.
+        handling: what each pass does with weights and gradients: ``casts`` those that are trained, block by block;
+            gathers ``blocks``, in one buffer that weights are copied out of, and reduces gradients in another; or
+            does so with ``tensors``, one by one.
         keeps_gradients: whether gradients' memory is there all the time, and with it a buffer for one block's on
             their way.
         whole_blocks: of how many blocks of each sharded network weights stay whole from pass to pass, and with them
@@ -48,7 +51,7 @@ class Residency:
     keeps_gathered: bool = False
     fp32_buffers: bool = False
     keeps_inputs: bool = False
-    casts: bool = False
+    handling: Handling = "none"
     keeps_gradients: bool = False
     whole_blocks: int = 0
 

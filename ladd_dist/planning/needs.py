@@ -113,7 +113,7 @@ def _blocks(config: Config, costs: Costs, size: int, passes: Counter[str]) -> _B
     """
     width, student = compute_dtype(config).itemsize, costs.networks.trained[STUDENT]
     assert isinstance(student, Backbone)
-    if engine_entry(config.engine).residency(config).casts:
+    if engine_entry(config.engine).residency(config).handling == "casts":
         return _copies(config, student, width, size)
     if size == 1:
         return _Blocks({}, {}, {})

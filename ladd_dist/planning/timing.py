@@ -39,7 +39,7 @@ class StepTime:
         average: moving an average in host memory, beside all of that.
         sent: the collectives' bytes of one GPU.
         model_flops: of one GPU, what is computed twice counted once.
-        launches: operators that the host launches for the passes of networks that are not compiled.
+        launches: operators that the host launches for passes, those of compiled blocks apart.
         host: seconds that it takes for those.
     """
 
@@ -90,10 +90,10 @@ def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micr
         cost = costs.of(passed, checkpointed(config, passed.network), samples)
         once = costs.of(passed, False, samples)
         model_flops += (once.forward + once.backward).flops
-        casts = _casts(config, costs, passed, micro_batches)
-        for work, cast in zip((cost.forward, cost.backward), casts, strict=True):
-            by_arithmetic, by_memory = _gpu_seconds(passed, work, cast, cluster)
-            launched = 0 if _compiled(config, passed) else work.launches + cast.launches
+        engines = _by_engine(config, costs, passed, micro_batches, cluster.gpus)
+        for work, own in zip((cost.forward, cost.backward), engines, strict=True):
+            by_arithmetic, by_memory = _gpu_seconds(passed, work, own, cluster)
+            launched = (0 if _compiled(config, passed) else work.launches) + own.launches
             arithmetic += by_arithmetic
             memory += by_memory
             waiting += max(0.0, launched * cluster.host - by_arithmetic - by_memory)
@@ -116,12 +116,12 @@ def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micr
     )
 
 
-def _gpu_seconds(passed: Pass, work: Work, casts: Work, cluster: Cluster) -> tuple[float, float]:
+def _gpu_seconds(passed: Pass, work: Work, engines: Work, cluster: Cluster) -> tuple[float, float]:
     """Of a pass in one direction: arithmetic, and all that is read and written."""
     if passed.network == "heads":
         return work.flops / (cluster.card.bf16 * REACHED.heads), 0.0
     operators = work.moved / (cluster.card.bandwidth * REACHED.operators)
-    return arithmetic_seconds(work, cluster), operators + casts.moved / (cluster.card.bandwidth * REACHED.casts)
+    return arithmetic_seconds(work, cluster), operators + engines.moved / (cluster.card.bandwidth * REACHED.casts)
 
 
 def _compiled(config: Config, passed: Pass) -> bool:
@@ -131,23 +131,43 @@ def _compiled(config: Config, passed: Pass) -> bool:
     return (config.student if passed.network == STUDENT else config.teacher).compile is True
 
 
-def _casts(config: Config, costs: Costs, passed: Pass, micro_batches: int) -> tuple[Work, Work]:
-    """What an engine does to trained weights that it casts in each pass, forward and backward, a block at a time.
+def _by_engine(config: Config, costs: Costs, passed: Pass, micro_batches: int, size: int) -> tuple[Work, Work]:
+    """What the engine does with weights and gradients around a pass, forward and backward.
 
-    Backward they are cast again where blocks are recomputed; gradients are cast, and added to those of the
-    micro-batches before.
+    Bytes are DeepSpeed's as FSDP2's. It launches one operator for each tensor that it gathers, and two more for its
+    gradient, about: its hooks run at layers, its layers add biases by themselves, and small tensors stay gathered.
     """
-    if passed.network != STUDENT or not engine_entry(config.engine).residency(config).casts:
+    handling, own = engine_entry(config.engine).residency(config).handling, passed.network == STUDENT
+    sharded = own or (passed.network != "heads" and config.teacher.placement == "shard")
+    if handling == "none" or not sharded or (handling == "casts" and not own):
         return Work(), Work()
-    student = costs.networks.trained[STUDENT]
-    assert isinstance(student, Backbone)
-    trained, operators = sum(p.numel() for p in student.parameters() if p.requires_grad), student.depth + 1
-    cast = Work(moved=(_FP32 + _BF16) * trained, launches=operators)
-    if passed.gradient == "none":
-        return cast, Work()
-    added = Work(moved=3 * _FP32 * trained, launches=operators) * (1 - 1 / micro_batches)
-    recomputed = checkpointed(config, STUDENT) is not False
-    return cast, cast * (1 + recomputed) + added
+    units, weights, trained = _units(costs, passed)
+    gradients, before = passed.gradient == "weights", 1 - 1 / micro_batches
+    if handling == "casts":
+        cast = Work(moved=(_FP32 + _BF16) * sum(trained), launches=units)
+        added = Work(moved=3 * _FP32 * sum(trained), launches=units) * before
+        again = cast if checkpointed(config, STUDENT) else Work()
+        return cast, again + cast + added if gradients else Work()
+    ranks, tensors = size // config.fsdp2.replicas, handling == "tensors"
+    # Each shard is copied into a buffer, and what was gathered out of one.
+    gathered = Work(moved=2 * _BF16 * sum(weights) * (1 + 1 / ranks), launches=len(weights) if tensors else 3 * units)
+    if trained and not tensors:
+        gathered += Work(moved=(_FP32 + _BF16) * sum(trained) / ranks, launches=units)
+    if not gradients:
+        return gathered, Work() if passed.gradient == "none" else gathered
+    collectives = 1 if config.fsdp2.replicas == 1 else 2
+    buffers = len(trained) if tensors else (1 + collectives) * units
+    reduced = Work(moved=(_BF16 + _FP32) * sum(trained), launches=buffers)
+    added = Work(moved=3 * _FP32 * sum(trained) / ranks, launches=len(trained)) * (1 if tensors else before)
+    return gathered, gathered + reduced + added
+
+
+def _units(costs: Costs, passed: Pass) -> tuple[int, list[int], list[int]]:
+    """Blocks and what is outside of them; elements of each weight, and of each trained one."""
+    net = {**costs.networks.trained, **costs.networks.frozen}[passed.network]
+    assert isinstance(net, Backbone)
+    sizes = [(p.numel(), p.requires_grad) for p in net.parameters()]
+    return net.depth + 1, [size for size, _ in sizes], [size for size, trains in sizes if trains]
 
 
 def arithmetic_seconds(work: Work, cluster: Cluster) -> float:
