@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ladd_dist.engines.blueprint import trainable, wrap_points
-from ladd_dist.engines.compiled import is_compiled
 
 
 def cast_in_passes(module: nn.Module, dtype: torch.dtype) -> None:
@@ -24,20 +23,16 @@ def cast_in_passes(module: nn.Module, dtype: torch.dtype) -> None:
         return
     blocks = wrap_points(module)
     for block in blocks:
-        _Copies(block.modules(), dtype, static=is_compiled(block)).serve(block)
+        _Copies(block.modules(), dtype).serve(block)
     within = {each for block in blocks for each in block.modules()}
     _Copies((each for each in module.modules() if each not in within), dtype).serve(module)
 
 
 class _Copies:
-    """Of the trained weights of some modules, in their place for a while.
+    """Of the trained weights of some modules, in their place for a while."""
 
-    Args:
-        static: tell torch.compile that sizes are a block's own. It knows so of parameters, which copies are not.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype, static: bool = False) -> None:
-        self._dtype, self._static = dtype, static
+    def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
+        self._dtype = dtype
         # By weight, since one may have several names.
         self._places: dict[Tensor, list[tuple[dict[str, Any], str]]] = {}
         for module in modules:
@@ -48,15 +43,8 @@ class _Copies:
     def serve(self, module: nn.Module) -> None:
         """Be there whenever a module runs."""
         if self._places:
-            module.register_forward_pre_hook(lambda *_: self._put(self._made()))
+            module.register_forward_pre_hook(lambda *_: self._put(_Cast.apply(self._dtype, *self._places)))
             module.register_forward_hook(lambda *_: self._put(self._places), always_call=True)
-
-    def _made(self) -> tuple[Tensor, ...]:
-        copies: tuple[Tensor, ...] = _Cast.apply(self._dtype, *self._places)
-        if self._static:
-            for copy in copies:
-                torch._dynamo.mark_static(copy)
-        return copies
 
     def _put(self, weights: Iterable[Tensor]) -> None:
         for weight, places in zip(weights, self._places.values(), strict=True):
