@@ -51,6 +51,12 @@ def checkpointed(config: Config, network: str) -> Recomputation:
     return config.student.activation_checkpointing if network == STUDENT else config.teacher.activation_checkpointing
 
 
+def called_again(config: Config) -> bool:
+    """Whether the student's blocks are called again in its backward pass; compiled selectively they are not."""
+    what = config.student.activation_checkpointing
+    return what is True or (what == "selective" and config.student.compile is not True)
+
+
 def moments(config: Config, costs: Costs, samples: int) -> Iterator[Moment]:
     """Those of a micro-batch of so many samples that may be the worst.
 

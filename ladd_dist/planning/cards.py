@@ -41,7 +41,7 @@ class Reached:
         attention: of ``bf16``, by attention's own, forward and backward together.
         heads: of ``bf16``, by all of the discriminator heads' passes, everything included.
         operators: of ``bandwidth``, by a backbone's other operators, launched one by one.
-        casts: of ``bandwidth``, by casts of weights and sums of their gradients, launched one by one.
+        casts: of ``bandwidth``, by what engines do with weights and gradients: casts, copies, sums.
         memory: of ``bandwidth``, by plain copies and the update.
         link: of a link's bytes/s, by collectives of large messages.
     """

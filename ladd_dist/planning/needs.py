@@ -13,7 +13,7 @@ from ladd_dist.engines.registry import engine_entry
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.planning.activations import Moment, moments
+from ladd_dist.planning.activations import Moment, called_again, moments
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.memory import state_of
 from ladd_dist.planning.onlookers import onlookers
@@ -153,10 +153,10 @@ def _copies(config: Config, student: Backbone, width: int, size: int) -> _Blocks
     """
     if width == _FP32:
         return _Blocks({}, {}, {})
-    (block, root), how = _sizes(student, lambda p: p.requires_grad), config.student.activation_checkpointing
+    block, root = _sizes(student, lambda p: p.requires_grad)
     added = _FP32 if config.accumulation(size) > 1 else 0  # an only micro-batch's are those that stay
     copies = _Blocks({}, {}, {}, summed=block * (width + added))
-    if how is True or (how and config.student.compile is not True):
+    if called_again(config):
         runs = {STUDENT: (block + root) * width}
         return replace(copies, forward=runs, backward=runs)
     return replace(copies, graph=sum(p.numel() for p in trainable(student).values()) * width)

@@ -12,7 +12,7 @@ from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
-from ladd_dist.planning.activations import checkpointed
+from ladd_dist.planning.activations import called_again, checkpointed
 from ladd_dist.planning.cards import FLOAT8_SPEED, HOST_AVERAGE, REACHED
 from ladd_dist.planning.cluster import Cluster, Group, Sent, collective, sharding_groups
 from ladd_dist.planning.costs import Costs
@@ -146,7 +146,7 @@ def _by_engine(config: Config, costs: Costs, passed: Pass, micro_batches: int, s
     if handling == "casts":
         cast = Work(moved=(_FP32 + _BF16) * sum(trained), launches=units)
         added = Work(moved=3 * _FP32 * sum(trained), launches=units) * before
-        again = cast if checkpointed(config, STUDENT) else Work()
+        again = cast if called_again(config) else Work()
         return cast, again + cast + added if gradients else Work()
     ranks, tensors = size // config.fsdp2.replicas, handling == "tensors"
     # Each shard is copied into a buffer, and what was gathered out of one.
