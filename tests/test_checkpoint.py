@@ -408,6 +408,16 @@ def test_what_makes_the_numbers_cannot_change_on_the_way(saved: Path, overrides:
     assert message.endswith(": restore it, or set a new run_dir")
 
 
+def test_first_moments_that_were_not_kept_cannot_be_made_up(saved: Path) -> None:
+    config = config_in(saved.parent.parent, "student_optimizer.betas=[0.9,0.99]")
+    with pytest.raises(LaddError) as caught:
+        Checkpoint(saved, ALONE).check(config, "abc")
+    assert str(caught.value) == (
+        f"checkpoint {saved} has no first moments of the student, for it was trained with student_optimizer.betas="
+        "[0.0, 0.99], but this configuration has [0.9, 0.99]: restore it, or set a new run_dir"
+    )
+
+
 def test_another_teacher_cannot_go_on(saved: Path) -> None:
     with pytest.raises(LaddError, match=r"was trained with teacher abc, but teacher\.path=.* is def: restore that"):
         Checkpoint(saved, ALONE).check(config_in(saved.parent.parent), "def")

@@ -281,7 +281,7 @@ def test_other_methods_run_too(dry_runs, two_blocks):
 
 
 def test_eight_bit_moments_are_what_the_formula_says(dry_runs, two_blocks):
-    """torchao reads the learning rate back, once for each optimizer and update."""
+    """The host reads whether the gradient is finite, once for each optimizer and update."""
     if not EIGHT_BIT.is_dir():
         pytest.skip("torchao is not there: `make test` installs it")
     common = [f"teacher.path={two_blocks}", "student_optimizer.state=8bit", "head_optimizer.state=8bit"]
@@ -291,7 +291,7 @@ def test_eight_bit_moments_are_what_the_formula_says(dry_runs, two_blocks):
     ]
     for result in dry_runs(cases, PYTHONPATH=str(EIGHT_BIT)):
         assert result.get("error") is None, result["error"]
-        assert all("engines/optimizer.py" in wait for wait in result["waits"])
+        assert all("engines/eight_bit.py" in wait for wait in result["waits"])
         state = result["state"]
         gradients = state["device gradients"] + result["heads"] * 4
         assert result["resident"] == pytest.approx(sum(state.values()) - gradients, rel=0.03)

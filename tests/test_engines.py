@@ -291,6 +291,20 @@ def test_steps_clip_to_the_whole_gradients_norm_and_return_it(engine: str, micro
         torch.testing.assert_close(result[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_without_first_moments_steps_are_pytorchs(engine: str) -> None:
+    """Which keeps them: with ``betas[0]`` of 0 they are the gradients, and this repository's engines keep none."""
+    size, steps = RANKS[engine], [None, "nan", None, None]
+    config = settings(engine, "student_optimizer.betas=[0.0,0.9]", "student_optimizer.weight_decay=0.1")
+    seen = run(size, engine, play, config, steps)
+    assert all(set(view.state["exp_avg_sq"]) == set(weights()) - {"shift"} for views in seen for view in views)
+    assert not any(view.state["exp_avg"] for views in seen for view in views)
+    assert [view.updates for view in seen[0]] == [0, 1, 1, 2, 3]
+    result = whole([view[-1] for view in seen], "param")
+    for name, tensor in expected(config, size, steps)[1].items():
+        torch.testing.assert_close(result[name], tensor, rtol=1e-5, atol=1e-6)
+
+
 SPOILT: list[Fault] = ["nan", "inf", "loss"]
 
 

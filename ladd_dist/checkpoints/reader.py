@@ -35,7 +35,7 @@ from ladd_dist.engines.base import STATE_KINDS, Engine, Shard, fill
 from ladd_dist.errors import DamagedError, LaddError
 from ladd_dist.files.checksums import SUMS, check_sum, read_sums, sha256
 from ladd_dist.log import warn
-from ladd_dist.methods.base import Method
+from ladd_dist.methods.base import Method, optimizer
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.fingerprint import is_of
 from ladd_dist.models.lazy import LazyTensors
@@ -221,6 +221,17 @@ class Checkpoint:
                 raise LaddError(
                     f"checkpoint {self.path} was trained with {key}={value}, but this configuration has "
                     f"{ours.get(key)}: restore it, or set a new run_dir"
+                )
+        self._check_moments(config, method)
+
+    def _check_moments(self, config: Config, method: type[Method]) -> None:
+        for network, section in method.OPTIMIZERS.items():
+            ours, theirs = (optimizer(c, section) for c in (config, self.config))
+            if "exp_avg" in ours.moments and not any(key.startswith(f"{network}/exp_avg/") for key in self.shapes):
+                raise LaddError(
+                    f"checkpoint {self.path} has no first moments of the {network}, for it was trained with "
+                    f"{section}.betas={theirs.betas}, but this configuration has {ours.betas}: restore it, or set a "
+                    "new run_dir"
                 )
 
     def load(self, shards: Shards) -> None:

@@ -2,8 +2,7 @@
 
 from ladd_dist.checkpoints.folders import GUARD, STEP_FOLDERS, checkpoints_of, is_pinned, pinned_by
 from ladd_dist.config import Config
-from ladd_dist.engines.base import STATE_KINDS
-from ladd_dist.methods.base import STUDENT
+from ladd_dist.methods.base import STUDENT, optimizer
 from ladd_dist.methods.registry import method_of
 
 _FP32 = 4
@@ -11,9 +10,12 @@ _FP32 = 4
 
 def checkpoint_bytes(config: Config) -> int:
     """Tensors of one checkpoint: fp32 weights and moments of all that is trained, and the student's average."""
-    trained = method_of(config).networks(config).trained
-    elements = {name: sum(p.numel() for p in net.parameters() if p.requires_grad) for name, net in trained.items()}
-    return _FP32 * (len(STATE_KINDS) * sum(elements.values()) + elements[STUDENT])
+    method, total = method_of(config), 0
+    for name, net in method.networks(config).trained.items():
+        weights_and_moments = 1 + len(optimizer(config, method.OPTIMIZERS[name]).moments)
+        tensors = weights_and_moments + (1 if name == STUDENT else 0)
+        total += _FP32 * tensors * sum(p.numel() for p in net.parameters() if p.requires_grad)
+    return total
 
 
 def missing_room(config: Config) -> int:

@@ -6,7 +6,7 @@ A key that the schema does not know, a value of the wrong type and a combination
 """
 
 from ladd_dist.config.drawing import EvaluationConfig, SamplingConfig, SynthesisConfig
-from ladd_dist.config.engines import Fsdp2Config, OptimizerConfig, Zero3Config
+from ladd_dist.config.engines import Fsdp2Config, MomentKind, OptimizerConfig, Zero3Config
 from ladd_dist.config.guard import GuardConfig, RuleConfig
 from ladd_dist.config.loading import load
 from ladd_dist.config.method import DpoConfig, FlowMatchingConfig, LaddConfig, MethodSection
@@ -29,6 +29,7 @@ __all__ = [
     "LaddConfig",
     "LoraConfig",
     "MethodSection",
+    "MomentKind",
     "OptimizerConfig",
     "ProfileConfig",
     "Recomputation",

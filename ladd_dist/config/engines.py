@@ -26,6 +26,10 @@ class Zero3Config(Section):
     """What is kept in host memory: nothing, fp32 masters and moments, or the partitioned weights too."""
 
 
+MomentKind = Literal["exp_avg", "exp_avg_sq"]
+"""AdamW's first and second, by PyTorch's names."""
+
+
 class OptimizerConfig(Section):
     """AdamW with linear warm-up, then constant or cosine decay to ``final_lr_ratio * lr``."""
 
@@ -33,6 +37,7 @@ class OptimizerConfig(Section):
     state: Literal["fp32", "8bit"] = "fp32"
     """Precision of AdamW's moments; 8bit (torchao, blocks of 256) needs a GPU."""
     betas: list[Decay] = Field(default=[0.0, 0.99], min_length=2, max_length=2)
+    """Of the first and the second moment. With 0 the first is the gradient itself, and is not kept."""
     eps: PositiveNumber = 1e-8
     weight_decay: NonNegativeNumber = 0.0
     warmup_iterations: CountOrZero = 0
@@ -40,3 +45,8 @@ class OptimizerConfig(Section):
     final_lr_ratio: Probability = 0.0
     clip_norm: PositiveNumber = 1.0
     """Gradients are scaled down to this global norm."""
+
+    @property
+    def moments(self) -> tuple[MomentKind, ...]:
+        """Those that are kept from one update to the next."""
+        return ("exp_avg", "exp_avg_sq") if self.betas[0] else ("exp_avg_sq",)

@@ -18,7 +18,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-StateKind = Literal["param", "exp_avg", "exp_avg_sq"]
+from ladd_dist.config import MomentKind
+
+StateKind = Literal["param", MomentKind]
 """fp32 master weights, and AdamW's two moments by PyTorch's names."""
 STATE_KINDS: tuple[StateKind, ...] = ("param", "exp_avg", "exp_avg_sq")
 
@@ -88,7 +90,10 @@ class Engine(ABC):
 
     @abstractmethod
     def shards(self, kind: StateKind = "param") -> dict[str, Shard]:
-        """This rank's part of the fp32 master weights or of AdamW's moments, by name of trainable parameter."""
+        """This rank's part of the fp32 master weights or of AdamW's moments, by name of trainable parameter.
+
+        Nothing of a moment that is not kept, see `OptimizerConfig.moments`.
+        """
 
     @property
     @abstractmethod

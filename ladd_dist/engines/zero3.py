@@ -148,10 +148,10 @@ class Zero3Engine(Engine):
         self._engine, *_ = _deepspeed(world).initialize(
             model=module, optimizer=self._inner, config=settings, dist_init_required=False
         )
-        self.module, self._world = self._engine.module, world
+        self.module, self._world, self._moments = self._engine.module, world, optimizer.moments
         _keep_counts(self.module)
         self._counts = _Counts(self.module)
-        allocate_state(self._inner, self._engine.optimizer.fp32_partitioned_groups_flat)
+        allocate_state(self._inner, self._engine.optimizer.fp32_partitioned_groups_flat, optimizer)
         # In bf16 DeepSpeed made its fp32 masters of rounded weights: read them again.
         fill(self.shards(), blueprint.weights)
 
@@ -174,6 +174,8 @@ class Zero3Engine(Engine):
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
 
     def shards(self, kind: StateKind = "param") -> dict[str, Shard]:
+        if kind != "param" and kind not in self._moments:
+            return {}
         key = None if kind == "param" else kind
         # DeepSpeed's public accessors copy what is offloaded to the CPU; the contract wants live views.
         state = self._engine.optimizer._get_fp32_opt_state_partition

@@ -36,6 +36,7 @@ class MeasuredStep:
         samples: of an iteration.
         phases: seconds of one.
         peak: most bytes that tensors took.
+        as_then: overrides by which today's code takes the memory that the code of that day took.
     """
 
     config: str
@@ -45,11 +46,12 @@ class MeasuredStep:
     samples: int
     phases: Mapping[str, float]
     peak: int
+    as_then: Sequence[str] = ()
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "MeasuredStep":
         """A row that has no error."""
-        return cls(**{field.name: row[field.name] for field in fields(cls)})
+        return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
 
     @property
     def passes(self) -> float:
@@ -64,7 +66,7 @@ class MeasuredStep:
     @cached_property
     def loaded(self) -> Config:
         """The configuration that was measured."""
-        return load(self.config, list(self.overrides))
+        return load(self.config, [*self.overrides, *self.as_then])
 
 
 @dataclass(frozen=True)

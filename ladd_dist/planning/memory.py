@@ -6,7 +6,7 @@ masters, moments and average.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 import torch
@@ -16,6 +16,7 @@ from ladd_dist.config import Config, OptimizerConfig
 from ladd_dist.engines.base import STATE_KINDS, Engine
 from ladd_dist.engines.blueprint import trainable
 from ladd_dist.engines.build import compute_dtype
+from ladd_dist.engines.eight_bit import BLOCK, chunks, quantizable
 from ladd_dist.engines.ema import Ema
 from ladd_dist.engines.entry import MemoryKind, Residency
 from ladd_dist.engines.ranges import Layout, elements, gathered_limit, whole
@@ -31,8 +32,6 @@ precision: what is frozen, and an engine's copy of the masters), ``gradients``, 
 other networks by name; ``buffers`` of student and frozen networks; ``gathered``, the parameters that an engine keeps
 whole."""
 
-_QUANTIZED, _BLOCK = 4096, 256
-"""torchao quantizes moments of at least so many elements, in blocks of this size."""
 _FP32 = 4
 
 
@@ -90,7 +89,7 @@ def trained_state(config: Config, module: nn.Module, size: int, rank: int = 0) -
     state: StateBytes = Counter()
     state[keeps.masters, "masters"] = _FP32 * stored
     state[keeps.masters, "gradients"] = _FP32 * stored * keeps.gradient_copies
-    state[keeps.masters, "moments"] = sum(adamw_moments(numel, config.student_optimizer) for numel in moments)
+    state[keeps.masters, "moments"] = adamw_moments(moments, config.student_optimizer)
     state[average_place(config), "ema"] = _FP32 * held
     state[keeps.weights, "weights"] = sum(layout(shape).stored for shape in computing) * dtype.itemsize
     if keeps.keeps_gathered:
@@ -108,12 +107,20 @@ def average_place(config: Config) -> MemoryKind:
     return "host" if config.train.ema_device == "cpu" else residency(config).masters
 
 
-def adamw_moments(numel: int, config: OptimizerConfig) -> int:
-    """Bytes of AdamW's two moments of one tensor."""
-    if config.state == "8bit" and numel >= _QUANTIZED and numel % _BLOCK == 0:
-        codes, scales, table = numel, numel // _BLOCK * _FP32, 256 * _FP32
-        return 2 * (codes + scales + table)
-    return 2 * numel * _FP32
+def adamw_moments(tensors: Sequence[int], config: OptimizerConfig) -> int:
+    """Bytes of AdamW's moments of a network, from the elements of its tensors on one rank."""
+    eight_bit = in_eight_bits(tensors, config)
+    size = _FP32 * (sum(tensors) - eight_bit)
+    if eight_bit:
+        count, length = chunks(eight_bit)
+        codes, scales, table = count * length, count * length // BLOCK * _FP32, 256 * _FP32
+        size += codes + scales + table
+    return len(config.moments) * size
+
+
+def in_eight_bits(tensors: Sequence[int], config: OptimizerConfig) -> int:
+    """Elements whose moments are held in 8 bits."""
+    return sum(numel for numel in tensors if config.state == "8bit" and quantizable(numel))
 
 
 def _gathered(shapes: list[torch.Size], size: int, dtype: torch.dtype) -> int:
@@ -144,8 +151,8 @@ def _sharded(config: Config) -> bool:
 
 
 def _replicated(name: str, config: OptimizerConfig, shapes: list[torch.Size]) -> StateBytes:
-    weights_and_gradients = 2 * _FP32 * sum(s.numel() for s in shapes)
-    return Counter({("device", name): weights_and_gradients + sum(adamw_moments(s.numel(), config) for s in shapes)})
+    tensors = [s.numel() for s in shapes]
+    return Counter({("device", name): 2 * _FP32 * sum(tensors) + adamw_moments(tensors, config)})
 
 
 def _buffers(config: Config, student: nn.Module, frozen: list[nn.Module]) -> StateBytes:

@@ -17,7 +17,7 @@ from ladd_dist.planning.cards import FLOAT8_SPEED, HOST_AVERAGE, REACHED
 from ladd_dist.planning.cluster import Cluster, Group, Sent, collective, sharding_groups
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.counting import Work
-from ladd_dist.planning.memory import adamw_moments
+from ladd_dist.planning.memory import adamw_moments, in_eight_bits
 from ladd_dist.planning.traffic import expected, gathered_elements, gathered_late
 
 Bound = Literal["compute", "memory", "host", "network", "data"]
@@ -222,11 +222,15 @@ def _update_bytes(config: Config, costs: Costs, size: int) -> Counter[MemoryKind
     total: Counter[MemoryKind] = Counter()
     for name, net in costs.networks.trained.items():
         settings = getattr(config, method_of(config).OPTIMIZERS[name])
-        for parameter in (p for p in net.parameters() if p.requires_grad):
-            held = (layout if name == STUDENT else whole)(parameter.shape).held
-            total["device"] += _FP32 * 3 * held + 2 * adamw_moments(held, settings)
-            if name == STUDENT and config.train.ema_device == "cpu":
-                total["host"] += _FP32 * held
-            elif name == STUDENT:
-                total["device"] += _FP32 * 3 * held
+        places = layout if name == STUDENT else whole
+        tensors = [places(p.shape).held for p in net.parameters() if p.requires_grad]
+        # A gradient that is the first moment is written, too.
+        moved = 3 if "exp_avg" in settings.moments else 4
+        total["device"] += _FP32 * moved * sum(tensors) + 2 * adamw_moments(tensors, settings)
+        # For 8 bits weights and gradients are copied into chunks, and weights back.
+        total["device"] += _FP32 * 6 * in_eight_bits(tensors, settings)
+        if name == STUDENT and config.train.ema_device == "cpu":
+            total["host"] += _FP32 * sum(tensors)
+        elif name == STUDENT:
+            total["device"] += _FP32 * 3 * sum(tensors)
     return total
