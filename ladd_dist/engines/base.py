@@ -84,8 +84,8 @@ class Engine(ABC):
         """Clip, update the weights and clear the gradients.
 
         Returns:
-            The gradient's norm over all ranks before clipping (0-d, fp32). Where it is not finite, on every
-            rank alike, neither weights nor AdamW's state have changed.
+            The gradient's norm over all ranks before clipping (0-d, fp32, on the rank's device). Where it is not
+            finite, on every rank alike, neither weights nor AdamW's state have changed.
         """
 
     @abstractmethod

@@ -171,7 +171,9 @@ class Zero3Engine(Engine):
     def update(self, lr: float) -> Tensor:
         set_lr(self._inner, lr)
         self._engine.step()  # skips the update by itself where the norm is not finite
-        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+        # A number after a skipped update, and in host memory where the optimizer is offloaded.
+        norm = self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self._world.device)
 
     def shards(self, kind: StateKind = "param") -> dict[str, Shard]:
         if kind != "param" and kind not in self._moments:
