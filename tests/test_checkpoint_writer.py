@@ -96,6 +96,55 @@ def test_saving_an_iteration_again_replaces_it(tmp_path: Path) -> None:
     assert folders_in(tmp_path) == ["latest", "step-00000002"]
 
 
+@pytest.mark.parametrize("acts", range(5))
+def test_one_of_the_same_iteration_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, acts: int) -> None:
+    """As when a run goes back: killed before its n-th renaming or removal, a start has a whole one of it, old or new,
+    and later ones are dropped only once the pointer is there."""
+    config, net = config_in(tmp_path, "train.keep_checkpoints=1"), engine(0)
+    pin(save_at(config, 2, net), "guard")
+    later, old = save_at(config, 4, net), weights_of(net)
+    train(net, 1)
+    done = 0
+
+    def until_killed(act: Callable[..., Any]) -> Callable[..., Any]:
+        def acting(*given: Any, **options: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done > acts:
+                raise KeyboardInterrupt
+            return act(*given, **options)
+
+        return acting
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", until_killed(Path.rename))
+        patched.setattr(checkpoint_writer, "_remove", until_killed(checkpoint_writer._remove))
+        patched.setattr(checkpoint_writer, "_point", until_killed(checkpoint_writer._point))
+        with pytest.raises(KeyboardInterrupt):
+            save_at(config, 2, net)
+    CheckpointWriter(config, ALONE)
+    here = open_iteration(tmp_path, 2, ALONE)
+    assert_same(here.network("student"), old if acts < 2 else weights_of(net))
+    assert newest(tmp_path) == (later if acts < 3 else here.path)
+    save_at(config, 6, net)
+    assert folders_in(tmp_path) == ["latest", "step-00000002", "step-00000002.pinned", "step-00000006"]
+
+
+@pytest.mark.parametrize("slab", [1, 40, 10**6])
+def test_copies_lie_in_few_pieces_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
+    """PyTorch would page-lock up to twice as much for one tensor by itself."""
+    monkeypatch.setattr(checkpoint_writer, "_SLAB", slab)
+    sizes = {"a": 10, "none": 0, "b": 30, "c": 35, "d": 12, "e": 5}
+    room = checkpoint_writer._room(sizes, pinned=False)
+    assert {key: tensor.numel() for key, tensor in room.items()} == sizes
+    pieces = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() // 4 for tensor in room.values()}
+    assert sum(pieces.values()) < 92 + (slab if slab == 40 else 1)
+    assert len(pieces) == {1: 5, 40: 3, 10**6: 1}[slab]
+    net = engine(0)
+    path = save_at(config_in(tmp_path), 2, net)
+    assert_same(Checkpoint(path, ALONE).network("student"), weights_of(net))
+
+
 def test_bits_are_kept_whatever_they_mean(tmp_path: Path) -> None:
     odd = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
     path = save(config_in(tmp_path), ALONE, {"student/param/w": Shard(odd.shape, 0, odd)})

@@ -2,7 +2,7 @@
 
 A folder is written whole under a hidden name, read back and compared, put on disk, renamed into place; then the
 pointer moves, and only then are old folders dropped. Whatever happens before leaves the checkpoint before it as
-it was.
+it was: one of the same iteration steps aside, and is put back by the next start if the new one never took its place.
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +31,10 @@ from ladd_dist.log import log, warn
 
 T = TypeVar("T")
 
-_GONE = ".gone-"
+_GONE, _REPLACED = ".gone-", ".replaced-"
+"""Names begin so of folders that are being removed, and of one whose place another takes."""
+_SLAB = 2**28
+"""Elements for which page-locked memory is got at once: PyTorch rounds each piece up to a power of two."""
 
 
 class _Failed(Exception):
@@ -59,6 +63,7 @@ class CheckpointWriter:
         """Better now than after the first hundreds of iterations."""
         try:
             self._alone(lambda: self._root.mkdir(parents=True, exist_ok=True))
+            self._alone(lambda: _put_back(self._root))
             self._together(lambda: _try_to_write(self._root / f".rank-{self._world.rank:05d}"))
         except _Failed as error:
             reason = f"run_dir={self._config.run_dir} cannot be written to ({error})"
@@ -99,9 +104,9 @@ class CheckpointWriter:
 
     @torch.no_grad()
     def _copy(self, shards: Shards) -> dict[str, Tensor]:
+        if not self._copies:  # page-locked memory is slow to get: it is kept for the next checkpoint
+            self._copies = _room({key: shard.local.numel() for key, shard in shards.items()}, self._pinned)
         for key, shard in shards.items():
-            if key not in self._copies:  # page-locked memory is slow to get: it is kept for the next checkpoint
-                self._copies[key] = torch.empty(shard.local.numel(), dtype=torch.float32, pin_memory=self._pinned)
             self._copies[key].copy_(shard.local, non_blocking=True)
         if self._pinned:
             torch.cuda.synchronize()
@@ -162,11 +167,14 @@ class CheckpointWriter:
             sync(path)
         if not (RunState.read(temporary / STATE) == state and load(temporary / CONFIG) == self._config):
             raise OSError(f"{STATE} or {CONFIG} does not read back as it was written")
+        earlier = final.with_name(f"{_REPLACED}{final.name}")
         if final.exists():
-            _remove(final)
+            final.rename(earlier)
         temporary.rename(final)
         sync(self._root)
         _point(self._root, final.name)
+        if earlier.exists():
+            _remove(earlier)
         _prune(self._root, final.name, self._config.train.keep_checkpoints)
 
 
@@ -175,12 +183,35 @@ def _try_to_write(file: Path) -> None:
     file.unlink()
 
 
+def _put_back(root: Path) -> None:
+    """A checkpoint that had stepped aside when a run was killed; if another has its place, remove it."""
+    for earlier in root.glob(f"{_REPLACED}{STEP_FOLDERS}"):
+        final = earlier.with_name(earlier.name.removeprefix(_REPLACED))
+        if final.exists():
+            _remove(earlier)
+        else:
+            earlier.rename(final)
+
+
 def _make_room(temporary: Path) -> None:
     """Make an empty folder, and remove what runs that were killed have left unfinished."""
     for prefix in (".", _GONE):
         for left in temporary.parent.glob(f"{prefix}{STEP_FOLDERS}"):
             shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
+
+
+def _room(elements: Mapping[str, int], pinned: bool) -> dict[str, Tensor]:
+    """A tensor in host memory for each number of elements, largest first in as few pieces of memory as hold them."""
+    tensors, slabs, left = dict[str, Tensor](), list[Tensor](), sum(elements.values())
+    for key, count in sorted(elements.items(), key=itemgetter(1), reverse=True):
+        index = next((i for i, slab in enumerate(slabs) if slab.numel() >= count), None)
+        if index is None:
+            index = len(slabs)
+            slabs.append(torch.empty(max(count, min(left, _SLAB)), dtype=torch.float32, pin_memory=pinned))
+        tensors[key], slabs[index] = slabs[index][:count], slabs[index][count:]
+        left -= count
+    return tensors
 
 
 def _write_tensors(file: Path, tensors: dict[str, Tensor], ranges: Mapping[str, tuple]) -> str:
@@ -214,7 +245,7 @@ def _prune(root: Path, newest: str, keep: int) -> None:
 
 def _remove(folder: Path) -> None:
     """Under a hidden name first: what is half removed must not look like a checkpoint."""
-    gone = folder.with_name(f"{_GONE}{folder.name}")
+    gone = folder.with_name(f"{_GONE}{folder.name.removeprefix(_REPLACED)}")
     try:
         folder.rename(gone)
         shutil.rmtree(gone)

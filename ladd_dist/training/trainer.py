@@ -76,11 +76,11 @@ class Trainer:
         self.hooks += [Evaluation(config, world, self.signals)] if config.train.evaluate_every else []
         log(f"each rank will hold {describe(resident(config, world.size))}")
         self.method = build_method(config, world, self.clock)
-        self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
+        self.ema = Ema.of(self.method.student, config)
         self._micro_batches: Iterator[list[Batch]] = iter(self.reader)
         self.done, self.attempt = 0, 0
-        self._resume()
         self.writer = CheckpointWriter(config, world, self.lock)
+        self._resume()
         self.hooks.append(Guard(config, world, self.method.trained, self.done))
 
     def run(self) -> None:
