@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from ladd_dist.engines.settings import check_settings
 from ladd_dist.errors import LaddError
 from ladd_dist.methods.finite import nan_unless_finite
 from ladd_dist.planning.memory import measured_trained, trained_state
+from ladd_dist.planning.traffic import TrafficCounter
 
 SHARDED = [name for name in ENGINES if name != "local"]
 RANKS = {"local": 1, "hsdp": 4} | {name: 2 for name in SHARDED if name != "hsdp"}
@@ -341,6 +342,35 @@ def test_weights_move_at_a_rate_that_bf16_weights_would_not_notice(engine: str) 
     assert relative(moved, ways) < 0.1
     large = torch.cat([(weights()[name].abs() > 0.01).flatten() for name in moved])
     assert not torch.cat([(rounded[n] != weights()[n].bfloat16()).flatten() for n in moved])[large].any()
+
+
+def norm_is_on(world: World, config: Config) -> str:
+    """The device of a norm, on a rank whose own is not the CPU by name."""
+    engine: Any = build(world, config)
+    engine.backward(loss_of(engine(batch(0, world.rank, 0))))
+    engine._world = replace(world, device=torch.device("meta"))
+    return str(engine.step(LR).device)
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name.startswith("zero3")])
+def test_deepspeeds_norm_comes_to_the_ranks_device(engine: str) -> None:
+    """Which has it in host memory where the optimizer is, and metrics are averaged on the device."""
+    assert ranks(2)(norm_is_on, settings(engine)) == ["meta", "meta"]
+
+
+def averaged(world: World, config: Config) -> int:
+    """All-reduces of the gradients of an iteration."""
+    engine, counter, count = build(world, config), TrafficCounter(), config.accumulation(world.size)
+    with counter:
+        for micro in range(count):
+            engine.backward(loss_of(engine(batch(0, world.rank, micro))), last=micro + 1 == count)
+    return counter.seen["all_reduce"].calls
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_replicas_average_once_per_update(micro_batches: int) -> None:
+    config = settings("hsdp", f"train.micro_batch={2 // micro_batches}")
+    assert ranks(4)(averaged, config) == [len(Toy().blocks) + 1] * 4
 
 
 # Prefetch

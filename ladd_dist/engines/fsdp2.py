@@ -5,9 +5,11 @@ gradients are averaged between replicas.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -21,11 +23,16 @@ from ladd_dist.engines.optimizer import ShardedAdamW
 
 
 def make_mesh(config: Fsdp2Config, world: World) -> DeviceMesh:
-    """``(shard,)``, or ``(replicate, shard)`` with more than one replica."""
-    device, replicas = world.device.type, config.replicas
+    """``(shard,)``, or ``(replicate, shard)`` with more than one replica; one for all networks of a run."""
+    return _mesh(dist.group.WORLD, world.device.type, world.size, config.replicas)
+
+
+@lru_cache(maxsize=1)
+def _mesh(everyone: dist.ProcessGroup, device: str, size: int, replicas: int) -> DeviceMesh:
+    """Kept: a mesh of two dimensions makes communicators, with buffers on the GPU, each time."""
     if replicas == 1:
-        return init_device_mesh(device, (world.size,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (replicas, world.size // replicas), mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh(device, (size,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (replicas, size // replicas), mesh_dim_names=("replicate", "shard"))
 
 
 def shard_module(blueprint: Blueprint, mesh: DeviceMesh, config: Fsdp2Config, world: World) -> nn.Module:
@@ -76,7 +83,10 @@ def _local(tensor: Any) -> Tensor:
 
 
 class Fsdp2Engine(Engine):
-    """fp32 sharded masters; every micro-batch's gradient is reduce-scattered at once, so none is kept whole."""
+    """fp32 sharded masters; every micro-batch's gradient is reduce-scattered at once, so none is kept whole.
+
+    Replicas average theirs once per update, in the last micro-batch's backward pass.
+    """
 
     def __init__(
         self,
@@ -86,12 +96,18 @@ class Fsdp2Engine(Engine):
         world: World,
     ) -> None:
         mesh = make_mesh(config, world)
-        self.module = shard_module(blueprint, mesh, config, world)
+        self.module: Any = shard_module(blueprint, mesh, config, world)
+        self._replicas = config.replicas
         self.owner = config.replicas == 1 or mesh.get_local_rank("replicate") == 0
         # On plain local tensors: DTensor's dispatch costs more than the update of a small shard.
         self._optimizer = ShardedAdamW(
             local_shards(trainable(self.module), mesh), optimizer, mesh["shard"].get_group()
         )
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        if self._replicas > 1:
+            self.module.set_requires_all_reduce(last)
+        loss.backward()
 
     def update(self, lr: float) -> Tensor:
         gradients = {n: _local(p.grad) for n, p in self.module.named_parameters() if p.grad is not None}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ladd_dist.config import Config
+from ladd_dist.engines.ema import average_place
 from ladd_dist.engines.entry import MemoryKind
 from ladd_dist.engines.ranges import whole
 from ladd_dist.engines.registry import engine_entry
@@ -155,10 +156,12 @@ def _by_engine(config: Config, costs: Costs, passed: Pass, micro_batches: int, s
         gathered += Work(moved=(_FP32 + _BF16) * sum(trained) / ranks, launches=units)
     if not gradients:
         return gathered, Work() if passed.gradient == "none" else gathered
-    collectives = 1 if config.fsdp2.replicas == 1 else 2
-    buffers = len(trained) if tensors else (1 + collectives) * units
-    reduced = Work(moved=(_BF16 + _FP32) * sum(trained), launches=buffers)
+    reduced = Work(moved=(_BF16 + _FP32) * sum(trained), launches=len(trained) if tensors else 2 * units)
     added = Work(moved=3 * _FP32 * sum(trained) / ranks, launches=len(trained)) * (1 if tensors else before)
+    if config.fsdp2.replicas > 1:  # blocks' sums go on, and are averaged between replicas with the last micro-batch
+        added = Work(moved=3 * _FP32 * sum(trained) / ranks, launches=units) * before + Work(
+            launches=units / micro_batches
+        )
     return gathered, gathered + reduced + added
 
 
@@ -192,7 +195,7 @@ def _collectives(config: Config, costs: Costs, cluster: Cluster, micro_batches: 
     beside = (
         collective(cluster, shard, moved["all_gather"] * (1 - late), gathers * (1 - late))
         + collective(cluster, shard, moved["reduce_scatter"], reduces)
-        + collective(cluster, alike, trained * _FP32 * micro_batches / shard.size, reduces, rounds=2)
+        + collective(cluster, alike, trained * _FP32 / shard.size, student.depth + 1, rounds=2)
     )
     waited = collective(cluster, shard, moved["all_gather"] * late, gathers * late)
     first = collective(cluster, shard, moved["all_gather"] / gathers, 1)
@@ -229,7 +232,7 @@ def _update_bytes(config: Config, costs: Costs, size: int) -> Counter[MemoryKind
         total["device"] += _FP32 * moved * sum(tensors) + 2 * adamw_moments(tensors, settings)
         # For 8 bits weights and gradients are copied into chunks, and weights back.
         total["device"] += _FP32 * 6 * in_eight_bits(tensors, settings)
-        if name == STUDENT and config.train.ema_device == "cpu":
+        if name == STUDENT and average_place(config) == "host":
             total["host"] += _FP32 * sum(tensors)
         elif name == STUDENT:
             total["device"] += _FP32 * 3 * sum(tensors)
