@@ -10,6 +10,7 @@ from unittest.mock import patch
 import pytest
 from conftest import ROOT, TINY
 
+from ladd_dist.checkpoints.room import checkpoint_bytes
 from ladd_dist.config import load
 from ladd_dist.engines.entry import Residency
 from ladd_dist.engines.registry import engine_entry
@@ -99,7 +100,10 @@ def test_memory_is_the_state_and_what_comes_on_top(costs):
     assert all(device[kind] > 0 for kind in extra)
     again = tiny(FSDP2, "teacher.placement=shard", "train.micro_batch=16", "method.fake_pass=two_pass")
     assert plan(again, PAIR, costs).needs.device["gradients"] == state["device", "gradients"]
-    copied = sum(size for (_, kind), size in state.items() if kind in ("masters", "moments", "ema"))
+    # Of the student half of masters, moments and average, of the heads all but gradients and an average.
+    heads = sum(p.numel() for p in costs.networks.trained["heads"].parameters())
+    copied = sum(size for (_, kind), size in state.items() if kind in ("masters", "moments", "ema")) + 2 * 4 * heads
+    assert copied == pytest.approx(checkpoint_bytes(config) / 2 + 4 * heads, rel=0.01)
     kept = {kind: state["host", kind] for kind in ("ema", "watched")}
     assert made.needs.host == {**kept, "checkpoint copy": copied}
 
@@ -182,7 +186,8 @@ def test_fsdp2_copies_weights_out_of_what_it_gathers(costs):
     assert sharded - launches == pytest.approx(4 * 4 * 3 * units)
     assert more - moved == pytest.approx(4 * 4 * (4 * size / 2 + 4 * size))
     replicas, _ = by_engine(costs, PAIR, FSDP2, "fsdp2.replicas=2")
-    assert replicas - launches == pytest.approx(4 * (costs.networks.trained["student"].depth + 1))
+    units, tensors, _ = size_of(costs.networks.trained["student"])
+    assert replicas - launches == pytest.approx(3 * units + units - 3 * tensors), "sums by blocks; averaged once"
 
 
 def test_zero3_launches_for_each_tensor(costs):

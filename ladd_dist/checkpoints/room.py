@@ -2,20 +2,14 @@
 
 from ladd_dist.checkpoints.folders import GUARD, STEP_FOLDERS, checkpoints_of, is_pinned, pinned_by
 from ladd_dist.config import Config
-from ladd_dist.methods.base import STUDENT, optimizer
+from ladd_dist.engines.ranges import whole
 from ladd_dist.methods.registry import method_of
-
-_FP32 = 4
+from ladd_dist.planning.memory import checkpoint_copy
 
 
 def checkpoint_bytes(config: Config) -> int:
     """Tensors of one checkpoint: fp32 weights and moments of all that is trained, and the student's average."""
-    method, total = method_of(config), 0
-    for name, net in method.networks(config).trained.items():
-        weights_and_moments = 1 + len(optimizer(config, method.OPTIMIZERS[name]).moments)
-        tensors = weights_and_moments + (1 if name == STUDENT else 0)
-        total += _FP32 * tensors * sum(p.numel() for p in net.parameters() if p.requires_grad)
-    return total
+    return checkpoint_copy(config, method_of(config).networks(config), whole)
 
 
 def missing_room(config: Config) -> int:

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ladd_dist.config import Config
 from ladd_dist.engines.base import Engine, Shard
+from ladd_dist.engines.entry import MemoryKind
+from ladd_dist.engines.registry import engine_entry
 
 
 class Ema:
@@ -20,8 +23,13 @@ class Ema:
     of its own, beside the passes of the next iteration, and has arrived before the weights change again.
 
     Args:
-        on_host: keep the average in host memory; each update then copies the weights there.
+        on_host: keep the average in host memory; each update then copies the weights there, if they are not.
     """
+
+    @classmethod
+    def of(cls, student: Engine, config: Config) -> "Ema":
+        """As a run has it."""
+        return cls(student, config.train.ema_decay, average_place(config) == "host")
 
     def __init__(self, student: Engine, decay: float, on_host: bool) -> None:
         self._student = student
@@ -30,7 +38,7 @@ class Ema:
         self._average = [w.clone() for w in (in_host_memory(self._weights) if on_host else self._weights)]
         device = self._weights[0].device
         self._stream = torch.cuda.Stream(device) if on_host and device.type == "cuda" else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="average")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="average", initializer=_enter, initargs=(device,))
         self._moving: Future[None] | None = None
         student.before_update = self.wait
 
@@ -86,6 +94,17 @@ class Ema:
             name: Shard(shard.shape, shard.offset, average)
             for (name, shard), average in zip(student.items(), averages, strict=True)
         }
+
+
+def average_place(config: Config) -> MemoryKind:
+    """Where a run's average is: with the masters, if not asked otherwise."""
+    return "host" if config.train.ema_device == "cpu" else engine_entry(config.engine).residency(config).masters
+
+
+def _enter(device: torch.device) -> None:
+    """Begin a thread: its current GPU would be the first one, where every rank would get a context."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def in_host_memory(tensors: Sequence[Tensor]) -> Iterator[Tensor]:

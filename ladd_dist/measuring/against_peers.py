@@ -120,7 +120,7 @@ class Sides:
         self.method = Ladd.build(config, world, Clock(world))
         self.batch = random_batch(config, bucket, config.train.global_batch, world.device)
         self.grid = space.grid(*self.batch.latents.shape[2:])
-        self.ema = Ema(self.method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
+        self.ema = Ema.of(self.method.student, config)
         networks: dict[str, Any] = {"student": self.method.student.module, **self.method.frozen}
         self.compiled = [name for name, net in networks.items() if is_compiled(net.wrap_points()[0])]
         self.peers = PeerLoop(config, self.method.heads.module, world.device)  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def measure_iteration(config: Config, world: World, rounds: int) -> Iteration:
     clock = Clock(world)
     with unread(lambda length: _random(length, world.device)):
         method = build_method(config, world, clock)
-    ema = Ema(method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
+    ema = Ema.of(method.student, config)
     bucket = largest_bucket(config).name
     count, kinds = config.accumulation(world.size), list[dict[str, float]]()
     samples = [random_sample(config, world, method, bucket, index) for index in range(count)]

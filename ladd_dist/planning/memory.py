@@ -17,7 +17,7 @@ from ladd_dist.engines.base import STATE_KINDS, Engine
 from ladd_dist.engines.blueprint import trainable
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.eight_bit import BLOCK, chunks, quantizable
-from ladd_dist.engines.ema import Ema
+from ladd_dist.engines.ema import Ema, average_place
 from ladd_dist.engines.entry import MemoryKind, Residency
 from ladd_dist.engines.ranges import Layout, elements, gathered_limit, whole
 from ladd_dist.engines.registry import engine_entry
@@ -97,14 +97,24 @@ def trained_state(config: Config, module: nn.Module, size: int, rank: int = 0) -
     return state
 
 
+def checkpoint_copy(config: Config, networks: Networks, layout: Layout, rank: int = 0) -> int:
+    """Bytes of a rank's part of a checkpoint: in fp32, whatever moments are held in; other networks are rank 0's.
+
+    Args:
+        layout: what the rank holds of the student, or `whole` for all ranks together.
+    """
+    method, total = method_of(config), 0
+    for name, net in networks.trained.items():
+        places, copies = (layout, 1) if name == STUDENT else (whole, 0)  # of the average
+        copies += 1 + len(optimizer(config, method.OPTIMIZERS[name]).moments)
+        if name == STUDENT or rank == 0:
+            total += _FP32 * copies * sum(places(p.shape).held for p in trainable(net).values())
+    return total
+
+
 def residency(config: Config) -> Residency:
     """Where the engine keeps what."""
     return engine_entry(config.engine).residency(config)
-
-
-def average_place(config: Config) -> MemoryKind:
-    """Where the average is."""
-    return "host" if config.train.ema_device == "cpu" else residency(config).masters
 
 
 def adamw_moments(tensors: Sequence[int], config: OptimizerConfig) -> int:

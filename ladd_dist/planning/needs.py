@@ -15,7 +15,7 @@ from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.planning.activations import Moment, called_again, moments
 from ladd_dist.planning.costs import Costs
-from ladd_dist.planning.memory import state_of
+from ladd_dist.planning.memory import checkpoint_copy, state_of
 from ladd_dist.planning.onlookers import onlookers
 
 _FP32 = 4
@@ -47,8 +47,8 @@ def needs(config: Config, costs: Costs, size: int, samples: int, workspace: int)
     state = costs.once("state", config, size, lambda: state_of(config, costs.networks, size))
     state = state + costs.once("onlookers", config, size, lambda: onlookers(config, costs.networks, size))
     host = {kind: count for (place, kind), count in state.items() if place == "host" and count}
-    copied = ("masters", "moments", "ema")
-    host["checkpoint copy"] = sum(count for (_, kind), count in state.items() if kind in copied)
+    layout = engine_entry(config.engine).layout(config, size, 0)
+    host["checkpoint copy"] = checkpoint_copy(config, costs.networks, layout)
     passes = Counter(each.network for each in method_of(config).passes(config))
     way = f"blocks of {passes}, recomputed {config.student.activation_checkpointing}"
     blocks = costs.once(way, config, size, lambda: _blocks(config, costs, size, passes))

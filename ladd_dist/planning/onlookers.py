@@ -7,6 +7,7 @@ from torch import nn
 
 from ladd_dist.config import Config
 from ladd_dist.config.values import clip_folder
+from ladd_dist.engines.ema import average_place
 from ladd_dist.engines.ranges import watched
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.errors import MissingWeights
@@ -14,7 +15,7 @@ from ladd_dist.methods.base import STUDENT, Networks
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.clip import clip_on_meta, vision_on_meta
 from ladd_dist.models.registry import family_of
-from ladd_dist.planning.memory import StateBytes, average_place, residency, state_of
+from ladd_dist.planning.memory import StateBytes, residency, state_of
 
 _FP32 = 4
 

@@ -18,13 +18,15 @@ from ladd_dist.distributed.world import World
 from ladd_dist.drawing.plan import Part, plan_parts
 from ladd_dist.drawing.scorers import scorer_of
 from ladd_dist.engines.build import check_launch
+from ladd_dist.engines.registry import engine_entry
 from ladd_dist.errors import MissingWeights
 from ladd_dist.evaluation.folder import evaluation_place
 from ladd_dist.evaluation.judges import check_judge
 from ladd_dist.evaluation.reference import list_reference
 from ladd_dist.jobs.wandb_key import check_key
+from ladd_dist.methods.registry import method_of
 from ladd_dist.models.fingerprint import fingerprint
-from ladd_dist.planning.memory import on
+from ladd_dist.planning.memory import checkpoint_copy, on
 from ladd_dist.planning.networks import check_networks
 from ladd_dist.planning.onlookers import resident
 from ladd_dist.preflight.findings import Finding
@@ -109,7 +111,9 @@ def _digest(file: Path) -> str:
 def _training_needs(config: Config, world: World) -> Needs:
     """The state, and in host memory the copy of it from which checkpoints are written."""
     state = resident(config, world.size, world.rank)
-    device, host = on(state, "device"), on(state, "host") + checkpoint_bytes(config) // world.size
+    layout = engine_entry(config.engine).layout(config, world.size, world.rank)
+    copy = checkpoint_copy(config, method_of(config).networks(config), layout, world.rank)
+    device, host = on(state, "device"), on(state, "host") + copy
     shared = handed_over(config, world.size)
     return Needs(device, host, shared) if world.device.type == "cuda" else Needs(0, device + host, shared)
 

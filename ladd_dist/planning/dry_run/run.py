@@ -75,7 +75,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
         with unread(), _codes(config, compiles), on_fake_device(lambda: clock.phase, compiles) as device:
             method = build_method(config, world, clock)
             with patch("ladd_dist.engines.ema.ThreadPoolExecutor", partial(_Aside, device)):
-                ema = Ema(method.student, config.train.ema_decay, on_host=config.train.ema_device == "cpu")
+                ema = Ema.of(method.student, config)
             resident = device.memory.live
 
             def iterate(index: int, bucket: str) -> None:
@@ -110,7 +110,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
 class _Aside:
     """In the place of a pool of threads, for which the GPU would not be there: does at once what it is given."""
 
-    def __init__(self, device: FakeDevice, *_: object, thread_name_prefix: str) -> None:
+    def __init__(self, device: FakeDevice, *_: object, thread_name_prefix: str, **__: object) -> None:
         self._device, self._name = device, thread_name_prefix
 
     def submit(self, run: Callable[..., None], *given: object) -> "Future[None]":
