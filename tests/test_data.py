@@ -28,7 +28,9 @@ from ladd_dist.distributed.world import World
 from ladd_dist.drawing import writing
 from ladd_dist.drawing.synthesis import synthesize
 from ladd_dist.errors import LaddError, Requeue
+from ladd_dist.files.run_lock import RunLock
 from ladd_dist.models.fingerprint import fingerprint
+from ladd_dist.supervision.requests import SharedStop
 from ladd_dist.supervision.signals import Signals
 
 # Prompts
@@ -266,16 +268,79 @@ def test_finished_parts_are_not_drawn_again(dataset: Path, tmp_path: Path, monke
     synthesize(config, ALONE)
 
 
+def _parts_drawn(world: World, config: Config) -> list[str]:
+    """Those that this rank has drawn."""
+    drawn, write = list[str](), writing._write_part
+
+    def record(part: Any, *rest: Any) -> None:
+        drawn.append(str(part.folder))
+        write(part, *rest)
+
+    writing._write_part = record
+    synthesize(config, world)
+    return drawn
+
+
+def test_missing_parts_are_dealt_out_evenly_whoever_was_to_draw_them_before(dataset: Path, tmp_path: Path) -> None:
+    data, config = copy_of(dataset, tmp_path)
+    lost = sorted(data.glob("*/part-*"))[::2]
+    for part in lost:
+        shutil.rmtree(part)
+    first, second = run_ranks(_parts_drawn, config, size=2)
+    assert sorted(first + second) == [str(part) for part in lost]
+    assert len(first) - len(second) in (0, 1)
+    assert tree_of(data) == tree_of(dataset)
+
+
+class Looks(RunLock):
+    """Tells when it was looked at a few times."""
+
+    def __init__(self, told: Path) -> None:
+        super().__init__()
+        self._left, self._told = 3, told
+
+    def check(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._told.touch()
+
+
+def _synthesize_once_waited_for(world: World, config: Config, told: Path) -> None:
+    """Rank 1, which has nothing to draw, looks at its lock; rank 0 does not draw before."""
+    write = writing._write_part
+
+    def write_once_told(*args: Any) -> None:
+        while not told.exists():
+            time.sleep(0.01)
+        write(*args)
+
+    writing._write_part = write_once_told
+    synthesize(config, world, Looks(told) if world.rank else None)
+
+
+def test_who_has_nothing_to_draw_waits_outside_of_collectives_which_would_time_out(
+    dataset: Path, tmp_path: Path
+) -> None:
+    data, config = copy_of(dataset, tmp_path)
+    shutil.rmtree(next(data.glob("*/part-00000")))
+    run_ranks(_synthesize_once_waited_for, config, tmp_path / "told", size=2)
+    assert tree_of(data) == tree_of(dataset)
+
+
 def _synthesize_until_killed(world: World, config: Config, rows: int) -> None:
+    """Or until it would wait for others, who are killed."""
     write = writing.MDSWriter.write
     written = iter(range(rows))
 
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def write_or_die(writer: Any, row: dict) -> None:
         if next(written, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         write(writer, row)
 
-    writing.MDSWriter.write = write_or_die
+    writing.MDSWriter.write, SharedStop.agreed = write_or_die, die
     synthesize(config, world)
 
 

@@ -25,6 +25,8 @@ from ladd_dist.distributed.world import Position, World
 from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, LaddError
 from ladd_dist.supervision import watchdog
 from ladd_dist.supervision.diagnosis import Beat, Diagnosis, Sighting, diagnose
+from ladd_dist.supervision.requests import SharedStop
+from ladd_dist.supervision.signals import Signals
 from ladd_dist.supervision.supervisor import supervise
 from ladd_dist.supervision.watchdog import Watchdog
 from ladd_dist.training.tracking import read_metrics
@@ -293,6 +295,26 @@ def test_rank_0_is_named_where_the_launcher_holds_the_store(tmp_path: Path, conf
     assert job.hit(0, signal.SIGKILL) == [EXIT_PEER_LOST] * 2
     (line,) = job.errors()
     assert re.match(r"error: rank 0 \(.*\) is gone: no sign of it for [23] s, last seen in iteration", line)
+
+
+def _wait_for_all(folder: Path, victim: int, launch: Launch) -> None:
+    """The end of work that ranks do at their own pace, which one of them never reaches."""
+    started = folder / f"started-{launch.world.rank}"
+    if launch.world.rank == victim:
+        started.touch()
+        signal.pause()
+    SharedStop(launch.world, Signals()).agreed(started.touch)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_others_wait_for_without_a_collective_is_missed(
+    tmp_path: Path, config: Config, victim: int
+) -> None:
+    job = Job(tmp_path, config, partial(_wait_for_all, tmp_path, victim), 2, DEAD_AFTER)
+    job.wait_until(_all_started(tmp_path, 2))
+    assert job.hit(victim, signal.SIGKILL) == [EXIT_PEER_LOST]
+    (line,) = job.errors()
+    assert line.startswith(f"error: rank {victim} (host ") and "is gone: " in line
 
 
 def test_a_suspended_job_goes_on(tmp_path: Path, config: Config) -> None:

@@ -1,8 +1,8 @@
 """How a dataset is written, whatever its samples are: sharded over ranks and resumable.
 
-The list of entries is cut into parts. A part is claimed by rank ``number % world size``, written to a hidden folder
-and renamed into place: whatever is killed, a part is whole or absent, and no entry is lost or done twice, also when
-the next start has another number of ranks.
+The list of entries is cut into parts. Those that are not there yet are dealt out to the ranks in turn; each is
+written to a hidden folder and renamed into place: whatever is killed, a part is whole or absent, and no entry is lost
+or done twice, also when the next start has another number of ranks.
 """
 
 import shutil
@@ -52,12 +52,10 @@ def write_dataset(
     """
     root = Path(config.data.path)
     plan = replace(plan, provenance=check_plan(root, plan.provenance, config.teacher.path, world))
-    mine = [part for i, part in enumerate(plan.parts) if i % world.size == world.rank]
-    finished = [part for part in mine if part.folder.exists()]
-    missing = [part for part in mine if not part.folder.exists()]
+    finished, missing = _deal(plan.parts, world)
     world.together(lambda: _verify(finished, plan))
     done = sum(len(part.entries) for part in finished)
-    total = sum(len(part.entries) for part in mine)
+    total = done + sum(len(part.entries) for part in missing)
     bar = progress(plan.name, total, done=done, unit=plan.unit, world=world)
 
     stop = SharedStop(world, signals)
@@ -72,12 +70,24 @@ def write_dataset(
         for part in missing:
             _write_part(part, maker, plan.provenance.teacher, advance)
     bar.close()
-    if any(world.gather(stop.asked())):
+    if stop.agreed(lock.check):
         raise Requeue("stopped by a signal: start the same command again, finished parts are kept")
 
     world.barrier()
     world.together(lambda: _finish(root, plan, maker, world, lock) if world.is_main else None)
     return Manifest.read(root)
+
+
+def _deal(parts: list[Part[E]], world: World) -> tuple[list[Part[E]], list[Part[E]]]:
+    """This rank's share of the parts that are there, and of those that are not.
+
+    As rank 0 sees them: ranks that looked for themselves could see what others have written meanwhile.
+    """
+    seen = [part.folder.exists() for part in parts] if world.is_main else []
+    there = world.gather(seen)[0]
+    finished = [part for part, found in zip(parts, there, strict=True) if found]
+    missing = [part for part, found in zip(parts, there, strict=True) if not found]
+    return finished[world.rank :: world.size], missing[world.rank :: world.size]
 
 
 def _verify(parts: list[Part[E]], plan: Plan[E]) -> None:

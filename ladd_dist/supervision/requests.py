@@ -1,5 +1,7 @@
 """Requests to a running job: signals reach single processes, and all ranks act on them at the same iteration."""
 
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +9,9 @@ import torch.distributed as dist
 
 from ladd_dist.distributed.world import World
 from ladd_dist.supervision.signals import Signals, ignore_stop
+
+_POLL = 0.5
+"""Seconds between two looks of a rank that waits for the others."""
 
 
 class Requests(NamedTuple):
@@ -22,7 +27,7 @@ class SharedStop:
 
     def __init__(self, world: World, signals: Signals) -> None:
         self._store = dist.PrefixStore("stop", world.store) if world.store else None
-        self._signals = signals
+        self._world, self._signals = world, signals
 
     def asked(self) -> bool:
         """Look, and tell the others what this rank was asked for; once true, it stays so."""
@@ -31,6 +36,24 @@ class SharedStop:
         if self._signals.stop:
             self._store.set("asked", "yes")
         return self._store.check(["asked"])
+
+    def agreed(self, check: Callable[[], object]) -> bool:
+        """Wait until every rank has called this, and tell all of them alike whether one was asked to stop.
+
+        Ranks may be hours apart, and in a collective whoever comes first would give up after `world.TIMEOUT`. So they
+        look at the store meanwhile; a rank that never comes is for the watchdog to find.
+
+        Args:
+            check: called between looks; what it raises ends the wait.
+        """
+        if self._store is not None:
+            come = self._store.add("come", 1)
+            everyone = -(-come // self._world.size) * self._world.size  # a rank comes again only after all have come
+            while self._store.add("come", 0) < everyone:
+                check()
+                self.asked()
+                time.sleep(_POLL)
+        return any(self._world.gather(self.asked()))
 
 
 class RequestExchange:
