@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -174,6 +175,20 @@ def test_a_damaged_index_is_named(dataset: Path, tmp_path: Path, change: Callabl
     data, config = copy_of(dataset, tmp_path)
     (data / SUMS).unlink()  # or they would be the first to see it
     edit(data / "32x64" / "index.json", change)
+    with pytest.raises(LaddError, match=rf"32x64/index\.json {says}{_AGAIN}"):
+        check(config)
+
+
+@pytest.mark.parametrize("key", ["raw_data", "zip_data"])
+@pytest.mark.parametrize("name", ["../../outside/shard.mds", "part-00000/../../shard.mds", "/outside.mds", "", "."])
+def test_a_name_that_leads_out_of_the_dataset_is_refused_before_anything_is_read(
+    dataset: Path, tmp_path: Path, key: str, name: str
+) -> None:
+    """Streaming would write a shard there as it decompresses it."""
+    data, config = copy_of(dataset, tmp_path)
+    (data / SUMS).unlink()
+    edit(data / "32x64" / "index.json", first(key, {"basename": name, "bytes": 1, "hashes": {}}))
+    says = rf"is damaged \(shards\.0\.{key}\.basename: '{re.escape(name)}' is no file inside of its folder\)"
     with pytest.raises(LaddError, match=rf"32x64/index\.json {says}{_AGAIN}"):
         check(config)
 

@@ -39,4 +39,5 @@ def _first_line(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
     first = error.errors()[0]
-    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+    message = first["msg"].removeprefix("Value error, ")
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), message]))

@@ -4,10 +4,10 @@ MosaicML Streaming checks hashes only of what it downloads, and reads a local sh
 """
 
 import re
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from streaming.base.format.mds.encodings import get_mds_encoded_size
 
 from ladd_dist.data.damage import named, redraw
@@ -17,6 +17,14 @@ from ladd_dist.files.checksums import checksum
 _BITS = re.compile(r"ndarray:int16:([1-9]\d*(?:,[1-9]\d*)*)")
 
 
+def _inside(name: str) -> str:
+    """Streaming reads whatever file an index names, and writes one where it decompresses a shard."""
+    path = PurePath(name)
+    if path.is_absolute() or not path.name or ".." in path.parts:
+        raise ValueError(f"'{name}' is no file inside of its folder")
+    return name
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -24,7 +32,7 @@ class _Record(BaseModel):
 class FileRecord(_Record):
     """A file as it was written."""
 
-    basename: str
+    basename: Annotated[str, AfterValidator(_inside)]
     bytes: NonNegativeInt
     hashes: dict[str, str]
     """From names of algorithms to digests; empty in a dataset that was written without."""
