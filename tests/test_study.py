@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY, tiny_overrides
+from conftest import ROOT, TEACHER, TINY, tiny_overrides
+from latents import damage
 from launch import environment, launch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -85,11 +87,49 @@ def test_variants_share_latents_unless_they_change_them(tmp_path: Path) -> None:
 
 def test_a_variant_may_bring_its_own_latents(tmp_path: Path) -> None:
     study = Study.model_validate(tree(variants={"drawn": [], "real": ["data.path=real"]}, seeds=[0]))
-    drawn, real = plan(study, Path(TINY), ["data.path=unused"], tmp_path / "out", ROOT / "launchers")
+    drawn, real = plan(study, Path(TINY), [], tmp_path / "out", ROOT / "launchers")
     assert drawn.task.needs is not None and drawn.task.needs.done.parent.parent == tmp_path
     assert real.task.needs is None and "data.path=real" in real.task.commands[0]
     paths = [[word for word in run.task.commands[0] if word.startswith("data.path=")][-1] for run in (drawn, real)]
     assert paths == [f"data.path={json.dumps(str(drawn.task.needs.done.parent))}", "data.path=real"]
+
+
+@pytest.mark.parametrize(("overrides", "given"), [(["data.path=mine"], []), ([], ["seed=1", "data.path=mine"])])
+def test_latents_of_all_runs_are_the_studys_own(tmp_path: Path, overrides: list[str], given: list[str]) -> None:
+    study = Study.model_validate(tree(overrides=overrides))
+    with pytest.raises(LaddError, match="data.path=mine would hold for every run, .*: set it in variants, or leave"):
+        plan(study, Path(TINY), given, tmp_path / "out", ROOT / "launchers")
+
+
+def test_what_was_made_of_other_prompts_or_of_another_teacher_is_not_used_again(tmp_path: Path) -> None:
+    files = {key: tmp_path / f"{key}.txt" for key in ("synthesis", "evaluation")}
+    teacher = tmp_path / "teacher"
+    shutil.copytree(TEACHER, teacher)
+    given = [f"teacher.path={teacher}", *(f"{key}.prompts={file}" for key, file in files.items())]
+    study = Study.model_validate(tree(variants={"drawn": [], "real": ["data.path=real"]}, seeds=[0]))
+
+    def planned() -> tuple[Path, Path, Path]:
+        """Folders of the latents, of the run on them, and of that on others."""
+        drawn, real = plan(study, Path(TINY), given, tmp_path / "out", ROOT / "launchers")
+        assert drawn.task.needs is not None
+        return drawn.task.needs.done, drawn.folder, real.folder
+
+    for file in files.values():
+        file.write_text("a four")
+    latents, run, real = planned()
+    assert planned() == (latents, run, real)
+    files["evaluation"].write_text("a five")
+    assert planned()[0] == latents and run != planned()[1] and real != planned()[2]
+    files["evaluation"].write_text("a four")
+    files["synthesis"].write_text("a five")
+    assert latents != planned()[0] and run != planned()[1] and real == planned()[2]
+    files["synthesis"].write_text("a four")
+    assert planned() == (latents, run, real)
+    damage(teacher / "vae/diffusion_pytorch_model.safetensors", "flip", 0.9)
+    assert not {latents, run, real} & {*planned()}
+    files["synthesis"].unlink()
+    with pytest.raises(LaddError, match=r"synthesis\.txt cannot be read \(No such file or directory\)"):
+        planned()
 
 
 def test_studies_share_the_runs_that_have_the_same_settings(tmp_path: Path) -> None:
@@ -195,7 +235,8 @@ time.sleep(1000)
 
 @pytest.mark.slow
 def test_a_study_goes_on_after_a_kill_and_ends_in_a_table_and_a_figure(tmp_path: Path, dataset: Path) -> None:
-    own = [setting for setting in tiny_overrides(tmp_path / "base", dataset) if not setting.startswith("train.iter")]
+    theirs = ("train.iterations=", "data.path=")  # the study's
+    own = [setting for setting in tiny_overrides(tmp_path / "base", dataset) if not setting.startswith(theirs)]
     args = ["study.py", "--config", TINY, "--study", str(study_in(tmp_path)), "--cores", "2", *own]
     folder = tmp_path / "base/studies/rates"
     runs = folder.parent / "runs"

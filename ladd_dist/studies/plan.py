@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ from ladd_dist.config import Config, load
 from ladd_dist.data.mds import MANIFEST
 from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.places import BASELINES, FOLDER, RESULTS
+from ladd_dist.files.checksums import sha256
+from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.studies.study import Study, folder_of
 
 STUDIES = "studies"
 """Folder in the base configuration's ``run_dir``; latents and runs of all its studies lie there, too."""
 _RUNS = "runs"
+_DATA = "data.path="
 _ALONE = ["tracking.page_every=0", "tracking.wandb='off'", "train.preview_every=0"]
 """Of a run among many: nobody looks at it while it trains."""
+
+Content = Callable[[str], str]
+"""What identifies the content of a prompt list, or of a network's folder."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +88,28 @@ def plan(study: Study, base: Path, given: Sequence[str], folder: Path, launchers
         folder: the study's own.
 
     Raises:
-        LaddError: naming the variant whose settings cannot be used, or are those of another.
+        LaddError: naming the variant whose settings cannot be used, or are those of another; the file that cannot be
+            read; or a ``data.path`` of all variants.
     """
+    for path in (override for override in [*study.overrides, *given] if override.startswith(_DATA)):
+        raise LaddError(
+            f"{path} would hold for every run, but a study draws latents by the settings of each variant: set it in "
+            "variants, or leave it out"
+        )
     runs, latents = dict[Path, Run](), dict[Path, Task]()
+    content = cache(_content)  # reading tens of GB takes seconds, and there may be hundreds of runs
     for seed in study.seeds:
         for variant, changed in study.variants.items():
             settings = [*study.overrides, *given, *changed, *_ALONE]
             drawn = _load(base, settings, variant)
             needed = None
-            if not any(override.startswith("data.path=") for override in changed):
-                data = folder.parent / f"latents-{_digest_of_latents(drawn)}"
-                settings += [f"data.path={json.dumps(str(data))}"]
+            if not any(override.startswith(_DATA) for override in changed):
+                data = folder.parent / f"latents-{_digest_of_latents(drawn, content)}"
+                settings += [f"{_DATA}{json.dumps(str(data))}"]
                 draw = _command(launchers, "synthesize", base, [*settings, f"run_dir={json.dumps(str(folder))}"])
                 needed = latents.setdefault(data, Task(data.name, (draw,), data / MANIFEST, data.with_suffix(".log")))
             settings += [f"seed={seed}", f"data.shuffle_seed={seed}"]
-            mine = folder.parent / _RUNS / _digest_of_run(_load(base, settings, variant), needed)
+            mine = folder.parent / _RUNS / _digest_of_run(_load(base, settings, variant), needed, content)
             if mine in runs:
                 raise LaddError(f"variants '{runs[mine].variant}' and '{variant}' have the same settings: drop one")
             settings += [f"run_dir={json.dumps(str(mine))}"]
@@ -113,16 +127,32 @@ def _load(base: Path, settings: list[str], variant: str) -> Config:
         raise LaddError(f"variant '{variant}': {error}") from None
 
 
-def _digest_of_latents(config: Config) -> str:
+def _digest_of_latents(config: Config, content: Content) -> str:
     """What the latents depend on."""
     made = {"seed": config.seed, "teacher": config.teacher.model_dump(), "synthesis": config.synthesis.model_dump()}
-    return _digest(made | {"device": config.device, "precision": config.train.precision})
+    read = [content(config.synthesis.prompts), content(config.teacher.path)]
+    return _digest(made | {"device": config.device, "precision": config.train.precision, "read": read})
 
 
-def _digest_of_run(config: Config, latents: Task | None) -> str:
+def _digest_of_run(config: Config, latents: Task | None, content: Content) -> str:
     """What a run depends on: everything but where it and the latents that were drawn for it lie."""
     made = config.model_dump(mode="json", exclude={"run_dir": True, "data": {"path"}} if latents else {"run_dir"})
-    return _digest(made | {"latents": latents and latents.name})
+    files = [config.evaluation.prompts, config.teacher.path, config.student.path]
+    return _digest(made | {"latents": latents and latents.name, "read": [content(file) for file in files if file]})
+
+
+def _content(path: str) -> str:
+    """As of `Content`: with the same name, other content makes other results.
+
+    Raises:
+        LaddError: naming the file that cannot be read.
+    """
+    if Path(path).is_dir():
+        return fingerprint(path)
+    try:
+        return sha256(Path(path))
+    except OSError as error:
+        raise LaddError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def _digest(made: dict[str, Any]) -> str:
