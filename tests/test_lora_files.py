@@ -1,12 +1,17 @@
 """Trained adapters: merged, scaled, stacked, written for other tools and read from theirs."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ALONE, tiny_config
 from diffusers import StableDiffusion3Pipeline
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -159,6 +164,7 @@ NAME = "net.transformer_blocks.0.attn.to_q.weight"
     [
         ({}, None, 1.0),
         ({f"{LAYER}.alpha": torch.tensor(8.0)}, None, 4.0),
+        ({f"{LAYER}.alpha": torch.tensor(0.0)}, None, 0.0),
         ({}, {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 1, "transformer.r": 2})}, 0.5),
         ({}, {"lora_adapter_metadata": json.dumps({"lora_alpha": 6})}, 3.0),
     ],
@@ -171,6 +177,42 @@ def test_other_tools_alphas_are_followed(
     read = lora_of_file(tmp_path / FILE)
     assert read.base is None
     torch.testing.assert_close(read.added(NAME), scale * (up @ down))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_alpha": 8},
+        {"lora_alpha": 0},
+        {"lora_alpha": 8, "use_rslora": True},
+        {"alpha_pattern": {"attn.to_k": 64, "q": 100}},
+        {"alpha_pattern": {"to_k": 3, r"^transformer_blocks\.0\.attn\.to_k": 64, "transformer_blocks.*to_q": 5}},
+        {"rank_pattern": {"to_q": 2, "0.attn.to_k": 6}, "lora_alpha": 3},
+        {"rank_pattern": {"to_q": 2}, "alpha_pattern": {"to_k": 1, "to_q": 7}, "use_rslora": True},
+        {"fan_in_fan_out": True, "lora_dropout": 0.5, "init_lora_weights": "gaussian"},
+    ],
+    ids=str,
+)
+def test_diffusers_files_are_merged_as_by_diffusers(
+    random_teacher: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    pipe = StableDiffusion3Pipeline.from_pretrained(random_teacher)
+    base = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    layers = {"target_modules": ["attn.to_q", "attn.to_k"], "init_lora_weights": False}
+    pipe.transformer.add_adapter(PeftConfig(**{"r": 4, "lora_alpha": 4, **layers, **settings}))
+    tensors = get_peft_model_state_dict(pipe.transformer)
+    told = _collate_lora_metadata({"transformer": pipe.transformer})
+    pipe.save_lora_weights(tmp_path, {name: torch.randn_like(value) for name, value in tensors.items()}, **told)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(tmp_path, weight_name=FILE)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    ours, merged = lora_of_file(tmp_path / FILE), pipe.transformer.state_dict()
+    assert len(ours.downs) == 4 and base.keys() == merged.keys()
+    for name, value in base.items():
+        key = f"net.{name}"
+        wanted = value + ours.added(key) if key in ours.downs else value
+        torch.testing.assert_close(wanted, merged[name], rtol=0, atol=1e-4)
 
 
 # What is refused
@@ -190,6 +232,61 @@ def test_what_is_no_file_of_adapters_is_said(tmp_path: Path, tensors: dict[str, 
     save_file({key: torch.zeros(shape) for key, shape in tensors.items()}, tmp_path / FILE)
     with pytest.raises(LaddError, match=message):
         lora_of_file(tmp_path / FILE)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"lora_alpha": math.nan}, "its lora_adapter_metadata has lora_alpha=nan, which peft cannot have meant"),
+        ({"lora_alpha": [8, 8]}, r"has lora_alpha=\[8, 8\], which"),
+        ({"lora_alpha": None}, "has lora_alpha=None, which"),
+        ({"r": 0}, "has r=0, which"),
+        ({"r": 4}, f"{LAYER.partition('.')[2]} is of rank 2, and of 4 by its lora_adapter_metadata"),
+        ({"r": 2, "rank_pattern": {"to_q": 3}}, "is of rank 2, and of 3 by"),
+        ({"rank_pattern": {"to_q": 1.5}}, "has rank_pattern to_q=1.5, which"),
+        ({"alpha_pattern": {"to_q": True}}, "has alpha_pattern to_q=True, which"),
+        ({"alpha_pattern": {"(?i)to_q": 1}}, r"has alpha_pattern='\(\?i\)to_q', which"),
+        ({"alpha_pattern": [4]}, r"has alpha_pattern=\[4\], which"),
+        ({"use_rslora": "no"}, "has use_rslora='no', which"),
+        ({"use_dora": True}, "its lora_adapter_metadata sets use_dora, with which adapters are more than scale"),
+        ({"lora_bias": True}, "sets lora_bias, with"),
+        ({"bias": "lora_only"}, "sets bias, with"),
+        ({"init_lora_weights": "pissa_niter_4"}, "sets init_lora_weights, with"),
+        ({"peft_type": "RANDLORA"}, "sets peft_type, with"),
+        ({"modules_to_save": ["proj_out"]}, "sets modules_to_save, with"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "sets layer_replication, with"),
+        ({"kasa_config": {"beta": 1}}, "sets kasa_config, with"),
+        ({"a_later_one": 1}, "sets a_later_one, with"),
+        ([], "has metadata lora_adapter_metadata that cannot be read: save it again by diffusers"),
+    ],
+    ids=str,
+)
+def test_metadata_that_is_not_followed_is_refused_by_its_key(tmp_path: Path, told: Any, message: str) -> None:
+    metadata = {"lora_adapter_metadata": json.dumps(told)}
+    save_file({DOWN: torch.zeros(2, 32), UP: torch.zeros(32, 2)}, tmp_path / FILE, metadata)
+    with pytest.raises(LaddError, match=message) as error:
+        lora_of_file(tmp_path / FILE)
+    assert FILE in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rank", "alpha", "metadata", "message"),
+    [
+        (2, [1.0, 2.0], None, rf"{LAYER}.alpha is \[1.0, 2.0\], but an alpha is one finite number"),
+        (2, math.nan, None, f"{LAYER}.alpha is nan, but"),
+        (2, -math.inf, None, f"{LAYER}.alpha is -inf, but"),
+        (0, 1.0, None, f"{NAME} has matrices of rank 0, which add nothing"),
+        (2, 1.0, {"lora_adapter_metadata": "{}"}, f"has both {LAYER}.alpha and lora_adapter_metadata"),
+    ],
+)
+def test_a_scale_that_is_no_number_is_refused(
+    tmp_path: Path, rank: int, alpha: float | list[float], metadata: dict[str, str] | None, message: str
+) -> None:
+    tensors = {DOWN: torch.zeros(rank, 32), UP: torch.zeros(32, rank), f"{LAYER}.alpha": torch.tensor(alpha)}
+    save_file(tensors, tmp_path / FILE, metadata)
+    with pytest.raises(LaddError, match=message) as error:
+        lora_of_file(tmp_path / FILE)
+    assert FILE in str(error.value)
 
 
 def test_adapters_of_another_base_are_refused(
