@@ -17,13 +17,13 @@ from scipy.sparse.csgraph import connected_components
 
 from ladd_dist.errors import LaddError
 from ladd_dist.human import answers
-from ladd_dist.human.answers import read_votes
+from ladd_dist.human.answers import Vote, read_votes
 from ladd_dist.human.chart import draw_win_rates
 from ladd_dist.human.elo import ELO, MEAN, places, ratings
 from ladd_dist.human.scores import Scores, score, table
 from ladd_dist.human.sets import Picture, PictureSet
 from ladd_dist.human.trials import Key, Trial, pairs_of, plan
-from ladd_dist.human.win_rates import WinRate, effective_number, wilson
+from ladd_dist.human.win_rates import WinRate, effective_number, wilson, win_rates
 
 MODELS = ("student", "teacher", "base")
 PROMPTS = 12
@@ -62,7 +62,7 @@ def test_the_interval_holds_the_rates_that_the_answers_do_not_rule_out(rate: flo
 
 
 @given(st.lists(st.integers(1, 50), min_size=1))
-def test_ratings_of_one_picture_are_worth_no_more_than_one(ratings_each: list[int]) -> None:
+def test_answers_about_one_prompt_are_worth_no_more_than_one(ratings_each: list[int]) -> None:
     number = effective_number(ratings_each)
     assert 1 <= number <= len(ratings_each) + 1e-9
     assert effective_number([3] * len(ratings_each)) == len(ratings_each)
@@ -103,6 +103,49 @@ def test_more_raters_of_the_same_pictures_make_no_more_pictures(key: Key, tmp_pa
     one, four = (score(key, read_votes(key, paths[:n]), resamples=20).win_rates[0] for n in (1, 4))
     assert (one.raters, four.raters) == (1, 4) and four.wins == 4 * one.wins
     assert (one.low, one.high) == pytest.approx((four.low, four.high))
+
+
+def seeds_of(prompts: int, seeds: int) -> Key:
+    """Two models' pictures of every prompt from several seeds each."""
+    drawn = [(f"a fox {n}", seed) for n in range(prompts) for seed in range(seeds)]
+    requests = {f"{prompt}, 32x32, {seed}": Picture(Path("x.png"), prompt, None) for prompt, seed in drawn}
+    sets = [PictureSet(model, f"{model}/", requests) for model in ("student", "teacher")]
+    return plan(sets, pairs_of(sets, None))
+
+
+def test_more_seeds_of_the_same_prompts_make_no_more_prompts(tmp_path: Path) -> None:
+    """Where the prompt decides, eight seeds of it say what one says: in win rates as in Elo ratings."""
+
+    def scores_of(seeds: int) -> Scores:
+        key = seeds_of(16, seeds)
+        answers = save_answers(tmp_path / f"{seeds}.json", key, "ann", lambda t: prefers(winner[str(t.prompt)])(t))
+        return score(key, read_votes(key, [answers]))
+
+    winner = {f"a fox {n}": "teacher" if n < 5 else "student" for n in range(16)}
+    one, eight = scores_of(1), scores_of(8)
+    for few, many in zip(one.win_rates, eight.win_rates, strict=True):
+        assert (few.requests, many.requests, many.wins) == (16, 128, 88)
+        assert many.effective == few.effective == 16
+        assert (many.rate, many.low, many.high) == (few.rate, few.low, few.high)
+    rating = next(r for r in eight.ratings if r.model == "student")
+    assert rating.low is not None and rating.high is not None
+    elo = [1 / (1 + 10 ** ((MEAN - end) / 200)) for end in (rating.low, rating.high)]
+    assert (eight.win_rates[0].low, eight.win_rates[0].high) == pytest.approx(elo, abs=0.1), "as a rate of two models"
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_the_interval_covers_a_rate_that_differs_from_prompt_to_prompt(spread: float) -> None:
+    """95% of intervals and more hold the rate, 1/2, of prompts whose own rates are drawn from a beta distribution."""
+    draw, key, held = np.random.default_rng(0), seeds_of(32, 4), 0
+    asked = [(trial.request, str(trial.prompt)) for trial in key.trials if trial.question == "quality"]
+    for _ in range(400):
+        chances = {f"a fox {n}": chance for n, chance in enumerate(draw.beta(spread, spread, 32))}
+        won = [float(draw.random() < chances[prompt]) for _, prompt in asked]
+        (found,) = win_rates(
+            key, [Vote("ann", "quality", *MODELS[:2], *of, value) for of, value in zip(asked, won, strict=True)]
+        )
+        held += found.low <= 0.5 <= found.high
+    assert held >= 0.95 * 400
 
 
 # Elo

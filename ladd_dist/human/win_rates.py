@@ -47,8 +47,8 @@ def win_rates(key: Key, votes: Sequence[Vote]) -> list[WinRate]:
 
 
 def _win_rate(question: str, model: str, rival: str, votes: Sequence[Vote]) -> WinRate:
-    scores, requests = Counter(vote.score for vote in votes), Counter(vote.request for vote in votes)
-    rate, effective = sum(vote.score for vote in votes) / len(votes), effective_number(list(requests.values()))
+    scores, prompts = Counter(vote.score for vote in votes), Counter(vote.group for vote in votes)
+    rate, effective = sum(vote.score for vote in votes) / len(votes), effective_number(list(prompts.values()))
     low, high = wilson(rate, effective)
     return WinRate(
         question=question,
@@ -60,19 +60,20 @@ def _win_rate(question: str, model: str, rival: str, votes: Sequence[Vote]) -> W
         wins=scores[WON],
         ties=scores[TIED],
         losses=scores[LOST],
-        requests=len(requests),
+        requests=len({vote.request for vote in votes}),
         raters=len({vote.rater for vote in votes}),
         effective=effective,
     )
 
 
-def effective_number(ratings: Sequence[int]) -> float:
-    """Independent answers that ratings of the same pictures are worth: ``(sum m)^2 / sum m^2`` of m ratings each.
+def effective_number(answers: Sequence[int]) -> float:
+    """Independent answers that those about prompts are worth: ``(sum m)^2 / sum m^2`` of m answers each.
 
-    Raters of the same two pictures mostly agree, so a picture that many have rated is still one picture: Kish's
-    effective sample size (Survey Sampling, 1965), at its most cautious.
+    What is preferred depends on the prompt, whose pictures from several seeds are much alike, and raters of the same
+    two pictures mostly agree: a prompt that many answers are about is still one prompt. This is Kish's effective
+    sample size (Survey Sampling, 1965), at its most cautious.
     """
-    return sum(ratings) ** 2 / sum(m * m for m in ratings)
+    return sum(answers) ** 2 / sum(m * m for m in answers)
 
 
 def wilson(rate: float, number: float) -> tuple[float, float]:
