@@ -271,9 +271,9 @@ def test_zero3_is_run_with_all_that_it_asks_of_other_ranks(dry_runs, two_blocks,
 
 
 def test_other_methods_run_too(dry_runs, two_blocks):
-    flow = ["method={name: flow_matching}", "head_optimizer=null", "discriminator={}", "train.global_batch=64"]
+    flow = ["method={name: flow_matching}", "head_optimizer=null", "discriminator={}", "teacher.placement=replicate"]
     cases = [
-        Case([f"teacher.path={two_blocks}", *flow], BUCKETS[:2]),
+        Case([f"teacher.path={two_blocks}", *flow, "train.global_batch=64"], BUCKETS[:2]),
         Case([f"teacher.path={two_blocks}", "train.global_batch=32"], BUCKETS[:2], config=DPO),
     ]
     for result, case in zip(dry_runs(cases), cases, strict=True):

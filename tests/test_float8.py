@@ -343,7 +343,7 @@ def test_others_and_a_cpu_are_taken(monkeypatch: pytest.MonkeyPatch, capability:
         ),
         (
             ["method={name: flow_matching}", "head_optimizer=null", "discriminator={}"],
-            "teacher.float8 is the discriminator's, but",
+            "teacher.float8=True is of no use: method.name=flow_matching builds no frozen teacher",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from ladd_dist.distributed.clock import Clock
 from ladd_dist.errors import LaddError
 from ladd_dist.measuring.compare import compare_runs
 from ladd_dist.methods.flow_matching import FlowMatching
-from ladd_dist.methods.registry import METHODS, build_method
+from ladd_dist.methods.registry import METHODS, build_method, method_of
 from ladd_dist.planning.memory import expected_state
 from ladd_dist.report.charts import draw_charts
 from ladd_dist.training.tracking import read_metrics
@@ -29,6 +29,8 @@ FINE_TUNING = [
     "head_optimizer=null",
     "student_optimizer.decay=constant",
 ]
+DPO = ["method={name: dpo}", "student.lora.rank=2", "train.preview_every=0"]
+OTHER = "student.path=ladd_dist/digits/teacher"
 
 
 def fine_tuning(run_dir: Path, dataset: Path, *overrides: str) -> Config:
@@ -112,6 +114,34 @@ def test_a_setting_of_another_method_is_one_line(overrides: list[str], message: 
     with pytest.raises(LaddError) as refused:
         load(TINY, overrides)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "default"),
+    [
+        ("placement", "shard", "replicate"),
+        ("activation_checkpointing", "selective", "False"),
+        ("compile", "True", "auto"),
+        ("float8", "True", "False"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], [*DPO, "student.layers=[0]"], [*DPO, "student.heads=1"], [*DPO, OTHER]])
+def test_settings_of_a_teacher_that_is_not_built_are_refused(
+    more: list[str], key: str, value: str, default: str
+) -> None:
+    overrides = [*FINE_TUNING, *more, "train.precision=bf16"]
+    load(TINY, [*overrides, f"teacher.{key}={default.lower()}"])
+    with pytest.raises(
+        LaddError, match=f"teacher.{key}={value} is of no use: .*: set teacher.{key}={default}$"
+    ) as error:
+        load(TINY, [*overrides, f"teacher.{key}={value.lower()}"])
+    assert f"method.name={load(TINY, overrides).method.name} builds no frozen teacher" in str(error.value)
+
+
+def test_a_teacher_is_built_where_the_configuration_says_so() -> None:
+    for overrides in ([], ["student.lora.rank=2"], ["student.lora.rank=2", OTHER], FINE_TUNING, [*FINE_TUNING, *DPO]):
+        config = load(TINY, overrides)
+        assert config.builds_teacher == bool(method_of(config).networks(config).frozen)
 
 
 def test_a_checkpoint_of_another_method_is_refused(run: Path, dataset: Path) -> None:

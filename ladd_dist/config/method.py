@@ -13,7 +13,8 @@ class MethodSection(Section):
     """What every method's section has: the times at which the student draws, and what the method needs or reads."""
 
     trains_heads: ClassVar[bool] = False
-    """Whether it has a discriminator, and so reads ``discriminator``, ``head_optimizer`` and ``kernels.heads``."""
+    """Whether it has a discriminator, and so reads ``discriminator``, ``head_optimizer`` and ``kernels.heads``, and
+    builds a frozen teacher for it."""
     trains_adapters: ClassVar[bool] = False
     """Whether it holds a student with adapters against the student without, and so needs ``student.lora``."""
 

@@ -56,7 +56,6 @@ class Config(Section):
             "discriminator": self.discriminator != DiscriminatorConfig(),
             "head_optimizer": self.head_optimizer is not None,
             "kernels.heads": self.kernels.heads != "auto",
-            "teacher.float8": self.teacher.float8,
         }
         for key in (key for key, set_ in given.items() if set_):
             raise ValueError(f"{key} is the discriminator's, but method.name={self.method.name} has none: remove it")
@@ -92,16 +91,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _teacher_is_base(self) -> "Config":
-        """A teacher that is the student's base is placed and run as the student is."""
-        if self.student.is_teachers_base:
-            for key in ("placement", "activation_checkpointing", "compile", "float8"):
-                value, default = getattr(self.teacher, key), TeacherConfig.model_fields[key].default
-                if value != default:
-                    raise ValueError(
-                        f"teacher.{key}={value} is of no use: with student.lora the teacher is the student's base, "
-                        f"placed and run as that is: set teacher.{key}={default}"
-                    )
+    def _teacher_settings(self) -> "Config":
+        if self.builds_teacher:
+            return self
+        why = (
+            "with student.lora the teacher is the student's base, placed and run as that is"
+            if self.student.is_teachers_base
+            else f"method.name={self.method.name} builds no frozen teacher"
+        )
+        for key in ("placement", "activation_checkpointing", "compile", "float8"):
+            value, default = getattr(self.teacher, key), TeacherConfig.model_fields[key].default
+            if value != default:
+                raise ValueError(f"teacher.{key}={value} is of no use: {why}: set teacher.{key}={default}")
         return self
 
     @model_validator(mode="after")
@@ -128,6 +129,11 @@ class Config(Section):
     def _sampling_steps(self) -> "Config":
         self.method.times(self.sampling.steps)
         return self
+
+    @property
+    def builds_teacher(self) -> bool:
+        """Whether training has a frozen teacher beside the student, to be placed and run in its own way."""
+        return self.method.trains_heads and not self.student.is_teachers_base
 
     def micro_batch(self, world_size: int) -> int:
         """Samples per rank and forward pass.

@@ -138,8 +138,7 @@ def _plans(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> It
 
 def recomputations(config: Config) -> Iterator[Overrides]:
     """What may be recomputed of student and teacher, from nothing to all."""
-    alone = config.student.is_teachers_base or not config.method.trains_heads
-    for student, teacher in product(_LEAST_FIRST, _LEAST_FIRST[:1] if alone else _LEAST_FIRST):
+    for student, teacher in product(_LEAST_FIRST, _LEAST_FIRST if config.builds_teacher else _LEAST_FIRST[:1]):
         yield {"student.activation_checkpointing": student, "teacher.activation_checkpointing": teacher}
 
 
@@ -147,8 +146,7 @@ def _ways(config: Config, cluster: Cluster) -> Iterator[Overrides]:
     """Ways to run it, recomputation apart."""
     offloads = config.engine == "zero3" and config.zero3.offload != "none"
     engines = ["zero3"] if offloads else ["fsdp2", "zero3"] if cluster.gpus > 1 else ["local"]
-    base = config.student.is_teachers_base
-    placements = ["replicate"] if base or cluster.gpus == 1 else ["replicate", "shard"]
+    placements = ["replicate", "shard"] if config.builds_teacher and cluster.gpus > 1 else ["replicate"]
     share = config.train.global_batch // cluster.gpus
     micro = [2**n for n in range(6) if share and share % 2**n == 0]
     for engine, placement, samples in product(engines, placements, micro):
