@@ -141,14 +141,16 @@ class Config(Section):
         Raises:
             LaddError: if the ranks cannot share the global batch evenly.
         """
-        if self.train.micro_batch is not None:
-            return self.train.micro_batch
-        if self.train.global_batch % world_size:
+        return self._share(world_size) if self.train.micro_batch is None else self.train.micro_batch
+
+    def _share(self, world_size: int) -> int:
+        batch = self.train.global_batch
+        if batch % world_size:
             raise LaddError(
-                f"train.global_batch={self.train.global_batch} is not a multiple of {world_size} ranks: "
-                "change it, or the number of ranks"
+                f"train.global_batch={batch} is not a multiple of {world_size} ranks: change it, or the number of "
+                "ranks"
             )
-        return self.train.global_batch // world_size
+        return batch // world_size
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches per rank and iteration.
@@ -157,18 +159,18 @@ class Config(Section):
             LaddError: if the ranks cannot share the global batch evenly, or if the method takes no more than one
                 micro-batch (see `MethodSection.whole_batch`).
         """
-        batch, micro = self.train.global_batch, self.micro_batch(world_size)
-        if batch % (micro * world_size):
+        share, micro = self._share(world_size), self.micro_batch(world_size)
+        if share % micro:
             raise LaddError(
-                f"train.global_batch={batch} is not a multiple of train.micro_batch={micro} x {world_size} ranks: "
-                f"set train.micro_batch to a divisor of {batch / world_size:g}, or change the number of ranks"
+                f"train.global_batch={self.train.global_batch} is not a multiple of train.micro_batch={micro} x "
+                f"{world_size} ranks: set train.micro_batch to a divisor of {share}, or change the number of ranks"
             )
-        count = batch // (micro * world_size)
+        count = share // micro
         if count > 1 and self.method.whole_batch:
             setting, instead = self.method.whole_batch
             raise LaddError(
                 f"{setting} needs the whole batch in one micro-batch, but train.micro_batch={micro} "
-                f"makes {count}: set {instead}, or train.micro_batch={batch // world_size}"
+                f"makes {count}: set {instead}, or train.micro_batch={share}"
             )
         return count
 

@@ -13,7 +13,7 @@ from ladd_dist.engines.registry import engine_entry
 from ladd_dist.engines.settings import check_ranks, check_settings
 from ladd_dist.errors import LaddError
 
-_FLOAT8_CAPABILITY = 8, 9
+FLOAT8_CAPABILITY = 8, 9
 """The first with tensor cores for it."""
 
 
@@ -52,8 +52,8 @@ def _check_float8(network: str, world: World) -> None:
     name, instead = torch.cuda.get_device_name(world.device), f"set {network}.float8=false"
     if torch.version.hip:
         raise LaddError(f"{network}.float8=true is for NVIDIA's GPUs, and not for {name}: {instead}")
-    if (capability := torch.cuda.get_device_capability(world.device)) < _FLOAT8_CAPABILITY:
-        has, needs = (".".join(map(str, each)) for each in (capability, _FLOAT8_CAPABILITY))
+    if (capability := torch.cuda.get_device_capability(world.device)) < FLOAT8_CAPABILITY:
+        has, needs = (".".join(map(str, each)) for each in (capability, FLOAT8_CAPABILITY))
         raise LaddError(f"{network}.float8=true needs compute capability {needs}, and {name} has {has}: {instead}")
 
 

@@ -1,6 +1,7 @@
 """What to set: of all ways to run a configuration on a cluster the fastest that fits, or what would make one fit."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from operator import le
@@ -17,7 +18,7 @@ from ladd_dist.planning.plan import Plan, plan
 _SPARE = 1.01
 """A simpler way is as good as one that is less than a hundredth faster."""
 _LEAST_FIRST = [str(what).lower() for what in HOW]
-_MOST_GPUS = 4096
+_MOST_GPUS, _MOST_SAMPLES = 4096, 64
 
 Overrides = dict[str, str]
 """Keys of the configuration and their values, as a command line gives them."""
@@ -115,14 +116,16 @@ def _best(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> Adv
 
 
 def _plans(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> Iterator[tuple[Overrides, Plan]]:
-    """Recomputation only takes time: more of it than what fits is not tried, but as configured."""
+    """As configured, and every other way. Recomputation only takes time: more of it than what fits is not tried."""
+    with suppress(LaddError):
+        yield {}, plan(config, cluster, costs, workspace)
     for way in _ways(config, cluster):
         fitting: list[tuple[int, ...]] = []
         for recomputed in recomputations(config):
             much = tuple(map(_LEAST_FIRST.index, recomputed.values()))
             changes = {key: value for key, value in {**way, **recomputed}.items() if _value(config, key) != value}
             less_fits = any(all(map(le, less, much)) for less in fitting)
-            if less_fits and recomputed.keys() & changes:
+            if not changes or (less_fits and recomputed.keys() & changes):
                 continue
             changed = with_overrides(config, changes)
             if changed is None:
@@ -148,9 +151,9 @@ def _ways(config: Config, cluster: Cluster) -> Iterator[Overrides]:
     engines = ["zero3"] if offloads else ["fsdp2", "zero3"] if cluster.gpus > 1 else ["local"]
     placements = ["replicate", "shard"] if config.builds_teacher and cluster.gpus > 1 else ["replicate"]
     share = config.train.global_batch // cluster.gpus
-    micro = [2**n for n in range(6) if share and share % 2**n == 0]
+    micro = [count for count in range(1, min(share, _MOST_SAMPLES) + 1) if share % count == 0]
     for engine, placement, samples in product(engines, placements, micro):
-        for replicas in _replicas(cluster) if engine == "fsdp2" else [1]:
+        for replicas in _replicas(config, cluster) if engine == "fsdp2" else [1]:
             wanted = {
                 "engine": engine,
                 "fsdp2.replicas": str(replicas),
@@ -162,9 +165,10 @@ def _ways(config: Config, cluster: Cluster) -> Iterator[Overrides]:
             yield wanted
 
 
-def _replicas(cluster: Cluster) -> list[int]:
-    """Copies of the sharded network: one, and one on every so many nodes."""
-    return sorted({1, *(cluster.nodes // 2**n for n in range(4) if cluster.nodes % 2**n == 0)})
+def _replicas(config: Config, cluster: Cluster) -> list[int]:
+    """Copies of the sharded network: one, one on every so many nodes, and as many as configured."""
+    found = {1, *(cluster.nodes // 2**n for n in range(4) if cluster.nodes % 2**n == 0)}
+    return sorted(found | ({config.fsdp2.replicas} if cluster.gpus % config.fsdp2.replicas == 0 else set()))
 
 
 def _value(config: Config, key: str) -> str:

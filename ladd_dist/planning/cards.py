@@ -7,6 +7,10 @@ from ladd_dist.errors import LaddError
 _TERA, _GIGA = 1e12, 1e9
 
 
+UNKNOWN = "unknown"
+"""Capability of a card that is given by its ceilings."""
+
+
 @dataclass(frozen=True)
 class Card:
     """One type. Peaks are ceilings: dense, and of the whole device.
@@ -30,6 +34,12 @@ class Card:
     link: float
     capability: str
     source: str
+
+    @property
+    def arch(self) -> int | None:
+        """Ten times CUDA's compute capability, 0 of other makers' cards; None if it is not known."""
+        number = self.capability.replace(".", "")
+        return int(number) if number.isdecimal() else None if self.capability == UNKNOWN else 0
 
 
 @dataclass(frozen=True)
@@ -164,4 +174,4 @@ def read_card(text: str) -> Card:
         raise LaddError(f"--gpu {text}: after the colon go memory_GB,bf16_TFLOPs,memory_GBps,link_GBps") from None
     if not all(0 < number < 1e9 for number in (memory, bf16, bandwidth, link)):
         raise LaddError(f"--gpu {text}: every ceiling must be a number above 0")
-    return _card(name, name, memory, bf16, bandwidth, link, "unknown", "given on the command line")
+    return _card(name, name, memory, bf16, bandwidth, link, UNKNOWN, "given on the command line")

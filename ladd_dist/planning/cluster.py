@@ -6,6 +6,7 @@ the ring, inside a node or between two, and the bytes over the slowest link of t
 
 from dataclasses import dataclass
 
+from ladd_dist.errors import LaddError
 from ladd_dist.planning.cards import HOST_SECONDS, REACHED, Card
 
 _BASE, _INSIDE, _BETWEEN = 8.4e-6, 3.4e-6, 9.6e-6
@@ -50,8 +51,17 @@ class Group:
 
 
 def sharding_groups(cluster: Cluster, replicas: int) -> tuple[Group, Group]:
-    """Ranks that shard a network, which are neighbours, and ranks that hold the same shard of it."""
+    """Ranks that shard a network, which are neighbours, and ranks that hold the same shard of it.
+
+    Raises:
+        LaddError: if the first are on several nodes, and not all of each.
+    """
     within = cluster.gpus // replicas
+    if cluster.per_node % within and within % cluster.per_node:
+        raise LaddError(
+            f"fsdp2.replicas={replicas} shards over {within} ranks, which neither divide a node of "
+            f"{cluster.per_node} nor fill nodes, and no time is known for: take replicas with which they do"
+        )
     if within <= cluster.per_node:
         alike = cluster.per_node // within
         return Group(within, 1), Group(alike, cluster.nodes)

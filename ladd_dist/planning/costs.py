@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from ladd_dist.config import Config, Recomputation
 from ladd_dist.data.buckets import Bucket, LatentSpace
+from ladd_dist.data.mds import REJECTED
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.engines.entry import Residency
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.ladd.losses import r1_penalty
+from ladd_dist.methods.networks import meta_backbone
 from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.backbone import Backbone
@@ -28,6 +30,7 @@ from ladd_dist.planning.partitioned import partitioned
 from ladd_dist.planning.repeats import Course, Repeats
 
 _NONE = Work()
+_DRAWING = "drawing"
 T = TypeVar("T")
 
 
@@ -82,7 +85,7 @@ class Costs:
     """
 
     def __init__(self, config: Config, bucket: Bucket, gpu: str) -> None:
-        self._config, self._dtype = config, compute_dtype(config)
+        self._config, self._dtype, self._gpu = config, compute_dtype(config), gpu
         self._mode = Fakes()
         self.networks = networks = method_of(config).networks(config)
         for frozen in networks.frozen.values():
@@ -104,7 +107,8 @@ class Costs:
         self.grid = space.grid(*self._shape[1:])
         self._context = family_of(config.teacher.path).context_shape(config.teacher)
         student: Any = networks.trained[STUDENT]
-        self.sample_bytes: int = 2 * (prod(self._shape) + prod(self._context) + student.pooled_width)
+        latents = 2 if REJECTED in method_of(config).FIELDS else 1
+        self.sample_bytes: int = 2 * (latents * prod(self._shape) + prod(self._context) + student.pooled_width)
         self._made: dict[Hashable, Any] = {}
         self._known: dict[Hashable, PassCost] = {}
 
@@ -115,8 +119,9 @@ class Costs:
 
     def once(self, what: str, config: Config, size: int, make: Callable[[], T]) -> T:
         """What follows from what ``size`` ranks hold, and how; many ways to run a configuration share that."""
-        optimizer, train, drawn = config.student_optimizer.state, config.train, config.evaluation
-        held = (config.engine, config.fsdp2, config.zero3, config.teacher.placement, train.ema_device, optimizer)
+        train, drawn = config.train, config.evaluation
+        optimizers = [o and (o.state, o.moments) for o in (config.student_optimizer, config.head_optimizer)]
+        held = (config.engine, config.fsdp2, config.zero3, config.teacher.placement, train.ema_device, *optimizers)
         beside = (train.preview_every, train.evaluate_every, drawn.judge, *drawn.scorers)
         key = what, size, held, beside
         if key not in self._made:
@@ -146,6 +151,16 @@ class Costs:
         # For the gradient of weights a layer's inputs are kept anyway.
         keeps = engine is not None and engine.keeps_inputs and passed.gradient == "inputs"
         return self._once(replace(passed, samples=1), recomputes, keeps, 1) * (samples * passed.samples)
+
+    def drawing(self) -> Work:
+        """One pass forward of the whole teacher, as data is drawn: to the velocity, uncompiled and without float8."""
+        if _DRAWING not in self._nets:
+            net = meta_backbone(self._config.teacher.path).requires_grad_(False).eval()
+            self._nets[_DRAWING], self._compiled[_DRAWING] = net, False
+            with self._mode:
+                self._place(_DRAWING, net)
+                self._choose_kernels(_DRAWING, net, self._gpu)
+        return self.of(Pass(_DRAWING), False).forward
 
     def _once(self, passed: Pass, checkpointing: Recomputation, keeps_inputs: bool, samples: int) -> PassCost:
         key = passed, checkpointing, keeps_inputs, samples

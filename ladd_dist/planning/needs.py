@@ -50,9 +50,9 @@ def needs(config: Config, costs: Costs, size: int, samples: int, workspace: int)
     layout = engine_entry(config.engine).layout(config, size, 0)
     host["checkpoint copy"] = checkpoint_copy(config, costs.networks, layout)
     passes = Counter(each.network for each in method_of(config).passes(config))
-    way = f"blocks of {passes}, recomputed {config.student.activation_checkpointing}"
-    blocks = costs.once(way, config, size, lambda: _blocks(config, costs, size, passes))
     keeps, accumulates = engine_entry(config.engine).residency(config).keeps_gradients, config.accumulation(size) > 1
+    way = f"blocks of {passes}, recomputed {config.student.activation_checkpointing}, added {accumulates}"
+    blocks = costs.once(way, config, size, lambda: _blocks(config, costs, size, passes))
 
     def device_at(moment: Moment) -> dict[str, int]:
         parts = {kind: count for (place, kind), count in state.items() if place == "device" and count}

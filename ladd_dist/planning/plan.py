@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from kernels import ARCHITECTURES
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket
+from ladd_dist.engines.build import FLOAT8_CAPABILITY
 from ladd_dist.engines.settings import check_ranks, check_settings
 from ladd_dist.errors import LaddError
-from ladd_dist.methods.passes import Pass
 from ladd_dist.methods.registry import method_of
-from ladd_dist.planning.cards import REACHED
+from ladd_dist.planning.cards import REACHED, Card
 from ladd_dist.planning.cluster import Cluster
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.needs import Needs, needs
@@ -77,10 +78,29 @@ def plan(config: Config, cluster: Cluster, costs: Costs, workspace: int = WORKSP
         raise LaddError(f"train.precision={config.train.precision}: times are known for bf16 alone: set bf16")
     check_settings(config)
     check_ranks(config, cluster.gpus)
+    _check_card(config, cluster.card)
     samples, micro_batches = config.micro_batch(cluster.gpus), config.accumulation(cluster.gpus)
     needed = needs(config, costs, cluster.gpus, samples, workspace)
     time = step_time(config, costs, cluster, samples, micro_batches)
     return Plan(config, cluster, samples, micro_batches, needed, time, flops_by_part(config, costs))
+
+
+def _check_card(config: Config, card: Card) -> None:
+    """As the launchers do on a GPU; of one that is given by its ceilings nothing is known."""
+    if (arch := card.arch) is None:
+        return
+    major, minor = FLOAT8_CAPABILITY
+    for network in ("teacher", "student"):
+        if getattr(config, network).float8 and arch < 10 * major + minor:
+            raise LaddError(
+                f"{network}.float8=true needs compute capability {major}.{minor}, and {card.name} has "
+                f"{card.capability}: set {network}.float8=false"
+            )
+    for part in ("attention", "heads"):
+        if getattr(config.kernels, part) == "triton" and arch not in ARCHITECTURES:
+            raise LaddError(
+                f"kernels.{part}=triton: there are no kernels for {card.name} ({card.capability}): set auto"
+            )
 
 
 def flops_by_part(config: Config, costs: Costs) -> dict[str, float]:
@@ -110,7 +130,6 @@ def synthesis(config: Config, cluster: Cluster, costs: Costs, images: int) -> Sy
     """Of so many pictures."""
     settings = config.synthesis
     passes = settings.steps * (2 if settings.guidance > 1 else 1)
-    network = "teacher" if "teacher" in costs.networks.frozen else "student"
-    work = costs.of(Pass(network, features=network == "teacher", adapter=False), False).forward * (images * passes)
+    work = costs.drawing() * (images * passes)
     seconds = arithmetic_seconds(work, cluster) + work.moved / (cluster.card.bandwidth * REACHED.operators)
     return Synthesis(images, work.flops, seconds / 3600, images * costs.sample_bytes)

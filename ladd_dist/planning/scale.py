@@ -15,7 +15,7 @@ from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.measured import MeasuredRun
 
 SIZES = (1, 8, 64, 512, 4096)
-"""Numbers of GPUs."""
+"""Numbers of GPUs, about."""
 _MILLION = 1e6
 _COLUMNS = (
     "GPUs", "global batch", "settings", "memory, GB", "iteration, s", "bound by", "network, s", "MFU", "samples/s",
@@ -45,11 +45,13 @@ def _cost(samples_per_second: float, gpus: int) -> float:
 
 
 def scale(config: Config, cluster: Cluster, costs: Costs, workspace: int) -> Iterator[Row]:
-    """Every size; the global batch stays the configuration's, but that every GPU has a sample."""
-    for size in SIZES:
-        per_node = min(size, cluster.per_node)
-        here = replace(cluster, per_node=per_node, nodes=size // per_node)
-        train = config.train.model_copy(update={"global_batch": max(config.train.global_batch, size)})
+    """Every size, in whole nodes; the global batch stays the configuration's, but that GPUs have as many samples."""
+    for about in SIZES:
+        per_node = min(about, cluster.per_node)
+        here = replace(cluster, per_node=per_node, nodes=about // per_node)
+        size = here.gpus
+        batch = -(-config.train.global_batch // size) * size
+        train = config.train.model_copy(update={"global_batch": batch})
         try:
             found = advise(config.model_copy(update={"train": train}), here, costs, workspace)
         except LaddError as why:

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 from ladd_dist.config import Config
 from ladd_dist.engines.ema import average_place
 from ladd_dist.engines.entry import MemoryKind
@@ -19,7 +21,7 @@ from ladd_dist.planning.cluster import Cluster, Group, Sent, collective, shardin
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.counting import Work
 from ladd_dist.planning.memory import adamw_moments, in_eight_bits
-from ladd_dist.planning.traffic import expected, gathered_elements, gathered_late
+from ladd_dist.planning.traffic import expected, gathered_elements, gathered_late, sharded
 
 Bound = Literal["compute", "memory", "host", "network", "data"]
 _BF16, _FP32 = 2, 4
@@ -165,12 +167,17 @@ def _by_engine(config: Config, costs: Costs, passed: Pass, micro_batches: int, s
     return gathered, gathered + reduced + added
 
 
-def _units(costs: Costs, passed: Pass) -> tuple[int, list[int], list[int]]:
-    """Blocks and what is outside of them; elements of each weight, and of each trained one."""
-    net = {**costs.networks.trained, **costs.networks.frozen}[passed.network]
+def _parts(net: nn.Module) -> int:
+    """Blocks and what is outside of them."""
     assert isinstance(net, Backbone)
+    return net.depth + 1
+
+
+def _units(costs: Costs, passed: Pass) -> tuple[int, list[int], list[int]]:
+    """What is handled at once; elements of each weight, and of each trained one."""
+    net = {**costs.networks.trained, **costs.networks.frozen}[passed.network]
     sizes = [(p.numel(), p.requires_grad) for p in net.parameters()]
-    return net.depth + 1, [size for size, _ in sizes], [size for size, trains in sizes if trains]
+    return _parts(net), [size for size, _ in sizes], [size for size, trains in sizes if trains]
 
 
 def arithmetic_seconds(work: Work, cluster: Cluster) -> float:
@@ -185,17 +192,17 @@ def _collectives(config: Config, costs: Costs, cluster: Cluster, micro_batches: 
     if cluster.gpus == 1:
         return Sent(), Sent()
     method, student = method_of(config), costs.networks.trained[STUDENT]
-    assert isinstance(student, Backbone)
     elements, trained = costs.once("elements", config, cluster.gpus, lambda: _elements(config, costs, cluster.gpus))
     moved = expected(config, elements, trained, micro_batches)
     shard, alike = sharding_groups(cluster, config.fsdp2.replicas)
-    gathers = sum(method.forward_backward(config).values()) * (student.depth + 1) * micro_batches
-    reduces = (student.depth + 1) * micro_batches
+    runs, backbones = method.forward_backward(config), {**costs.networks.trained, **costs.networks.frozen}
+    gathers = sum(runs[name] * _parts(backbones[name]) for name in sharded(config)) * micro_batches
+    reduces = _parts(student) * micro_batches
     late = gathered_late(config, elements) * micro_batches / moved["all_gather"]
     beside = (
         collective(cluster, shard, moved["all_gather"] * (1 - late), gathers * (1 - late))
         + collective(cluster, shard, moved["reduce_scatter"], reduces)
-        + collective(cluster, alike, trained * _FP32 / shard.size, student.depth + 1, rounds=2)
+        + collective(cluster, alike, trained * _FP32 / shard.size, _parts(student), rounds=2)
     )
     waited = collective(cluster, shard, moved["all_gather"] * late, gathers * late)
     first = collective(cluster, shard, moved["all_gather"] / gathers, 1)

@@ -79,7 +79,7 @@ def expected(config: Config, elements: Mapping[str, int], trained: int, micro_ba
         trained: those of the student that gradients are reduced for: all but the base's, if it has adapters.
     """
     method, runs = method_of(config), method_of(config).forward_backward(config)
-    gathered = sum(elements[name] * runs[name] for name in _sharded(config)) * compute_dtype(config).itemsize
+    gathered = sum(elements[name] * runs[name] for name in sharded(config)) * compute_dtype(config).itemsize
     return {
         "all_gather": gathered * micro_batches,
         "reduce_scatter": trained * 4 * micro_batches,
@@ -96,14 +96,14 @@ def gathered_late(config: Config, elements: Mapping[str, int]) -> int:
     """
     if not engine_entry(config.engine).residency(config).whole_blocks:
         return 0
-    passes = [each for each in method_of(config).passes(config) if each.network in _sharded(config)]
+    passes = [each for each in method_of(config).passes(config) if each.network in sharded(config)]
     count = Counter(each.network for each in passes)
     backward = Counter(each.network for each in passes if each.gradient != "none")
     late = sum(elements[name] * (often + 1) for name, often in backward.items() if count[name] > 1)
     return late * compute_dtype(config).itemsize
 
 
-def _sharded(config: Config) -> set[str]:
+def sharded(config: Config) -> set[str]:
     """Networks that are gathered."""
     runs = set(method_of(config).forward_backward(config))
     return runs if config.teacher.placement == "shard" else {STUDENT}
