@@ -119,6 +119,34 @@ def test_baselines_of_other_settings_are_drawn_again_and_go_on_where_they_were_e
     assert len(list((folder / BASELINES).iterdir())) == 2
 
 
+def _drawn(world: World, config: Config) -> int:
+    """The batches that a rank draws of the baselines."""
+    drawn, batch = list[int](), Draw._batch
+
+    def also(*args: Any) -> Any:
+        drawn.append(1)
+        return batch(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Draw, "_batch", also)
+        InTraining(config, world, Signals(), blocks=99)
+    return len(drawn)
+
+
+@pytest.mark.parametrize(("there", "drawn"), [(1, 14), (4, 7)])
+def test_two_ranks_go_on_with_baselines_of_which_they_draw_each_others_batches(
+    config: Config, run: list[Evaluated], tmp_path: Path, there: int, drawn: int
+) -> None:
+    """Of 7 sets of 5 batches each: a rank's next is one of the other's numbers, or it repeats the other's last."""
+    shutil.copytree(Path(config.run_dir) / BASELINES, tmp_path / BASELINES)
+    whole = sorted(tmp_path.glob(f"{BASELINES}/*/sets/*/*"))
+    for file in whole:
+        if int(file.stem) >= there:
+            file.unlink()
+    assert ranks(2)(_drawn, config.model_copy(update={"run_dir": str(tmp_path)})) == [drawn, drawn]
+    assert sorted(tmp_path.glob(f"{BASELINES}/*/sets/*/*")) == whole
+
+
 def _rows(world: World, config: Config) -> list[Evaluated]:
     Trainer(config, world).run()
     return read_evaluations(config.run_dir)

@@ -160,6 +160,8 @@ def _mended(latents: Tensor) -> tuple[Tensor, Tensor]:
 class EncodedOnce:
     """This rank's prompts, encoded once and held in host memory: the text encoders can go.
 
+    Serves sets that are drawn whole: of one with batches that are there already, others fall to this rank.
+
     Args:
         entries: all that will be drawn.
     """

@@ -12,7 +12,7 @@ from ladd_dist.drawing.sampling import VelocityNetwork
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.baselines import Baselines, draw_baselines
-from ladd_dist.evaluation.draw import DRAWN, OTHER_HALF, Draw, EncodedOnce, in_batches, pictures
+from ladd_dist.evaluation.draw import DRAWN, OTHER_HALF, Draw, Encode, EncodedOnce, in_batches, pictures
 from ladd_dist.evaluation.drawn import Drawn
 from ladd_dist.evaluation.entrants import students, teachers
 from ladd_dist.evaluation.gallery import Gallery
@@ -32,8 +32,9 @@ from ladd_dist.supervision.signals import Signals
 class InTraining:
     """Draws ``evaluation.samples_in_training`` pictures of a live student and measures them.
 
-    Prompts are encoded once, and no text encoder stays in memory. The teacher's sets are drawn before the run's
-    networks are loaded, by a teacher that is gone by then; a later start finds them, see `evaluation.baselines`.
+    The student's prompts are encoded once, and no text encoder stays in memory. The teacher's sets are drawn before
+    the run's networks are loaded, by a teacher that is gone by then; a later start finds them, see
+    `evaluation.baselines`.
 
     Args:
         signals: tell whether all ranks are to stop after their batch of the teacher's.
@@ -71,7 +72,7 @@ class InTraining:
             teacher: frozen, for its features.
             iteration: that is done.
         """
-        draw = self._draw(teacher, lambda _: self._world.position.enter(iteration, "evaluation"))
+        draw = self._draw(teacher, self._encode, lambda _: self._world.position.enter(iteration, "evaluation"))
         ways = {entrant.name: partial(entrant.draw, self._pipeline, student) for entrant in students(self._config)}
         return {name: draw(way, self._entries, DRAWN) for name, way in ways.items()}
 
@@ -88,9 +89,9 @@ class InTraining:
         evaluated: list[Evaluated] = self._world.gather(found)
         return evaluated[0]
 
-    def _draw(self, teacher: FeatureNetwork | None, advance: Callable[[int], object]) -> Draw:
+    def _draw(self, teacher: FeatureNetwork | None, encode: Encode, advance: Callable[[int], object]) -> Draw:
         features = TeacherFeatures(self._config, teacher) if teacher and self._with_features else None
-        return Draw(self._config, self._world, self._pipeline, self._instruments, features, self._encode, advance)
+        return Draw(self._config, self._world, self._pipeline, self._instruments, features, encode, advance)
 
     def _draw_baselines(self, listed: Listed, stop: SharedStop) -> Baselines:
         """What is there; for what is missing, the teacher is loaded by its first pass."""
@@ -114,6 +115,8 @@ class InTraining:
         ways = {entrant.name: partial(entrant.draw, self._pipeline, teacher) for entrant in competition}
         gallery = Gallery(config.evaluation.pictures, self._entries)
         look = partial(look_at_reference, listed, self._instruments.judge, config.evaluation.batch, world)
-        found = draw_baselines(self._draw(teacher, advance), ways, self._entries, kept, gallery, look)
+        # Of what is missing any batch may fall to a rank, not those alone whose prompts it holds.
+        draw = self._draw(teacher, self._pipeline.encode_entries, advance)
+        found = draw_baselines(draw, ways, self._entries, kept, gallery, look)
         bar.close()
         return found
