@@ -24,6 +24,7 @@ from ladd_dist.evaluation.reference import list_reference
 from ladd_dist.evaluation.results import Results
 from ladd_dist.evaluation.table import columns, table
 from ladd_dist.models.backbone import Backbone
+from ladd_dist.report.record import read_evaluation
 from ladd_dist.training.trainer import Trainer
 
 
@@ -201,6 +202,19 @@ def test_without_its_weights_the_judge_is_replaced_by_the_teacher_and_other_scor
     assert len(said) == 2 and len(found.missing) == 3
     assert any("go by the kernel distances" in caveat for caveat in found.caveats)
     assert any("without the reference set" in caveat for caveat in found.caveats)
+
+
+def test_of_a_buckets_single_picture_no_distance_is_told_and_the_rest_is(config: Config) -> None:
+    found = evaluate(changed(config, samples=7), ALONE, None, "ema")
+    single = [of for s in found.sets for of in s.measures_by_bucket.values() if of.pictures == 1]
+    assert len(single) == len(found.sets)
+    for measures in single:
+        assert measures.judge is measures.teacher is measures.fine is measures.coarse is None
+        assert measures.read is not None and measures.high_frequencies is not None
+        assert columns(measures)["excess"] is columns(measures)["KID"] is None
+        assert columns(measures)["ratio"] is columns(measures)["to renoised"] is None
+    assert read_evaluation(Path(config.run_dir))[0] == found
+    assert "nan" not in "\n".join(table(found))
 
 
 def test_diversity_needs_two_pictures_of_a_prompt(config: Config) -> None:

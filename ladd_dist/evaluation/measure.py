@@ -96,10 +96,11 @@ class _Sets:
         self.rows = {name: _with_levels(of_set.of(self.numbers)) for name, of_set in drawn.items()}
         self.prompts = numbered([(entry.prompt, entry.bucket.name) for entry in entries])
         self.rivals, half = rivals, _with_levels(other_half.of(self.numbers))
-        self.reference = reference if reference and reference.pictures.unique().numel() > 1 else None
-        self.spaces = [space for space in SPACES if space in self.rows[REFERENCE]]
-        self.distances = {space: self._distances(half[space], space) for space in self.spaces}
-        main = self.spaces[0]
+        several = len(entries) > 1  # with one picture there is no kernel distance, and no covariance
+        self.reference = reference if several and reference and reference.pictures.unique().numel() > 1 else None
+        spaces = [space for space in SPACES if space in self.rows[REFERENCE]]
+        self.distances = {space: self._distances(half[space], space) for space in spaces} if several else {}
+        main = spaces[0]
         self.within = {name: self._diversity(of_set[main]) for name, of_set in self.rows.items()}
 
     def measures(self) -> dict[str, Measures]:
@@ -132,7 +133,7 @@ class _Sets:
         return self.groups[torch.searchsorted(self.numbers, rows.pictures)]
 
     def _to_teacher(self, name: str, space: str) -> TeacherDistance | None:
-        if space not in self.spaces:
+        if space not in self.distances:
             return None
         found, rivals = self.distances[space], self.rivals.get(name, Rivals())
         excess = found[name].excess

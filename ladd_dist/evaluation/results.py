@@ -48,7 +48,8 @@ class Measures(BaseModel):
     contrast in the upper band of frequencies, and ``diversity`` the mean distance of two pictures of one prompt: both
     over those of the guided teacher, where 1 is right; ``diversity`` is None if no prompt was drawn twice. ``read``
     is the share of pictures whose prompt the judge can read, and ``scores`` are means by scorer. Zeros stand for
-    the latents of ``broken`` pictures, which were not finite or above 10,000.
+    the latents of ``broken`` pictures, which were not finite or above 10,000. A bucket's single picture has no
+    distances.
     """
 
     pictures: int
@@ -65,11 +66,15 @@ class Measures(BaseModel):
     scores: dict[str, Estimate] = {}
 
     @property
+    def distance(self) -> TeacherDistance | None:
+        """The one that counts: in the judge's features, without a judge in the teacher's own; None of one picture."""
+        return self.judge or self.teacher
+
+    @property
     def main(self) -> TeacherDistance:
-        """The distance that counts: in the judge's features, without a judge in the teacher's own."""
-        found = self.judge or self.teacher
-        assert found is not None
-        return found
+        """The same of an evaluation's pictures, or of those of a bucket that has several."""
+        assert self.distance is not None
+        return self.distance
 
 
 class SetResult(BaseModel):

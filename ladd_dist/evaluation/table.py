@@ -15,12 +15,12 @@ def table(results: Results) -> list[str]:
 
 def columns(measures: Measures) -> dict[str, Estimate | None]:
     """All that was measured of a set, by a short name; None where there is none."""
-    main, patches, teacher, reference = measures.main, measures.patches, measures.teacher, measures.reference
+    main, patches, teacher, reference = measures.distance, measures.patches, measures.teacher, measures.reference
     return {
-        "excess": main.excess,
-        "ratio": main.ratio,
-        "to renoised": main.ratio_renoised,
-        "KID": main.kid,
+        "excess": main.excess if main else None,
+        "ratio": main.ratio if main else None,
+        "to renoised": main.ratio_renoised if main else None,
+        "KID": main.kid if main else None,
         "crops": patches.excess if patches else None,
         "in teacher": teacher.excess if teacher else None,
         "fine": measures.fine.excess if measures.fine else None,
