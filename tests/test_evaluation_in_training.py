@@ -230,3 +230,21 @@ def test_lines_that_are_none_are_left_out_of_the_record_with_a_warning(
         file.write('quux\n{"iteration": 3, "distance": 7}\n')
     assert read_evaluations(tmp_path) == run[:1]
     assert "evaluations.jsonl has 2 lines that are damaged or of another version" in caplog.text
+
+
+def test_lines_that_are_none_are_set_aside_before_the_record_is_written_again(
+    run: list[Evaluated], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twice: what was set aside before stays. A last line that a kill cut short goes."""
+    strange = ['{"iteration": 3, "distance": 7}', "quux"]
+    rows = [run[0].model_copy(update={"iteration": at}) for at in (2, 4, 6)]
+    for row, line in zip(rows, [*strange, '{"iteration": 7, "judge'], strict=True):
+        record(tmp_path, row)
+        with (tmp_path / EVALUATIONS).open("a") as file:
+            file.write(line if line.endswith("judge") else f"{line}\n")
+    assert (tmp_path / f"{EVALUATIONS}.damaged").read_text().splitlines() == strange
+    assert "evaluations.jsonl has 1 lines that are damaged or of another version: they are in" in caplog.text
+    caplog.clear()
+    record(tmp_path, rows[2])
+    assert read_evaluations(tmp_path) == rows and not caplog.records
+    assert (tmp_path / f"{EVALUATIONS}.damaged").read_text().splitlines() == strange

@@ -1,7 +1,6 @@
 """Evaluations of the student while it trains: the same held-out prompts and noise every time."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,11 +15,12 @@ from ladd_dist.log import log, warn
 from ladd_dist.methods.registry import method_of
 from ladd_dist.supervision.signals import Signals
 from ladd_dist.training.hooks import Hook, RunView
-from ladd_dist.training.tracking import Row, read_rows
+from ladd_dist.training.tracking import Row, whole_lines
 
 EVALUATIONS = "evaluations.jsonl"
 """The record, in a run's folder: a line is an `Evaluated`."""
 _STUDENTS = "student_"
+_LOST = "lines that are damaged or of another version"
 
 
 class Evaluation(Hook):
@@ -49,8 +49,17 @@ class Evaluation(Hook):
 
 
 def record(run_dir: Path, row: Evaluated) -> None:
-    """Append a row to the record; later ones, which a run left that was killed after its last checkpoint, go."""
-    kept = [old for old in read_evaluations(run_dir) if old.iteration < row.iteration]
+    """Append a row to the record; later ones, which a run left that was killed after its last checkpoint, go.
+
+    Lines that are none are added to a file beside it, since others may have been set aside before.
+    """
+    rows, lost = _read(run_dir / EVALUATIONS)
+    if lost:
+        aside = run_dir / f"{EVALUATIONS}.damaged"
+        with aside.open("ab") as file:
+            file.writelines(line + b"\n" for line in lost)
+        warn(f"{run_dir / EVALUATIONS} has {len(lost)} {_LOST}: they are in {aside} now")
+    kept = [old for old in rows if old.iteration < row.iteration]
     temporary = run_dir / f".{EVALUATIONS}"
     temporary.write_text("".join(each.model_dump_json() + "\n" for each in (*kept, row)), encoding="utf-8")
     temporary.replace(run_dir / EVALUATIONS)
@@ -58,14 +67,22 @@ def record(run_dir: Path, row: Evaluated) -> None:
 
 def read_evaluations(run_dir: str | Path) -> list[Evaluated]:
     """The evaluations recorded so far, in the order of iterations, but for lines that are none, with a warning."""
-    path, found = Path(run_dir) / EVALUATIONS, []
-    rows, damaged = read_rows(path)
-    for row in rows:
-        with suppress(ValidationError):
-            found.append(Evaluated.model_validate(row))
-    if lost := len(damaged) + len(rows) - len(found):
-        warn(f"{path} has {lost} lines that are damaged or of another version, which are left out")
+    path = Path(run_dir) / EVALUATIONS
+    found, lost = _read(path)
+    if lost:
+        warn(f"{path} has {len(lost)} {_LOST}, which are left out")
     return found
+
+
+def _read(path: Path) -> tuple[list[Evaluated], list[bytes]]:
+    """All rows of the record, and the lines that are none."""
+    found, lost = list[Evaluated](), list[bytes]()
+    for line in whole_lines(path):
+        try:
+            found.append(Evaluated.model_validate_json(line))
+        except ValidationError:
+            lost.append(line)
+    return found, lost
 
 
 def _line(row: Evaluated, names: list[str]) -> str:

@@ -127,9 +127,14 @@ def read_metrics(run_dir: str | Path) -> list[Row]:
 
 def read_rows(path: Path) -> tuple[list[Row], list[int]]:
     """All rows of a record, and the numbers of the lines that are none."""
-    text = path.read_bytes() if path.is_file() else b""
-    lines = [_row(line) for line in text.split(b"\n")[:-1]]  # what follows the last line break is cut short
+    lines = [_row(line) for line in whole_lines(path)]
     return [row for row in lines if row], [number for number, row in enumerate(lines, 1) if not row]
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """Those of a record: what follows the last line break is cut short. None of a file that is not there."""
+    text = path.read_bytes() if path.is_file() else b""
+    return text.split(b"\n")[:-1]
 
 
 def _row(line: bytes) -> Row | None:
