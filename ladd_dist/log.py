@@ -27,6 +27,9 @@ def setup(world: "World") -> None:
     # Libraries warn about what is normal here, and draw bars of their own.
     logging.getLogger().setLevel(logging.ERROR)
     diffusers_logging.disable_progress_bar()
+    # Of each prompt that is too long, with its text: `drawing.pipeline.tell_cut` counts them.
+    diffusers_logging.set_verbosity_error()
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
 
 
 def log(message: str) -> None:

@@ -13,7 +13,7 @@ from ladd_dist.config.arguments import as_count, as_path, as_seed, as_text
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import prompts_of, read_prompts
 from ladd_dist.drawing.pictures import open_picture, pixels_of
-from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
+from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule, tell_cut
 from ladd_dist.drawing.requests import Request, check_sizes, given, held_out, sized, times_from
 from ladd_dist.drawing.samples import SHEET, draw, student_artist, teacher_artist, write
 from ladd_dist.engines.build import compute_dtype
@@ -45,6 +45,7 @@ def main(launch: Launch) -> None:
     check_sizes(requests, check_networks(config), args.image)
     if args.teacher:
         teacher_schedule(config)
+    tell_cut(config, (request.prompt for request in requests), world)
     out = own_place(config, args.out, "samples")
     check_replaceable(out, "samples")
     checkpoint = open_checkpoint(config, world, args.checkpoint)

@@ -19,12 +19,14 @@ from ladd_dist.errors import LaddError
 from ladd_dist.evaluation.evaluate import evaluate
 from ladd_dist.evaluation.folder import evaluation_place, new_evaluation
 from ladd_dist.evaluation.gallery import Gallery
+from ladd_dist.evaluation.in_training import InTraining
 from ladd_dist.evaluation.places import FOLDER
 from ladd_dist.evaluation.reference import list_reference
 from ladd_dist.evaluation.results import Results
 from ladd_dist.evaluation.table import columns, table
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.report.record import read_evaluation
+from ladd_dist.supervision.signals import Signals
 from ladd_dist.training.trainer import Trainer
 
 
@@ -146,6 +148,18 @@ def test_a_student_that_is_still_the_teacher_is_no_nearer_than_the_teacher_sampl
     one = sets["student_1"].measures
     assert one and one.main.ratio and one.main.ratio.value == pytest.approx(1, abs=1e-3), "in one step they are alike"
     assert one.main.ratio_renoised is None
+
+
+def test_prompts_that_are_cut_are_counted_once_for_all_sets(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the launcher as in training."""
+    caplog.set_level("INFO")
+    (tmp_path / "prompts.txt").write_text("a two\na one next to a two next to a three\n")
+    long = changed(config, prompts=str(tmp_path / "prompts.txt"), samples_in_training=4, judge="teacher")
+    evaluate(long, ALONE, None, "ema")
+    InTraining(long, ALONE, Signals(), blocks=99)
+    assert caplog.text.count("too long and cut, of 2 prompts: 1 at CLIP's 10 tokens") == 2
 
 
 def test_a_teacher_without_guidance_is_the_reference_along_its_own_schedule(config: Config) -> None:

@@ -63,6 +63,12 @@ def levels(picture: Image.Image) -> np.ndarray:
 # Which
 
 
+def test_prompts_that_are_cut_are_counted(sample: Sample, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    sample("--prompt", "a one next to a two next to a three", "--prompt", "a one", steps=1)
+    assert "too long and cut, of 2 prompts: 1 at CLIP's 10 tokens" in caplog.text
+
+
 def test_prompts_of_a_file_and_of_standard_input(
     sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

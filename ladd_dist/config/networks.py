@@ -36,7 +36,8 @@ class TeacherConfig(Section):
     """Hold the linear layers that every token passes in 8 bits and multiply in 8 bits, forward and backward: a third
     less memory, and tensor cores of twice the speed (capability 8.9 and up). Not where it is sharded."""
     max_t5_tokens: Annotated[int, Field(ge=1, le=512)] = 256
-    """T5 tokens appended to the 77 of CLIP; zeros where the teacher has no T5. The pipeline takes 512 at most."""
+    """T5 tokens appended to the 77 of CLIP; zeros where the teacher has no T5. The pipeline takes 512 at most.
+    What draws says how many prompts are longer."""
 
 
 class LoraConfig(Section):

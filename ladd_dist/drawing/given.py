@@ -17,7 +17,7 @@ from ladd_dist.data.picture_table import PictureTable, Row, read_pairs, read_pic
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.pictures import fit_picture, open_picture
-from ladd_dist.drawing.pipeline import Pipeline
+from ladd_dist.drawing.pipeline import Pipeline, tell_cut
 from ladd_dist.drawing.plan import Plan, columns_of, plan_parts
 from ladd_dist.drawing.writing import write_dataset
 from ladd_dist.errors import LaddError
@@ -128,6 +128,7 @@ def _encode(
     buckets = [Bucket.parse(name) for name in config.synthesis.buckets]
     entries = [_Given(each, nearest(*look.size, buckets)) for each, look in zip(table.rows, seen, strict=True)]
     _tell(table, entries, seen)
+    tell_cut(config, (entry.row.prompt for entry in entries), world)
     parts = plan_parts(Path(config.data.path), entries, config.synthesis.part_samples)
     plan = Plan(parts, _provenance(config, space, table, seen), space, f"{table.unit}s", table.unit)
     return write_dataset(plan, _Encoder(config, world), config, world, lock or RunLock(), signals or Signals())

@@ -1,6 +1,8 @@
 """One way to draw: prompts and seeds to conditioning, to latents, to pictures, whatever network draws them."""
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,8 +14,10 @@ from ladd_dist.data.buckets import Bucket, LatentSpace
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.noise import image_noise, image_seed
+from ladd_dist.distributed.world import World
 from ladd_dist.drawing.sampling import VelocityNetwork, sample_ode, sample_student
 from ladd_dist.engines.build import compute_dtype
+from ladd_dist.log import log
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.family import Decoder, Encoder, Schedule
 from ladd_dist.models.registry import family_of
@@ -122,6 +126,20 @@ def teacher_schedule(config: Config) -> Schedule:
     for bucket in map(Bucket.parse, config.synthesis.buckets):
         schedule.times(config.synthesis.steps, math.prod(space.grid(*space.shape(bucket)[1:])))
     return schedule
+
+
+def tell_cut(config: Config, prompts: Iterable[str], world: World) -> None:
+    """A line that says how many prompts are cut since they are too long, if some are; called by all ranks.
+
+    Raises:
+        LaddError: if they cannot be measured.
+    """
+    different = list(dict.fromkeys(prompts))
+    mine = family_of(config.teacher.path).cut(config.teacher, different[world.rank :: world.size])
+    found = sum(map(Counter, world.gather(mine)), Counter[str]())
+    if found:
+        ends = ", ".join(f"{count:,} at {limit}" for limit, count in found.items())
+        log(f"too long and cut, of {len(different):,} prompts: {ends}")
 
 
 def load_backbone(folder: str, dtype: torch.dtype, device: torch.device) -> Backbone:

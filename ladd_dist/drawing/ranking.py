@@ -14,7 +14,7 @@ from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.noise import image_seed
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.pipeline import Encoded
+from ladd_dist.drawing.pipeline import Encoded, tell_cut
 from ladd_dist.drawing.plan import Plan, columns_of, plan_parts
 from ladd_dist.drawing.scorers import Scorer, score, scorer_of
 from ladd_dist.drawing.synthesis import Teacher, drawable, drawn
@@ -98,7 +98,9 @@ def rank_pairs(
     if pictures < 2:
         raise LaddError(f"--pictures {pictures} leaves nothing to choose from: draw 2 or more of each prompt")
     scorer, space = scorer_of(name), check_networks(config)
-    parts = plan_parts(Path(config.data.path), drawable(config, 1), config.synthesis.part_samples)
+    entries = drawable(config, 1)
+    tell_cut(config, (entry.prompt for entry in entries), world)
+    parts = plan_parts(Path(config.data.path), entries, config.synthesis.part_samples)
     plan = Plan(parts, drawn(config, space, pictures, f"rank:{name}"), space, "rank", "prompt", ties=True)
     maker = _Ranked(config, Teacher(config, world), name, scorer, pictures)
     return write_dataset(plan, maker, config, world, lock or RunLock(), signals or Signals())

@@ -14,7 +14,7 @@ from ladd_dist.data.mds import Manifest, Provenance, row
 from ladd_dist.data.prompts import PromptEntry, read_prompts
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.pipeline import Encoded, Pipeline, load_backbone, teacher_schedule
+from ladd_dist.drawing.pipeline import Encoded, Pipeline, load_backbone, teacher_schedule, tell_cut
 from ladd_dist.drawing.plan import Plan, columns_of, plan_parts
 from ladd_dist.drawing.writing import write_dataset
 from ladd_dist.engines.build import compute_dtype
@@ -87,6 +87,7 @@ def synthesize(config: Config, world: World, lock: RunLock | None = None, signal
     settings = config.synthesis
     space = check_networks(config)
     entries = drawable(config, settings.images_per_prompt)
+    tell_cut(config, (entry.prompt for entry in entries), world)
     parts = plan_parts(Path(config.data.path), entries, settings.part_samples)
     plan = Plan(parts, drawn(config, space, settings.images_per_prompt), space, "synthesize", "img")
     maker = _Pictures(config, Teacher(config, world))

@@ -15,7 +15,7 @@ from ladd_dist.checkpoints.student import Weights, load_student, open_checkpoint
 from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
+from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule, tell_cut
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.evaluation.baselines import draw_baselines
 from ladd_dist.evaluation.draw import DRAWN, OTHER_HALF, Draw, in_batches, pictures
@@ -77,6 +77,7 @@ def evaluate(
     check_networks(config)
     entries, place = pictures(config, config.evaluation.samples), evaluation_place(config)
     teacher_schedule(config)
+    tell_cut(config, (entry.prompt for entry in entries), world)
     listed = list_reference(config)
     instruments = Instruments.load(config, world)
     opened = open_checkpoint(config, world, checkpoint)

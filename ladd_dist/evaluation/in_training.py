@@ -7,7 +7,7 @@ from typing import Any
 
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
-from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule
+from ladd_dist.drawing.pipeline import Pipeline, load_backbone, teacher_schedule, tell_cut
 from ladd_dist.drawing.sampling import VelocityNetwork
 from ladd_dist.engines.build import compute_dtype
 from ladd_dist.errors import LaddError
@@ -51,6 +51,7 @@ class InTraining:
         self._entries = pictures(config, config.evaluation.samples_in_training)
         teacher_schedule(config)
         listed = list_reference(config)
+        tell_cut(config, (entry.prompt for entry in self._entries), world)
         self._with_features = middle_block(config) < blocks
         self._instruments = Instruments.load(config, world)
         if self._instruments.judge is None and not self._with_features:

@@ -182,6 +182,13 @@ class Family(ABC):
     def conditioner(self, teacher: TeacherConfig, dtype: torch.dtype, device: torch.device) -> Conditioner:
         """Load what encodes prompts."""
 
+    def cut(self, teacher: TeacherConfig, prompts: Sequence[str]) -> Mapping[str, int]:
+        """How many prompts are cut since they are longer than what encodes them takes, by that length in words.
+
+        A family that does not say how long prompts may be has none cut.
+        """
+        return {}
+
     @abstractmethod
     def context_shape(self, teacher: TeacherConfig) -> tuple[int, int]:
         """Tokens L and channels D of `Conditioning.context`, from configs alone."""

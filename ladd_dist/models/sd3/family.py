@@ -21,7 +21,7 @@ from ladd_dist.models.sd3.networks import vae_on_meta
 from ladd_dist.models.sd3.reduction import reduced
 from ladd_dist.models.sd3.schedule import TeacherSchedule
 from ladd_dist.models.sd3.single_file import original_names
-from ladd_dist.models.sd3.text import TextEncoders
+from ladd_dist.models.sd3.text import TextEncoders, cut
 from ladd_dist.models.sd3.transformer import Sd3Backbone, load_transformer, make_transformer, token_grid
 from ladd_dist.models.sd3.vae import Vae, latent_factor
 
@@ -88,6 +88,10 @@ class Sd3(Family):
     def conditioner(self, teacher: TeacherConfig, dtype: torch.dtype, device: torch.device) -> TextEncoders:
         """See `TextEncoders`."""
         return TextEncoders(teacher.path, dtype, device, teacher.max_t5_tokens)
+
+    def cut(self, teacher: TeacherConfig, prompts: Sequence[str]) -> dict[str, int]:
+        """See `cut`."""
+        return cut(teacher.path, teacher.max_t5_tokens, prompts)
 
     def context_shape(self, teacher: TeacherConfig) -> tuple[int, int]:
         """CLIP's tokens and then T5's, in T5's width."""

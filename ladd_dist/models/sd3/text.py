@@ -1,5 +1,6 @@
 """Prompts to conditioning, by the teacher's own encoders and tokenizers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from diffusers import StableDiffusion3Pipeline
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.log import log
 from ladd_dist.models.folder import components
-from ladd_dist.models.sd3.layout import T5, TOKENIZERS
+from ladd_dist.models.sd3.configs import clip_tokens
+from ladd_dist.models.sd3.layout import CLIPS, T5, TOKENIZERS
 from ladd_dist.models.sd3.networks import saved
 from ladd_dist.models.sd3.tokenizers import tokenizer_of
 from ladd_dist.models.sd3.transformer import meta_transformer
@@ -51,3 +53,20 @@ class TextEncoders:
             max_sequence_length=self._max_t5_tokens,
         )
         return Conditioning(context, pooled)
+
+
+def cut(folder: str | Path, max_t5_tokens: int, prompts: Sequence[str]) -> dict[str, int]:
+    """How many prompts have more tokens than CLIP and T5 are given, by those numbers in words.
+
+    Raises:
+        LaddError: if the folder lacks a tokenizer, or one cannot be loaded.
+    """
+    limits = {CLIPS[0]: ("CLIP", clip_tokens(folder))}  # the pipeline holds the second to the first one's
+    if T5 in components(folder):
+        limits[T5] = "T5", max_t5_tokens
+    found = {}
+    for encoder, (name, limit) in limits.items():
+        tokenizer = tokenizer_of(folder, encoder)
+        longer = sum(len(tokenizer(prompt, verbose=False).input_ids) > limit for prompt in prompts)
+        found[f"{name}'s {limit} tokens"] = longer
+    return found
