@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from checkpoints import config_in, save_at
-from conftest import ALONE, TINY
+from conftest import ALONE, NEEDS_VECTORS, TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -141,6 +141,20 @@ def test_chunks_are_updated_as_torchao_does_each_tensor(monkeypatch: pytest.Monk
         for name, moment in ours.moment(kind).items():
             expected = theirs.state[wanted[name]][kind]
             assert torch.equal(moment.codes, expected.codes) and torch.equal(moment.scale, expected.scale)
+
+
+@NEEDS_VECTORS
+def test_one_program_serves_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled, as on a GPU: for each length of a tensor torchao would make another, which takes seconds."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(eight_bit, "_CHUNK", 8192)
+    with torch.compiler.set_stance("default"):
+        counters.clear()
+        _, weights = updated(beta1=0.0)
+        assert counters["stats"]["unique_graphs"] == 1
+    for name, wanted in updated_one_by_one(beta1=0.0)[1].items():
+        torch.testing.assert_close(weights[name], wanted.detach(), rtol=0, atol=5e-4)  # of 0.02
 
 
 @given(st.lists(st.integers(16, 400), min_size=1, max_size=20), st.integers(1, 40))
