@@ -5,9 +5,10 @@ from ladd_dist.cli import Launch, parser, run
 _DESCRIPTION = """\
 Check that a job can run where this is started: the same configuration, code and data on every rank, memory, disk
 space, links and clocks. Prints a table and ends with 0, or with 2 and a line that names who is at fault and what to
-do. Takes seconds and changes nothing. Several ranks of train.py, synthesize.py, pairs.py and evaluate.py do it too.
+do. Takes seconds and changes nothing. Several ranks of train.py, synthesize.py, encode.py, pairs.py and evaluate.py
+do it too.
 
-  torchrun --nproc-per-node 8 launchers/preflight.py --config configs/sd35_large.yaml
+  torchrun --nproc-per-node 8 launchers/preflight.py --config configs/sd35_large.yaml method.fake_pass=two_pass
   srun python launchers/preflight.py --config configs/sd35_large.yaml --job synthesize
 """
 
@@ -21,7 +22,6 @@ def main(launch: Launch) -> None:
 
 if __name__ == "__main__":
     command = parser(_DESCRIPTION)
-    command.add_argument(
-        "--job", choices=["train", "synthesize", "pairs", "evaluate"], default="train", help="what to check for"
-    )
+    jobs = ["train", "synthesize", "encode", "pairs", "evaluate"]
+    command.add_argument("--job", choices=jobs, default="train", help="what to check for")
     run(command, main)

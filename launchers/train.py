@@ -9,12 +9,12 @@ _DESCRIPTION = """\
 Distil a teacher by LADD on synthetic latents. Start it again to go on from the newest checkpoint.
 
   python launchers/train.py --config configs/digits.yaml
-  torchrun --nproc-per-node 8 launchers/train.py --config configs/sd35_large.yaml
-  deepspeed launchers/train.py --config configs/sd35_large.yaml engine=zero3
+  torchrun --nproc-per-node 8 launchers/train.py --config configs/sd35_large.yaml method.fake_pass=two_pass
+  deepspeed --num_accelerators 2 launchers/train.py --config configs/digits.yaml engine=zero3
 
 Before that, on any machine, an iteration of 8 ranks on tensors without data:
 
-  python launchers/train.py --config configs/sd35_large.yaml --dry-run 8 --gpu H100
+  python launchers/train.py --config configs/sd35_large.yaml --dry-run 8 --gpu H200 method.fake_pass=two_pass
 """
 
 

@@ -1,11 +1,15 @@
-"""The commands of the documentation, for tests that run them."""
+"""The commands of the documentation and of the launchers' help, for tests that run them."""
 
+import ast
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+STARTERS = ("python", "torchrun", "deepspeed", "srun")
+LAUNCHERS = sorted({*(ROOT / "launchers").rglob("*.py")} - {ROOT / "launchers/kubernetes/pod.py"})
+"""But for what nobody starts by hand."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -27,6 +31,16 @@ def commands(page: Path) -> list[Command]:
     blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [_command(page.name, shlex.split(line, comments=True)) for line in lines if line.split("#")[0].strip()]
+
+
+def examples(launcher: Path) -> list[Command]:
+    """All command lines of what a launcher says under --help."""
+    for node in ast.parse(launcher.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_DESCRIPTION":
+            text = ast.literal_eval(node.value).replace("\\\n", " ")
+            lines = re.findall(rf"^  ((?:{'|'.join(STARTERS)}) .*)$", text, re.MULTILINE)
+            return [_command(launcher.name, shlex.split(line)) for line in lines]
+    return []
 
 
 def documented(page: str, *words: str) -> Command:

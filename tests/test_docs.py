@@ -1,4 +1,4 @@
-"""The documentation's commands: they parse, and what they name is there."""
+"""The commands of the documentation and of --help: they parse, and what they name is there."""
 
 import argparse
 import re
@@ -9,15 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from documented import PAGES, ROOT, Command, commands, hostfile
+from documented import LAUNCHERS, PAGES, ROOT, STARTERS, Command, commands, examples, hostfile
 from torch.distributed.run import get_args_parser, parse_min_max_nnodes
 
 from ladd_dist.config import load
 from ladd_dist.engines.settings import check_ranks, check_settings
 
 GUIDES = ROOT / "docs/guides.md"
-ALL = [command for page in PAGES for command in commands(page)]
-STARTED = [command for command in ALL if command.words[0] in ("python", "torchrun", "deepspeed", "srun")]
+HELP = [command for launcher in LAUNCHERS for command in examples(launcher)]
+ALL = [command for page in PAGES for command in commands(page)] + HELP
+STARTED = [command for command in ALL if command.words[0] in STARTERS]
 OTHERS = {"make", "source", "cp", "docker", "enroot", "apptainer", "kubectl", "sbatch"}
 LAUNCHER = re.compile(r"launchers/.*\.py")
 
@@ -92,12 +93,12 @@ def test_what_a_command_starts_takes_it(command: Command, parse: Parse, file: Ca
     check_settings(config)
     for size in worlds(command.words):
         check_ranks(config, size)
-        if launcher == "launchers/train.py":
-            config.accumulation(size)
+        if launcher == "launchers/train.py" or (launcher == "launchers/preflight.py" and args.job == "train"):
+            config.accumulation(getattr(args, "dry_run", None) or size)
 
 
 def test_every_command_is_known() -> None:
-    assert ALL and {command.words[0] for command in ALL} - {command.words[0] for command in STARTED} <= OTHERS
+    assert HELP and {command.words[0] for command in ALL} - {command.words[0] for command in STARTED} <= OTHERS
 
 
 @pytest.mark.parametrize("target", sorted({c.words[1] for c in ALL if c.words[0] == "make"}))
