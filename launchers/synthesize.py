@@ -1,6 +1,7 @@
 """Draw the training set: the guided teacher's latents in MDS shards."""
 
 from ladd_dist.cli import Launch, parser, run
+from ladd_dist.jobs.fit import check_latents
 from ladd_dist.supervision.signals import Signals
 
 _DESCRIPTION = """\
@@ -18,6 +19,7 @@ def main(launch: Launch, signals: Signals) -> None:
         synthesize,  # late: until it is imported, many seconds, signals are heard already
     )
 
+    check_latents(launch.config)
     synthesize(launch.config, launch.world, launch.lock, signals)
 
 

@@ -322,6 +322,15 @@ def test_a_bucket_that_does_not_divide_is_named(refused: Refused, tmp_path: Path
     assert "bucket 30x32: height and width must be multiples of 4" in line
 
 
+def test_a_method_that_needs_pairs_has_no_latents_drawn(
+    run_launcher: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run_launcher("synthesize.py", "--config", "configs/tiny_dpo.yaml", f"data.path={tmp_path / 'pairs'}") == 2
+    said = capsys.readouterr().err
+    assert "error: method.name=dpo needs preference pairs" in said and "launchers/pairs.py" in said
+    assert not (tmp_path / "pairs/plan.json").exists()
+
+
 def test_another_plan_is_refused_with_the_key(refused: Refused) -> None:
     line = refused("synthesize.py", "synthesis.steps=9")
     assert "steps=2, but this run has steps=9" in line and "set data.path to a new folder" in line

@@ -341,6 +341,14 @@ def test_the_example_fits_the_large_configuration(kind: Kind) -> None:
     assert sizes == {"synthesize": (32, 8), "train": (16, 8), "evaluate": (1, 8), "export": (1, 1)}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_are_not_drawn_for_a_method_that_needs_pairs(kind: Kind) -> None:
+    clusters, config = load_clusters(EXAMPLE), load(ROOT / "configs/sd35_large_dpo.yaml", ["train.micro_batch=1"])
+    Job("train", kind, config, clusters["train"]).check()
+    with pytest.raises(LaddError, match=r"method.name=dpo needs .*: make pairs with launchers/pairs.py"):
+        Job("synthesize", kind, config, clusters["synthesize"]).check()
+
+
 # No text becomes anything else
 
 CHARACTERS = st.sampled_from("'\"\\$()`;&|<>{}[]*?!~#=%,:- \u2028\ufeff") | st.characters(

@@ -9,7 +9,9 @@ from conftest import ALONE, TINY, tiny_config, tiny_overrides
 from ladd_dist.checkpoints.export import export
 from ladd_dist.checkpoints.reader import open_newest
 from ladd_dist.config import Config, load
+from ladd_dist.config.method import DpoConfig, FlowMatchingConfig, LaddConfig
 from ladd_dist.data.buckets import Bucket
+from ladd_dist.data.mds import REJECTED
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.conditioning import Conditioning
@@ -147,6 +149,13 @@ def test_a_teacher_is_built_where_the_configuration_says_so() -> None:
 def test_a_checkpoint_of_another_method_is_refused(run: Path, dataset: Path) -> None:
     with pytest.raises(LaddError, match=r"trained with method\.name=flow_matching, .* has ladd"):
         Trainer(load(TINY, tiny_overrides(run, dataset)), ALONE)
+
+
+def test_who_needs_pairs_says_so_in_its_section() -> None:
+    """Where jobs are submitted from, there is no torch to ask the method."""
+    sections = {"ladd": LaddConfig, "flow_matching": FlowMatchingConfig, "dpo": DpoConfig}
+    needs = {name: REJECTED in method.FIELDS for name, method in METHODS.items()}
+    assert needs == {name: section.trains_on_pairs for name, section in sections.items()}
 
 
 def test_names_are_the_registrys() -> None:

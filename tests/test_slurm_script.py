@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,13 @@ def test_a_synthesis_takes_no_more_ranks_than_it_has_parts(tmp_path: Path) -> No
     with pytest.raises(LaddError, match=r"makes 12 pictures, at most 5 parts of .*part_samples=5, and 6 ranks would"):
         job_of(tmp_path, "synthesize", overrides, nodes=6).check()
     job_of(tmp_path, "synthesize", ("synthesis.prompts=elsewhere.txt",), nodes=6).check()
+
+
+def test_latents_are_not_drawn_for_a_method_that_needs_pairs(tmp_path: Path) -> None:
+    config = load(ROOT / "configs/tiny_dpo.yaml", ["engine=fsdp2"])
+    replace(job_of(tmp_path, "train"), config=config).check()
+    with pytest.raises(LaddError, match=r"method.name=dpo needs .*: make pairs with launchers/pairs.py"):
+        replace(job_of(tmp_path, "synthesize"), config=config).check()
 
 
 # What the script decides

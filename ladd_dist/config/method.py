@@ -18,6 +18,9 @@ class MethodSection(Section):
     trains_adapters: ClassVar[bool] = False
     """Whether it holds a student with adapters against the student without, and so needs ``student.lora``."""
 
+    trains_on_pairs: ClassVar[bool] = False
+    """Whether it needs a dataset of preference pairs, which ``launchers/synthesize.py`` does not draw."""
+
     student_times: list[Annotated[float, Field(gt=0, le=1)]] = Field(default=[1.0, 0.75, 0.5, 0.25], min_length=1)
     """Noise levels at which the student draws and is exported, descending from 1; LADD trains it at these alone."""
 
@@ -124,6 +127,7 @@ class DpoConfig(MethodSection):
     """Diffusion-DPO on preference pairs (arXiv 2311.12908), by adapters on a frozen base that is the reference."""
 
     trains_adapters: ClassVar[bool] = True
+    trains_on_pairs: ClassVar[bool] = True
     name: Literal["dpo"] = "dpo"
     beta: PositiveNumber = 5000.0
     """How much a gain over the reference counts: half of beta times the difference of two mean squared errors."""

@@ -19,6 +19,8 @@ def check_fit(name: JobName, config: Config, nodes: NodesConfig) -> None:
         LaddError: naming the setting that does not fit.
     """
     check_settings(config)
+    if name == "synthesize":
+        check_latents(config)
     size = nodes.nodes * nodes.ranks
     if name == "train":
         check_ranks(config, size)
@@ -28,6 +30,19 @@ def check_fit(name: JobName, config: Config, nodes: NodesConfig) -> None:
         raise LaddError(
             f"evaluation.samples={settings.samples} are at most {most} batches of evaluation.batch={settings.batch}, "
             f"and {size} ranks would share them: set fewer for jobs.evaluate in the cluster file, or a smaller batch"
+        )
+
+
+def check_latents(config: Config) -> None:
+    """Check that the method can be trained on latents without a rejected one.
+
+    Raises:
+        LaddError: naming what makes its dataset.
+    """
+    if config.method.trains_on_pairs:
+        raise LaddError(
+            f"method.name={config.method.name} needs preference pairs, and a synthesis would draw latents without a "
+            f"rejected one into data.path={config.data.path}: make pairs with launchers/pairs.py"
         )
 
 

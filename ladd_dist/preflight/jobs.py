@@ -23,6 +23,7 @@ from ladd_dist.errors import MissingWeights
 from ladd_dist.evaluation.folder import evaluation_place
 from ladd_dist.evaluation.judges import check_judge
 from ladd_dist.evaluation.reference import list_reference
+from ladd_dist.jobs.fit import check_latents
 from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.fingerprint import fingerprint
@@ -70,6 +71,11 @@ def _check_training(config: Config, world: World) -> None:
     if config.train.evaluate_every:
         _check_names(config)
         list_reference(config)
+
+
+def _check_synthesis(config: Config, world: World) -> None:
+    check_latents(config)
+    check_networks(config)
 
 
 def _check_evaluation(config: Config, world: World) -> None:
@@ -165,7 +171,7 @@ JOBS: dict[str, Job] = {
     "synthesize": Job(
         "data.path",
         lambda config: Path(config.data.path),
-        lambda config, world: check_networks(config),
+        _check_synthesis,
         lambda config: {**_prompts(config, config.synthesis.prompts), **_networks(config)},
         _latents,
         pieces=lambda config: len(_missing_parts(config)),
