@@ -14,6 +14,9 @@ WORKDIR /opt/ladd_dist
 COPY pyproject.toml constraints.txt ./
 COPY container/install.sh container/
 RUN PIP_NO_CACHE_DIR=1 container/install.sh .venv .
+# Seen by who has it on PYTHONPATH: diffusers looks for torchao, and warns in every process that finds it.
+COPY container/beside.sh container/
+RUN PIP_NO_CACHE_DIR=1 container/beside.sh .venv .venv/8bit torchao
 
 FROM ${BASE}
 COPY container/packages.sh /opt/ladd_dist/container/

@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt container/install.sh
 	touch $@
 
 $(TORCHAO): $(INSTALLED)
-	$(BIN)/pip install --no-deps --target $@ --constraint constraints.txt torchao
+	container/beside.sh $(VENV) $@ torchao
 	touch $@
 
 # Every step goes on where it was stopped; a finished run is only evaluated and reported again.

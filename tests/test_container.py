@@ -70,6 +70,21 @@ def test_steps_are_scripts_and_one_of_them_is_how_everybody_installs() -> None:
     assert re.search(r"^\t.*container/install\.sh ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def test_moments_in_8_bits_lie_beside_the_environment_here_as_there(tmp_path: Path) -> None:
+    """`.venv` is copied whole; the page names the folder that PYTHONPATH takes."""
+    (step,) = [line for line in instructions("RUN") if "beside.sh" in line]
+    assert step.endswith("container/beside.sh .venv .venv/8bit torchao")
+    assert "\tcontainer/beside.sh $(VENV) $@ torchao\n" in (ROOT / "Makefile").read_text()
+    assert "PYTHONPATH: /opt/ladd_dist:/opt/ladd_dist/.venv/8bit\n" in (ROOT / "docs/container.md").read_text()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/pip").write_text('#!/bin/sh\necho "$*"\n')
+    (tmp_path / "bin/pip").chmod(0o755)
+    command = [ROOT / "container/beside.sh", tmp_path, tmp_path / "8bit", "torchao"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANG).stdout.split()
+    assert said[-6:] == ["--no-deps", "--target", f"{tmp_path}/8bit", "--constraint", "constraints.txt", "torchao"]
+    assert re.search(r"^torchao==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("what", ["build", "run"])
 def test_packages_are_installed_without_questions(tmp_path: Path, what: str) -> None:
     calls = tmp_path / "calls"
@@ -84,7 +99,14 @@ def test_packages_are_installed_without_questions(tmp_path: Path, what: str) -> 
     assert ("gcc" in install.split()) == (what == "run")
 
 
-@pytest.mark.parametrize(("script", "takes"), [("packages.sh", "build | run"), ("install.sh", "FOLDER WHAT...")])
+@pytest.mark.parametrize(
+    ("script", "takes"),
+    [
+        ("packages.sh", "build | run"),
+        ("install.sh", "FOLDER WHAT..."),
+        ("beside.sh", "ENVIRONMENT FOLDER PACKAGE"),
+    ],
+)
 def test_a_script_names_what_it_takes(script: str, takes: str) -> None:
     done = subprocess.run([ROOT / "container" / script], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 2 and done.stderr.startswith("usage: ") and done.stderr.endswith(f"{takes}\n")
