@@ -23,7 +23,7 @@ from launch import environment
 from ladd_dist.checkpoints.reader import Checkpoint
 from ladd_dist.distributed import world as distributed
 from ladd_dist.errors import LaddError
-from ladd_dist.measuring.commits import checkout
+from ladd_dist.measuring.commits import checkout, commit_of
 from ladd_dist.measuring.compare import Comparison, compare_runs, relative_parameters, relative_steps
 from ladd_dist.measuring.compared import ComparedRun, split_overrides
 from ladd_dist.methods.ladd.method import Ladd
@@ -255,6 +255,28 @@ def test_a_commit_is_checked_out_beside_the_working_tree_and_removed(scratch: Pa
         assert working == scratch and not (new / "untracked").exists()
         assert len(trees(scratch)) == 3
     assert len(trees(scratch)) == 1 and not old.exists() and not new.exists()
+
+
+def test_a_commit_is_told_by_its_hash_and_whether_code_differs(tmp_path: Path):
+    root = tmp_path / "root"
+    code, result = root / "code.py", root / "docs/benchmarks/step.json"
+    result.parent.mkdir(parents=True)
+    code.touch()
+    result.touch()
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "-m", "first")
+    assert commit_of(root, "docs/benchmarks") is None, "a repository further up is another's"
+    git(root, "init", "--quiet")
+    assert commit_of(root, "docs/benchmarks") is None, "nothing is committed"
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "-m", "first")
+    clean = git(root, "rev-parse", "HEAD")[:12]
+    result.write_text("[]")
+    (root / "notes").touch()
+    assert commit_of(root, "docs/benchmarks") == clean
+    code.write_text("changed = True")
+    assert commit_of(root, "docs/benchmarks") == f"{clean}-dirty"
 
 
 def test_a_checkout_is_removed_after_a_failure_too(scratch: Path):

@@ -1,4 +1,4 @@
-"""The code of a commit in a folder of its own, beside a working tree that stays as it is."""
+"""Which commit code is of; and that of another in a folder of its own, beside a working tree that stays as it is."""
 
 import shutil
 import subprocess
@@ -30,6 +30,23 @@ def checkout(root: Path, commit: str | None) -> Iterator[Path]:
             yield tree
         finally:
             _git(root, commit, "worktree", "remove", "--force", str(tree))
+
+
+def commit_of(root: Path, results: str) -> str | None:
+    """The short hash of what is checked out, with ``-dirty`` if tracked files differ; None without a repository.
+
+    Args:
+        root: of the repository.
+        results: a folder in it that has no code; what differs there does not count.
+    """
+    if not (root / ".git").exists():
+        return None  # a folder further up may be another's
+    try:
+        sha = _git(root, "HEAD", "rev-parse", "--short=12", "HEAD")
+        differs = _git(root, "HEAD", "diff", "--name-only", "HEAD", "--", ".", f":(exclude){results}")
+    except LaddError:
+        return None
+    return f"{sha}-dirty" if differs else sha
 
 
 def _git(root: Path, commit: str, *args: str) -> str:

@@ -78,7 +78,7 @@ def measure_iteration(config: Config, world: World, rounds: int) -> Iteration:
         times.append(time.perf_counter() - begin)
     ema.wait()  # or its thread would hold the networks while the next ones are built
     return Iteration(
-        torch.cuda.get_device_name(world.device) if cuda else "CPU",
+        device_name(world.device),
         torch.__version__,
         count * config.micro_batch(world.size),
         _median(times[_WARM_UP:]),
@@ -87,6 +87,11 @@ def measure_iteration(config: Config, world: World, rounds: int) -> Iteration:
         torch.cuda.max_memory_reserved() if cuda else 0,
         ceiling,
     )
+
+
+def device_name(device: torch.device) -> str:
+    """As a row has it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def _random(length: int, device: torch.device) -> Tensor:

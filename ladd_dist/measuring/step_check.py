@@ -1,16 +1,21 @@
 """The step's settings on the card at hand, what is worth most first; and a table of them.
 
-A row is written as soon as it is there, and a setting that has one is not measured again: a call that is cut short
-loses what was under way, and the next one goes on.
+A row is written as soon as it is there, and a setting that has one of the same code and device is not measured again:
+a call that is cut short loses what was under way, and the next one goes on.
 """
 
 import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from ladd_dist.config import Config, load
+from ladd_dist.measuring.commits import commit_of
+from ladd_dist.measuring.iteration import device_name
 from ladd_dist.measuring.one_after_another import CUT_SHORT, OneAfterAnother, Row
 from ladd_dist.planning.activations import HOW, checkpointed
 from ladd_dist.planning.cards import CARDS
@@ -18,7 +23,12 @@ from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.measured import MeasuredStep
 from ladd_dist.planning.needs import needs
 from ladd_dist.planning.plan import flops_by_part, largest_bucket
+from ladd_dist.versions import version_of
 
+_ROOT = Path(__file__).parents[2]
+_RESULTS = "docs/benchmarks"
+_PLACE = ("config", "setting", "device")
+"""Of rows that have these in common, the newest is kept."""
 _COMMON = ("train.global_batch=4", "train.log_every=1")
 """Enough to tell the passes' time from the update's."""
 _ALONE = ("train.micro_batch=1",)
@@ -64,7 +74,11 @@ def settings(config: Config) -> list[Setting]:
 
 
 def check_step(config_file: Path, overrides: Sequence[str], out: Path, seconds: float, rounds: int) -> Iterator[str]:
-    """Measure all settings that have no row in ``out`` (JSON) yet, and write the table beside it.
+    """Measure all settings that have no row of this call in ``out`` (JSON) yet, and write the table beside it.
+
+    A row is of this call if device, overrides and commit are, where there is no repository also the day, and nothing
+    went wrong. Settings that did go wrong come last, so that they take no time from others. A new row takes the place
+    of an older one of the same configuration, setting and device.
 
     Args:
         seconds: no setting is begun, nor goes on, after so many.
@@ -77,22 +91,56 @@ def check_step(config_file: Path, overrides: Sequence[str], out: Path, seconds: 
     """
     deadline = time.monotonic() + seconds
     rows: list[Row] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else []
-    done = {(row["config"], row["setting"]) for row in rows}
+    asked = _asked(config_file, overrides)
+    failed = [row for row in asked if any("error" in old and _is_of(old, row) for old in rows)]
+    done = [row for row in asked if any("error" not in old and _is_of(old, row) for old in rows)]
     measurer = OneAfterAnother(config_file, rounds)
     try:
-        for setting in settings(load(config_file, list(overrides))):
-            if (str(config_file), setting.name) in done:
-                continue
-            given = [*_COMMON, *overrides, *setting.overrides]
+        for row in sorted((row for row in asked if row not in done), key=failed.__contains__):
             left = deadline - time.monotonic()
-            measured = measurer.measure(given, left) if left > 0 else {"error": CUT_SHORT}
+            measured = measurer.measure(row["overrides"], left) if left > 0 else {"error": CUT_SHORT}
             if measured.get("error") != CUT_SHORT:
-                rows.append({"config": str(config_file), "setting": setting.name, "overrides": given} | measured)
+                _put(rows, row | measured)
                 out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-            yield f"{setting.name}: {measured.get('error') or _per_sample(measured)}"
+            yield f"{row['setting']}: {measured.get('error') or _per_sample(measured)}"
     finally:
         measurer.end()
     out.with_suffix(".md").write_text("\n".join(table(rows)) + "\n", encoding="utf-8")
+
+
+def _asked(config_file: Path, overrides: Sequence[str]) -> list[Row]:
+    """Of every setting what its row says before anything is measured."""
+    config = load(config_file, list(overrides))
+    cuda = config.device != "cpu" and torch.cuda.is_available()
+    call = {
+        "device": device_name(torch.device("cuda", 0) if cuda else torch.device("cpu")),
+        "commit": commit_of(_ROOT, _RESULTS),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "triton": version_of("triton"),
+    }
+    return [
+        {
+            "config": str(config_file),
+            "setting": setting.name,
+            "overrides": [*_COMMON, *overrides, *setting.overrides],
+            **call,
+        }
+        for setting in settings(config)
+    ]
+
+
+def _is_of(old: Row, asked: Row) -> bool:
+    """Whether a row is of the same code, device and overrides. Without a repository, code is taken to last a day."""
+    same = (*_PLACE, "overrides", "commit", *(("date",) if asked["commit"] is None else ()))
+    return all(old.get(key) == asked[key] for key in same)
+
+
+def _put(rows: list[Row], new: Row) -> None:
+    for index, old in enumerate(rows):
+        if all(old.get(key) == new[key] for key in _PLACE):
+            rows[index] = new
+            return
+    rows.append(new)
 
 
 def _per_sample(row: Row) -> str:
@@ -102,13 +150,14 @@ def _per_sample(row: Row) -> str:
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown, with what the planner says of the same settings."""
     yield (
-        "| configuration | setting | s per sample | without update | samples/s | of the matrix product | MFU "
-        "| peak, GB | planned, GB | slowest phases, s |"
+        "| configuration | setting | measured | s per sample | without update | samples/s | of the matrix product "
+        "| MFU | peak, GB | planned, GB | slowest phases, s |"
     )
-    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|---|"
+    yield "|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|"
     costs: dict[str, Costs] = {}
     for row in rows:
-        cells = [Path(row["config"]).stem, row["setting"]]
+        measured = ", ".join(row[key] for key in ("device", "date") if key in row)  # older errors have neither
+        cells = [Path(row["config"]).stem, row["setting"], measured]
         cells += [row["error"], *[""] * 7] if "error" in row else _cells(row, costs)
         yield f"| {' | '.join(cells)} |"
 
