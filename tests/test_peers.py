@@ -8,6 +8,7 @@ from conftest import ALONE, TINY
 
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
+from ladd_dist.measuring import against_peers
 from ladd_dist.measuring.against_peers import Comparison, Sides, compare_with_peers
 
 # AdamW's own epsilon would make whole steps of the rounding of gradients that are zero.
@@ -37,6 +38,12 @@ def test_a_comparison_tells_the_median_of_its_rounds_and_is_recorded_whole(tmp_p
     assert len(record["ours_ms"]) == len(record["peers_ms"]) == 2 and record["losses"].keys() == found.losses.keys()
     ratios = Comparison({}, [], 0.0, [1.0, 2.0, 1.0], [1.5, 2.0, 1.4])
     assert ratios.quartiles[1] == 1.4 and "1.400x" in str(ratios)
+
+
+def test_one_round_has_no_quartiles_and_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(against_peers, "Sides", None)
+    with pytest.raises(LaddError, match="--rounds 2"):
+        compare_with_peers(config(tmp_path), ALONE, rounds=1)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,13 @@ class Sides:
 
 
 def compare_with_peers(config: Config, world: World, rounds: int) -> Comparison:
-    """Interleaved rounds of one iteration each, after the first of each and two more to warm up."""
+    """Interleaved rounds of one iteration each, after the first of each and two more to warm up.
+
+    Raises:
+        LaddError: for a single round, or a configuration that the peers' loop does not have.
+    """
+    if rounds < 2:
+        raise LaddError("one round has no quartiles: set --rounds 2 or more")
     sides = Sides(config, world)
     begin = time.perf_counter()
     losses = sides.first()
