@@ -314,7 +314,8 @@ def test_a_rank_that_others_wait_for_without_a_collective_is_missed(
     job.wait_until(_all_started(tmp_path, 2))
     assert job.hit(victim, signal.SIGKILL) == [EXIT_PEER_LOST]
     (line,) = job.errors()
-    assert line.startswith(f"error: rank {victim} (host ") and "is gone: " in line
+    # Its host is known to who has read a beat of it: rank 0, which holds the store, may be gone before that.
+    assert re.match(rf"error: rank {victim} (\(host \S+, pid \d+\) )?is gone: ", line)
 
 
 def test_a_suspended_job_goes_on(tmp_path: Path, config: Config) -> None:
