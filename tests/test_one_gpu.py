@@ -42,7 +42,7 @@ def test_the_8b_step_fits_by_the_planner(size: str, card: str) -> None:
     needed = needs(
         config, Costs(config, largest_bucket(config), CARDS[card].device), 1, config.micro_batch(1), WORKSPACE
     )
-    assert 0.7 < needed.total / CARDS[card].memory < 1 - SPARE
+    assert 0.65 < needed.total / CARDS[card].memory < 1 - SPARE, "nor is there room for much more"
 
 
 @pytest.mark.slow

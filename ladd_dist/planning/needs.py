@@ -77,6 +77,7 @@ class _Blocks:
             follow. Until then that part of the graph is not there.
         graph: with the student's graph.
         reduced: gradients of one of its blocks on their way to their shards, in its backward pass.
+        coming: gradients of one of its blocks, which count as there and are not while it runs.
         summed: those of one of its blocks in both precisions, when its weights and activations have gone.
         always: what is there all the time.
     """
@@ -87,6 +88,7 @@ class _Blocks:
     tail: Mapping[str, float] = field(default_factory=dict)
     graph: int = 0
     reduced: int = 0
+    coming: int = 0
     summed: int = 0
     always: int = 0
 
@@ -97,7 +99,7 @@ class _Blocks:
         early = round(before - self.tail.get(name, 0) * moment.graph)
         runs = self.between.get(name, 0) if moment.between else at_last if moment.backward else max(at_last, early)
         if moment.gradients:
-            runs = max(runs, self.summed - moment.transient)
+            runs = max(runs - self.coming, self.summed - moment.transient)
         graph = self.graph if moment.running == STUDENT or STUDENT in moment.held else 0
         reduced = self.reduced if moment.gradients else 0
         return runs + graph + reduced + self.always
@@ -154,8 +156,9 @@ def _copies(config: Config, student: Backbone, width: int, size: int) -> _Blocks
     if width == _FP32:
         return _Blocks({}, {}, {})
     block, root = _sizes(student, lambda p: p.requires_grad)
-    added = _FP32 if config.accumulation(size) > 1 else 0  # an only micro-batch's are those that stay
-    copies = _Blocks({}, {}, {}, summed=block * (width + added))
+    # Those of an only micro-batch are what stays.
+    added, coming = (_FP32, 0) if config.accumulation(size) > 1 else (0, _FP32)
+    copies = _Blocks({}, {}, {}, coming=block * coming, summed=block * (width + added))
     if called_again(config):
         runs = {STUDENT: (block + root) * width}
         return replace(copies, forward=runs, backward=runs)
