@@ -42,7 +42,7 @@ def test_the_8b_step_fits_by_the_planner(size: str, card: str) -> None:
     needed = needs(
         config, Costs(config, largest_bucket(config), CARDS[card].device), 1, config.micro_batch(1), WORKSPACE
     )
-    assert 0.65 < needed.total / CARDS[card].memory < 1 - SPARE, "nor is there room for much more"
+    assert 0.7 < needed.total / CARDS[card].memory < 1 - SPARE
 
 
 @pytest.mark.slow
@@ -63,9 +63,9 @@ def test_the_8b_step_fits_as_a_dry_run_sees_it(size: str, card: str, stand_in: P
 
 
 def adapted(run_dir: Path, data: Path, *overrides: str) -> Config:
-    """Of the configuration of 48 GB what is peculiar to it, on the networks of the digits; a CPU has fp32 moments."""
+    """Of the configuration of 48 GB what is peculiar to it, on the networks of the digits."""
     own = load("configs/sd35_large_48gb.yaml")
-    assert own.student_optimizer.state == "8bit"
+    assert own.student_optimizer.state == "fp32", "which needs no torchao"
     keys = [
         f"engine={own.engine}", f"teacher.placement={own.teacher.placement}", "student.lora.rank=4",
         f"student.activation_checkpointing={str(own.student.activation_checkpointing).lower()}",
