@@ -59,8 +59,9 @@ class ShardedAdamW:
         values = list(gradients.values())
         norm = self._norm(values)
         torch._foreach_mul_(values, (self._clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        finite = norm.isfinite()
         for part in self._parts:
-            part.step(gradients, lr, norm.isfinite())
+            part.step(gradients, lr, finite)
         return norm
 
     def _norm(self, gradients: Sequence[Tensor]) -> Tensor:
