@@ -46,30 +46,33 @@ def metrics_row(iteration: int, heads: int = 4) -> dict:
     }
 
 
-def score(name: str, fd: float, ratio: float | None, accuracy: float | None) -> dict:
+def number(value: float | None) -> dict | None:
+    return None if value is None else {"value": value, "low": value - 0.25, "high": value + 0.25}
+
+
+def score(name: str, fd: float, ratio: float | None, read: float | None) -> dict:
     role, kind = name.split("_")
     steps = 20 if kind == "guided" else int(kind)
     label = "teacher, 20 steps, guidance 2.5" if kind == "guided" else f"{role}, {steps} step" + "s" * (steps > 1)
+    judge = {"fd": number(fd), "kid": {"value": 0.125}, "excess": number(fd - 0.4125), "ratio": number(ratio)}
+    measures = {"pictures": 1000, "judge": judge, "read": number(read)}
     return {
         "name": name,
         "label": label,
         "role": role,
         "steps": steps,
         "guidance": 2.5 if kind == "guided" else 1.0,
-        "fd": fd,
-        "excess": fd - 0.4125,
-        "excess_ratio": ratio,
-        "accuracy": accuracy,
-        "accuracy_by_bucket": accuracy and {bucket: accuracy - 0.001 for bucket in BUCKETS},
         "seconds_per_image": 0.0025 * steps,
+        "measures": measures,
+        "measures_by_bucket": {b: measures | {"read": number(read and read - 0.001)} for b in BUCKETS},
     }
 
 
-def results(accuracy: bool = True) -> dict:
+def results(read: bool = True) -> dict:
     rows = zip(
         SETS,
         [0.4125, 2.3125, 9.8125, 0.8115, 1.1025, 1.7625],
-        [None, None, None, 0.21, None, 0.144],
+        [None, None, None, 0.21, None, 0.1436],
         [0.987, 0.913, 0.334, 0.991, 0.982, 0.956],
         strict=True,
     )
@@ -78,9 +81,10 @@ def results(accuracy: bool = True) -> dict:
         "samples": 1000,
         "judge": "digits",
         "checkpoint": "step-00001000",
+        "digest": "00ff",
         "weights": "ema",
-        "split_half_fd": 0.4125,
-        "sets": [score(name, fd, ratio, a if accuracy else None) for name, fd, ratio, a in rows],
+        "features": (1000, 48),
+        "sets": [score(name, fd, ratio, share if read else None) for name, fd, ratio, share in rows],
     }
 
 
@@ -159,56 +163,65 @@ def test_metrics_without_rows_are_an_error(run: Path) -> None:
 def test_the_conclusion_says_who_is_nearer() -> None:
     good = results()
     assert "comes nearer to the guided teacher" in conclusion(Results.model_validate(good))
-    assert "0.399 against 1.900 (0.21x), and 99.1% of its" in conclusion(Results.model_validate(good))
+    assert "excess Fréchet distance is 0.399 against 1.9 (0.21x), and 99.1% of its" in conclusion(
+        Results.model_validate(good)
+    )
     bad = results()
-    bad["sets"][3] |= {"excess": 2.1}
+    bad["sets"][3] = score("student_4", 2.5125, 1.11, 0.991)
     assert "comes no nearer to the guided teacher" in conclusion(Results.model_validate(bad))
 
 
 def test_the_conclusion_without_accuracy_or_ratio() -> None:
-    plain = results(accuracy=False)
+    plain = results(read=False)
     del plain["sets"][1]  # the undistilled teacher at four steps
     text = conclusion(Results.model_validate(plain))
     assert text == "In 4 steps the student's excess Fréchet distance is 0.399."
 
 
 def without_a_base() -> dict:
-    """The undistilled teacher at 4 steps is nearer than the guided one to itself, as an older version recorded it."""
+    """The undistilled teacher at 4 steps is nearer to the guided one than that to itself."""
     tree = results()
-    tree["sets"][1] |= {"fd": 0.2125, "excess": -0.2}
-    tree["sets"][3] |= {"fd": 0.0125, "excess": -0.4, "excess_ratio": 2.0}
+    tree["sets"][1] = score("teacher_4", 0.2125, None, 0.913)
+    tree["sets"][3] = score("student_4", 0.0125, None, 0.991)
     return tree
 
 
 def test_over_a_base_that_is_not_positive_there_is_no_ratio(run: Path) -> None:
     found = Results.model_validate(without_a_base())
-    assert [s.excess_ratio for s in found.sets] == [None, None, None, None, None, pytest.approx(0.144, abs=1e-3)]
     reason = (
-        "no ratio for student, 4 steps: the undistilled teacher's excess, -0.200, is not positive, so 1000 "
+        "no ratio for student, 4 steps: the undistilled teacher's excess, -0.2, is not positive, so 1000 "
         "pictures cannot tell it from the guided teacher"
     )
     assert found.caveats == [reason]
-    header, *rows, last = table(found)
-    assert last == reason and [line.split() for line in rows][3][-4:] == ["-0.400", "no", "ratio", "99.1%"]
-    assert {line.index("%") for line in rows} == {len(header) - 1}
-    written = json.loads(found.model_dump_json())
-    assert written["caveats"] == [reason] and written["sets"][3]["excess_ratio"] is None
-    assert Results.model_validate(written) == found
+    header, *rows = table(found)[: len(SETS) + 1]
+    assert table(found)[-1] == reason and rows[3].split()[-6:] == ["-0.4", "±", "0.25", "no", "ratio", "99.1%"]
+    assert {line.rindex("%") for line in rows} == {len(header) - 1}
+    assert json.loads(found.model_dump_json())["caveats"] == [reason]
+    assert Results.model_validate_json(found.model_dump_json()) == found
 
-    assert "excess Fréchet distance is -0.400, which has no ratio to the undistilled teacher's -0.200" in conclusion(
+    assert "excess Fréchet distance is -0.4, which has no ratio to the undistilled teacher's -0.2" in conclusion(
         found
     )
     (run / "evaluation" / "results.json").write_text(found.model_dump_json(), encoding="utf-8")
     page = write_report(run).read_text(encoding="utf-8")
-    assert page.count("<td>no ratio</td>") == 1 and f"N{escape(reason[1:])}." in page and "2.00x" not in page
+    assert page.count("<td>no ratio</td>") == 1 and f"N{escape(reason[1:])}." in page
 
 
 @pytest.mark.parametrize(("vectors", "singular"), [(48, True), (49, False)])
 def test_fewer_pictures_than_features_are_said(vectors: int, singular: bool) -> None:
     found = Results.model_validate(results() | {"features": (vectors, 48)})
-    told = f"{vectors} feature vectors per set are too few for 48 features: covariances are singular"
+    told = f"{vectors} feature vectors per set are too few for 48 features, whose covariances would be singular"
     assert [caveat.startswith(told) for caveat in found.caveats] == [True] * singular
-    assert found.caveats == table(found)[len(found.sets) + 1 :]
+    assert found.caveats == table(found)[len(table(found)) - singular :]
+
+
+def test_kernel_distances_are_called_so_where_they_stand_for_frechet_distances() -> None:
+    few = results()
+    for scored in few["sets"]:
+        scored["measures"]["judge"]["fd"] = None
+    found = Results.model_validate(few)
+    assert "its kernel distance is 0.399 against 1.9 (0.21x)" in conclusion(found)
+    assert table(found)[4].split()[:5] == ["student,", "4", "steps", "0.399", "±"]
 
 
 def test_figures_beside_the_page(page: Path) -> None:
@@ -223,7 +236,7 @@ def test_figures_beside_the_page(page: Path) -> None:
 def test_big_pictures_many_heads_and_no_accuracy(run: Path) -> None:
     shutil.rmtree(run / "evaluation" / "pictures")
     write_pictures(run / "evaluation" / "pictures", {"320x320": 2, "192x336": 1})
-    (run / "evaluation" / "results.json").write_text(json.dumps(results(accuracy=False)))
+    (run / "evaluation" / "results.json").write_text(json.dumps(results(read=False)))
     write_metrics(run, [metrics_row(10, heads=38)])
     load("configs/tiny_cpu.yaml", ["train.micro_batch=24"]).save(run / "config.yaml")
     page = write_report(run)
@@ -236,14 +249,12 @@ def test_what_was_measured_is_shown_of_all_pictures_and_by_bucket(run: Path) -> 
     """Without columns that nobody has."""
     found = results() | {"missing": ["Without the scorer clip:/x: there is no such folder"]}
     for scored in found["sets"]:
-        excess = {"value": scored["excess"], "low": scored["excess"] - 0.25, "high": scored["excess"] + 0.25}
-        distance = {"kid": {"value": 0.125}, "excess": excess, "ratio_renoised": excess}
-        scored["measures"] = {"pictures": 1000, "judge": distance, "scores": {"stroke": {"value": 7.5}}}
+        scored["measures"]["scores"] = {"stroke": {"value": 7.5}}
         scored["measures_by_bucket"] = dict.fromkeys(("32x32", "32x64"), scored["measures"])
     (run / "evaluation" / "results.json").write_text(json.dumps(found))
     page = write_report(run).read_text()
     assert [page.count(f"<h3>{heading}</h3>") for heading in ("All pictures", "32 x 32", "32 x 64")] == [1, 1, 1]
-    assert page.count("<td>0.399 ± 0.25</td>") == 6, "excess and ratio of a student, in three tables"
+    assert page.count("<td>0.399 ± 0.25</td>") == 4, "a student's excess, in the first table and in three"
     assert page.count('scope="col">stroke</th>') == 3 and "diversity</th>" not in page
     assert "Without the scorer clip:/x" in page
 
@@ -252,7 +263,7 @@ def evaluation_row(iteration: int, few: bool = False) -> dict:
     measures = {}
     for name in (*SETS, "teacher_4_renoised"):
         value = (5 if name.startswith("teacher") else 400 / iteration) + len(name) / 10
-        excess = {"value": value} if few else {"value": value, "low": value - 1, "high": value + 1}
+        excess = {"value": value} if few else number(value)
         measures[name] = {"pictures": 24, "judge": {"kid": {"value": value / 2}, "excess": excess}}
     return {"iteration": iteration, "judge": "digits", "overall": measures, "by_bucket": {}}
 

@@ -26,6 +26,7 @@ from ladd_dist.studies.plan import Run, Task, plan
 from ladd_dist.studies.processes import run_tasks
 from ladd_dist.studies.study import Study, read_study
 
+EXCESS = "measures.judge.excess.value"
 STUDIES = sorted((ROOT / "configs/studies").glob("*.yaml"))
 
 
@@ -35,7 +36,7 @@ def tree(**changed: Any) -> dict[str, Any]:
         "overrides": ["train.iterations=2", "train.log_every=1"],
         "seeds": [0, 1],
         "variants": {"fast, as it is": []},
-        "measures": {"excess": "student_4.excess", "read": "student_1.accuracy"},
+        "measures": {"excess": f"student_4.{EXCESS}", "read": "student_1.measures.read.value"},
     } | changed
 
 
@@ -278,7 +279,11 @@ def test_a_measure_that_is_not_there_is_named_with_what_is(tmp_path: Path) -> No
 def test_panels_of_one_measure_have_one_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = list[Figure]()
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
-    measures = {"four": "student_4.excess", "one": "student_1.excess", "read": "student_4.accuracy"}
+    measures = {
+        "four": f"student_4.{EXCESS}",
+        "one": f"student_1.{EXCESS}",
+        "read": "student_4.measures.read.value",
+    }
     study = Study.model_validate(tree(measures=measures, variants={"a": [], "b": []}))
     values = {"a": {"four": {0: 3.0}, "one": {0: 5.0}, "read": {0: 0.9}}, "b": {"four": {0: 1.0}, "one": {0: 9.0}}}
     draw(study, values, tmp_path / "study.png")

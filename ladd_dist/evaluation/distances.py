@@ -35,30 +35,16 @@ class Gaussian:
         return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
     def distance(self, reference: "Gaussian") -> float:
-        """The Frechet distance, see `frechet_distance`."""
+        """The Frechet distance (Heusel et al. 2017, arXiv 1706.08500).
+
+        ``|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`` in float64. Of two sets that are drawn alike it is not
+        0 but falls with their number of rows, and means little where there are no more rows than features.
+        """
         # tr sqrt(C_a C_b) from the eigenvalues of the symmetric sqrt(C_b) C_a sqrt(C_b): real and non-negative.
         eigenvalues = torch.linalg.eigvalsh(reference.root @ self.covariance @ reference.root)
         cross = eigenvalues.clamp(min=0).sqrt().sum()
         traces = self.covariance.trace() + reference.covariance.trace()
         return float((self.mean - reference.mean).square().sum() + traces - 2 * cross)
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance between Gaussians fitted to two feature sets (Heusel et al. 2017, arXiv 1706.08500).
-
-    ``|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`` in float64. Of two sets that are drawn alike it is not 0
-    but falls with their number of rows, and means little where there are no more rows than features.
-
-    Args:
-        a: features ``(n, F)``.
-        b: features ``(m, F)``.
-
-    Raises:
-        ValueError: if a set has fewer than two rows or the widths differ.
-    """
-    if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"need two or more features of one width, not {tuple(a.shape)} and {tuple(b.shape)}")
-    return Gaussian.of(a).distance(Gaussian.of(b))
 
 
 def frechet_replicates(sets: "Sequence[Gaussian | None]", reference: "Sequence[Gaussian | None]") -> np.ndarray:
@@ -88,12 +74,12 @@ def kernel_replicates(a: Tensor, b: Tensor, pictures: Tensor, groups: Tensor) ->
     The squared maximum mean discrepancy of the kernel ``(x . y / F + 1)^3``, by the unbiased statistic of paired
     samples (Gretton et al. 2012, lemma 6): the mean over pairs of pictures i != j of
     ``k(a_i, a_j) + k(b_i, b_j) - k(a_i, b_j) - k(a_j, b_i)``. Pairs of one picture are left out of every term, so it
-    is unbiased for any number of pictures, though both sets begin with the same noise and a picture has several rows.
+    is unbiased for any number of pictures, though both sets are of the same prompts and a picture has several rows.
     Of two sets that are drawn alike it is around 0, and may be negative.
 
     Args:
         a: features ``(n, F)``.
-        b: features ``(n, F)``, row by row of the same pictures' prompts and noise.
+        b: features ``(n, F)``, row by row of the same pictures' prompts.
         pictures: the picture of each row, int64 ``(n,)``.
         groups: the group of each row, int64 ``(n,)``.
 

@@ -1,7 +1,8 @@
 """How far the student is from its guided teacher, against the undistilled teacher at the same steps.
 
-FD is the Frechet distance to the teacher's own guided pictures. A second set of those, drawn with other seeds,
-gives the FD that even a perfect student would show at this number of pictures; *excess* is what lies above it.
+FD is the Frechet distance to pictures of the guided teacher that share no noise with the others. That of a second set
+of those, with the noise of all others, is what even a perfect student would show at this number of pictures; *excess*
+is what lies above it.
 """
 
 import shutil
@@ -20,16 +21,16 @@ from ladd_dist.engines.build import compute_dtype
 from ladd_dist.evaluation.baselines import draw_baselines
 from ladd_dist.evaluation.draw import DRAWN, OTHER_HALF, Draw, in_batches, pictures
 from ladd_dist.evaluation.drawn import Drawn
-from ladd_dist.evaluation.entrants import REFERENCE, Entrant, students, teachers
+from ladd_dist.evaluation.entrants import Entrant, students, teachers
 from ladd_dist.evaluation.folder import evaluation_place, new_evaluation
 from ladd_dist.evaluation.gallery import Gallery
 from ladd_dist.evaluation.identity import of_baselines, of_evaluation
 from ladd_dist.evaluation.instruments import Instruments
-from ladd_dist.evaluation.measure import Measured, main_distances, measure
+from ladd_dist.evaluation.measure import Measured, measure
 from ladd_dist.evaluation.on_disk import SetSoFar, SetsOnDisk, count_there
 from ladd_dist.evaluation.places import PICTURES, RESULTS, baselines_folder
 from ladd_dist.evaluation.reference import list_reference, look_at_reference
-from ladd_dist.evaluation.results import Estimate, Results, SetResult
+from ladd_dist.evaluation.results import Results, SetResult
 from ladd_dist.evaluation.table import table
 from ladd_dist.evaluation.teacher_features import TeacherFeatures
 from ladd_dist.evaluation.unfinished import unfinished
@@ -105,7 +106,6 @@ def evaluate(
         bar.close()
 
         measured = measure(config, drawn, baselines.other_half, entries, baselines.reference)
-        distances, size = main_distances(drawn, baselines.other_half)
         results = Results(
             seed=config.seed,
             samples=len(entries),
@@ -114,11 +114,10 @@ def evaluate(
             digest=opened.digest,
             weights=weights,
             adapters=called(loras),
-            split_half_fd=distances[REFERENCE],
-            features=size,
+            features=measured.features,
             reference=config.evaluation.reference,
             missing=instruments.missing,
-            sets=[_scored(entrant, drawn[entrant.name], distances, measured) for entrant in competition],
+            sets=[_scored(entrant, drawn[entrant.name], measured) for entrant in competition],
         )
         shown = kept.pictures, so_far.pictures
         world.together(lambda: _write(place, results, gallery, shown) if world.is_main else None)
@@ -145,20 +144,10 @@ def _write(place: Path, results: Results, gallery: Gallery, shown: Sequence[Path
         gallery.write_index(folder / PICTURES, [scored.name for scored in results.sets])
 
 
-def _scored(entrant: Entrant, drawn: Drawn, distances: dict[str, float], measured: Measured) -> SetResult:
-    name, fd = entrant.name, distances[entrant.name]
-    buckets = {bucket: of_sets[name] for bucket, of_sets in measured.by_bucket.items()}
+def _scored(entrant: Entrant, drawn: Drawn, measured: Measured) -> SetResult:
     return SetResult(
         **asdict(entrant),
-        fd=fd,
-        excess=fd - distances[REFERENCE],
-        accuracy=_value(measured.overall[name].read),
-        accuracy_by_bucket={b: m.read.value for b, m in buckets.items() if m.read} or None,
         seconds_per_image=drawn.seconds,
-        measures=measured.overall[name],
-        measures_by_bucket=buckets,
+        measures=measured.overall[entrant.name],
+        measures_by_bucket={bucket: of_sets[entrant.name] for bucket, of_sets in measured.by_bucket.items()},
     )
-
-
-def _value(found: Estimate | None) -> float | None:
-    return None if found is None else found.value

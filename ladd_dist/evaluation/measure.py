@@ -12,7 +12,6 @@ from ladd_dist.config import Config
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.evaluation.distances import (
     Gaussian,
-    frechet_distance,
     frechet_replicates,
     gaussians,
     kernel_replicates,
@@ -34,23 +33,14 @@ SPACES = (JUDGE, PATCHES, TEACHER, FINE, COARSE)
 """Feature spaces in which sets are compared, the first that there is above all."""
 
 
-def main_distances(drawn: dict[str, Drawn], other_half: Drawn) -> tuple[dict[str, float], tuple[int, int]]:
-    """Frechet distances to the guided teacher's pictures, of itself that of its halves; number and width of features.
-
-    In the judge's features, without a judge in the teacher's own.
-    """
-    space = next(space for space in SPACES if space in other_half.rows)
-    scale = _scale(space, drawn[REFERENCE].rows[space].values)
-    target = scale(drawn[REFERENCE].rows[space].values)
-    found = {name: frechet_distance(scale(of_set.rows[space].values), target) for name, of_set in drawn.items()}
-    half = frechet_distance(scale(other_half.rows[space].values), target)
-    return {**found, REFERENCE: half}, (len(target), target.shape[1])
-
-
 @dataclass(frozen=True)
 class Measured:
-    """Scores of every set by its name, over all pictures and over those of each bucket."""
+    """Scores of every set by its name, over all pictures and over those of each bucket.
 
+    ``features`` are number and width of a set's vectors in the space that counts.
+    """
+
+    features: tuple[int, int]
     overall: dict[str, Measures]
     by_bucket: dict[str, dict[str, Measures]]
 
@@ -65,19 +55,19 @@ def measure(
     """Score sets of the same prompts and noise.
 
     Args:
-        other_half: the guided teacher's, with other noise.
+        other_half: the guided teacher's, with other noise: all sets are held against it.
         reference: the judge's features of other pictures, by bucket.
     """
 
-    def over(rows: list[PromptEntry], others: Iterable[Rows]) -> dict[str, Measures]:
+    def over(rows: list[PromptEntry], others: Iterable[Rows]) -> "_Sets":
         joined = Rows.joined(others) if others else None
-        return _Sets(drawn, other_half, rows, rivals(config), joined).measures()
+        return _Sets(drawn, other_half, rows, rivals(config), joined)
 
-    buckets = by_bucket(entries)
-    return Measured(
-        over(entries, list(reference.values())),
-        {name: over(rows, [reference[name]] if name in reference else []) for name, rows in buckets.items()},
-    )
+    overall = over(entries, list(reference.values()))
+    buckets = {
+        name: over(rows, [reference[name]] if name in reference else []) for name, rows in by_bucket(entries).items()
+    }
+    return Measured(overall.features, overall.measures(), {name: of.measures() for name, of in buckets.items()})
 
 
 class _Sets:
@@ -101,6 +91,7 @@ class _Sets:
         spaces = [space for space in SPACES if space in self.rows[REFERENCE]]
         self.distances = {space: self._distances(half[space], space) for space in spaces} if several else {}
         main = spaces[0]
+        self.features = len(half[main].values), _scale(main, half[main].values)(half[main].values).shape[1]
         self.within = {name: self._diversity(of_set[main]) for name, of_set in self.rows.items()}
 
     def measures(self) -> dict[str, Measures]:
@@ -159,24 +150,27 @@ class _Sets:
         return Distance(fd=estimate(frechet_replicates(sets, fixed)), kid=estimate(kid))
 
     def _distances(self, half: Rows, space: str) -> "dict[str, _Replicates]":
-        """Of the guided teacher's pictures themselves, the distance of their two halves."""
-        base = self.rows[REFERENCE][space]
-        scale, groups = _scale(space, base.values), self._of_rows(base)
-        target = scale(base.values)
+        """Of every set to the guided teacher's other half.
+
+        Its first half, too: like all sets it shares no noise with the other, so what lies between the two is what
+        would be left of a perfect student's distance. Held against the first half, whose noise it shares, a student
+        would look nearer than that.
+        """
+        scale, groups = _scale(space, half.values), self._of_rows(half)
+        target = scale(half.values)
         to = gaussians(target, groups) if len(target) > target.shape[1] else None
 
         def both(rows: Rows) -> tuple[np.ndarray | None, np.ndarray]:
             values = scale(rows.values)
-            kid = kernel_replicates(values, target, base.pictures, groups)
+            kid = kernel_replicates(values, target, half.pictures, groups)
             return None if to is None else frechet_replicates(gaussians(values, groups), to), kid
 
-        floor = both(half)
-
-        def replicates(name: str) -> _Replicates:
-            fd, kid = floor if name == REFERENCE else both(self.rows[name][space])
-            return _Replicates(fd, kid, kid if fd is None or floor[0] is None else fd - floor[0])
-
-        return {name: replicates(name) for name in self.rows}
+        found = {name: both(rows[space]) for name, rows in self.rows.items()}
+        floor, _ = found[REFERENCE]
+        return {
+            name: _Replicates(fd, kid, kid if fd is None or floor is None else fd - floor)
+            for name, (fd, kid) in found.items()
+        }
 
     def _diversity(self, rows: Rows) -> np.ndarray | None:
         """Replicates of the mean distance between two pictures of one prompt and bucket; None if no prompt has two.

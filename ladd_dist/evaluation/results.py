@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, computed_field, model_validator
+from pydantic import BaseModel, computed_field
 
 
 class Estimate(BaseModel):
@@ -25,9 +25,9 @@ class Distance(BaseModel):
 
 
 class TeacherDistance(Distance):
-    """How far a set is from the guided teacher's.
+    """How far a set is from the guided teacher's other half: pictures of the same prompts with other noise.
 
-    ``excess`` is what of ``fd`` lies above the guided teacher's split-half distance, or where there is none ``kid``,
+    ``excess`` is what of ``fd`` lies above that of the guided teacher's own set, or where there is none ``kid``,
     which needs no such correction. ``ratio`` is a student's excess over that of the undistilled teacher at the same
     steps by Euler's method, ``ratio_renoised`` over that of the teacher which is sampled as the student is; None
     where that was not drawn, or its excess is not positive.
@@ -78,13 +78,7 @@ class Measures(BaseModel):
 
 
 class SetResult(BaseModel):
-    """How one way of drawing scored.
-
-    ``fd`` is the Frechet distance to the guided teacher's pictures, ``excess`` what of it lies above the guided
-    teacher's own split-half distance, ``excess_ratio`` the student's excess over that of the undistilled teacher
-    at the same number of steps, which `Results` fills in. ``accuracy`` is the share of pictures whose prompt can
-    be read.
-    """
+    """How one way of drawing scored."""
 
     name: str
     label: str
@@ -93,15 +87,9 @@ class SetResult(BaseModel):
     guidance: float | None = None
     renoised: bool = False
     """A teacher that was sampled as the student is: x0 predicted, noised to the student's next time, and so on."""
-    fd: float
-    excess: float
-    excess_ratio: float | None = None
-    accuracy: float | None = None
-    accuracy_by_bucket: dict[str, float] | None = None
     seconds_per_image: float
-    measures: Measures | None = None
-    """With intervals; None in files of older versions, as is what follows empty there."""
-    measures_by_bucket: dict[str, Measures] = {}
+    measures: Measures
+    measures_by_bucket: dict[str, Measures]
 
 
 class Results(BaseModel):
@@ -111,35 +99,23 @@ class Results(BaseModel):
     samples: int
     judge: str
     checkpoint: str
-    digest: str | None = None
-    """`Checkpoint.digest`; None in files of older versions."""
+    digest: str
+    """`Checkpoint.digest`."""
     weights: str
     adapters: list[str] = []
     """Of other trainings, added to these weights: as `models.lora.called` says."""
-    split_half_fd: float
-    features: tuple[int, int] | None = None
-    """Vectors per set, one or more of each picture, and their width; None in files of older versions."""
+    features: tuple[int, int]
+    """Vectors per set, one or more of each picture, and their width."""
     reference: str | None = None
     """The folder of other pictures, if there was one."""
     missing: list[str] = []
     """Scores that were left out, and why."""
     sets: list[SetResult]
 
-    @model_validator(mode="after")
-    def _fill_in_ratios(self) -> "Results":
-        for scored in self.sets:
-            base = self._base(scored)
-            scored.excess_ratio = scored.excess / base if base is not None and base > 0 else None
-        return self
-
-    def _base(self, scored: SetResult) -> float | None:
-        """The excess of the undistilled teacher at a student's steps, if it was drawn."""
-        rival = self._rival(scored.steps) if scored.role == "student" else None
-        return None if rival is None else rival.excess
-
-    def _rival(self, steps: int) -> SetResult | None:
+    def _rival(self, student: SetResult) -> SetResult | None:
+        """The unguided teacher at as many steps, if it was drawn."""
         rivals = (s for s in self.sets if s.role == "teacher" and s is not self.guided and not s.renoised)
-        return next((s for s in rivals if s.steps == steps), None)
+        return next((s for s in rivals if s.steps == student.steps), None)
 
     @property
     def guided(self) -> SetResult:
@@ -160,11 +136,15 @@ class Results(BaseModel):
     @property
     def undistilled(self) -> SetResult | None:
         """The unguided teacher at the student's steps, if it was drawn."""
-        return self._rival(self.student.steps)
+        return self._rival(self.student)
 
     def lacks_ratio(self, scored: SetResult) -> bool:
         """Whether there is an excess to compare a student's with, and it is no base: not positive."""
-        return self._base(scored) is not None and scored.excess_ratio is None
+        return self._no_base(scored) is not None
+
+    def _no_base(self, scored: SetResult) -> Estimate | None:
+        rival = self._rival(scored) if scored.role == "student" else None
+        return rival.measures.main.excess if rival and scored.measures.main.ratio is None else None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -174,20 +154,19 @@ class Results(BaseModel):
         found += [
             f"{s.measures.broken} pictures of {s.label} were not finite or above 10,000: zeros stand for them"
             for s in self.sets
-            if s.measures and s.measures.broken
+            if s.measures.broken
         ]
         found += [
-            f"no ratio for {s.label}: the undistilled teacher's excess, {self._base(s):.3f}, is not positive, so "
+            f"no ratio for {s.label}: the undistilled teacher's excess, {base.value:.3g}, is not positive, so "
             f"{self.samples} pictures cannot tell it from the guided teacher"
             for s in self.sets
-            if self.lacks_ratio(s)
+            if (base := self._no_base(s))
         ]
-        vectors, width = self.features or (1, 0)
+        vectors, width = self.features
         if vectors <= width:
-            instead = "go by the kernel distances, or " if self.guided.measures else ""
             found.append(
-                f"{vectors} feature vectors per set are too few for {width} features: covariances are singular and "
-                f"Frechet distances say little, {instead}raise evaluation.samples"
+                f"{vectors} feature vectors per set are too few for {width} features, whose covariances would be "
+                "singular: kernel distances stand for Frechet distances, or raise evaluation.samples"
             )
         return found
 

@@ -1,16 +1,30 @@
 """Results as lines of text."""
 
-from ladd_dist.evaluation.results import Estimate, Measures, Results
+from ladd_dist.evaluation.results import Estimate, Measures, Results, SetResult
 
 
 def table(results: Results) -> list[str]:
     """The scores of every set; below them what else was measured, of all pictures, and of students by bucket."""
-    lines = [f"{'':34}{'FD':>9}{'excess':>9}{'ratio':>10}{'read':>8}"]
+    lines = [f"{'with 95% intervals':32}{'FD':>8}{'excess':>16}{'ratio':>16}{'read':>7}"]
     for s in results.sets:
-        ratio = "no ratio" if results.lacks_ratio(s) else "" if s.excess_ratio is None else f"{s.excess_ratio:.3f}"
-        read = "" if s.accuracy is None else f"{100 * s.accuracy:.1f}%"
-        lines.append(f"{s.label:34}{s.fd:>9.3f}{s.excess:>9.3f}{ratio:>10}{read:>8}")
-    return [*lines, *_intervals(results), *_measured(results), *results.caveats]
+        distance, excess, ratio, read = scores(results, s)
+        lines.append(f"{s.label:32}{distance:>8}{excess:>16}{ratio:>16}{read:>7}")
+    return [*lines, *_measured(results), *results.caveats]
+
+
+def scores(results: Results, scored: SetResult) -> tuple[str, str, str, str]:
+    """What comes first of a set: Frechet distance, excess, ratio to the undistilled teacher's, share of prompts read.
+
+    Excess and ratio with half the width of their intervals; empty where there is none.
+    """
+    main, read = scored.measures.main, scored.measures.read
+    ratio = "no ratio" if results.lacks_ratio(scored) else spread(main.ratio)
+    return "" if main.fd is None else f"{main.fd.value:.4g}", spread(main.excess), ratio, percent(read)
+
+
+def percent(fraction: Estimate | None) -> str:
+    """With one decimal; empty if there is none."""
+    return "" if fraction is None else f"{100 * fraction.value:.1f}%"
 
 
 def columns(measures: Measures) -> dict[str, Estimate | None]:
@@ -40,26 +54,19 @@ def spread(found: Estimate | None) -> str:
     return f"{found.value:.3g}" if found.high is None else f"{found.value:.3g} ± {found.high - found.value:.2g}"
 
 
-_TOLD_APART = ("excess", "ratio", "to renoised")
-"""With intervals, of the students alone."""
-
-
-def _intervals(results: Results) -> list[str]:
-    found = [(s.label, columns(s.measures)) for s in results.sets if s.role == "student" and s.measures]
-    head = f"{'with 95% intervals':34}" + "".join(f"{name:>18}" for name in _TOLD_APART)
-    rows = [f"{label:34}" + "".join(f"{spread(of[name]):>18}" for name in _TOLD_APART) for label, of in found]
-    return ["", head, *rows] if rows else []
+_TOLD = ("excess", "ratio")
+"""By `scores`."""
 
 
 def _measured(results: Results) -> list[str]:
     students = [s for s in results.sets if s.role == "student"]
     rows = [(s.label, s.measures) for s in results.sets]
-    rows += [(f"{s.label}, {b}", s.measures_by_bucket.get(b)) for b in results.buckets for s in students]
-    found = [(label, columns(measures)) for label, measures in rows if measures]
-    names = [n for n in dict.fromkeys(n for _, of in found for n in of) if n not in _TOLD_APART]
+    rows += [(f"{s.label}, {b}", s.measures_by_bucket[b]) for b in results.buckets for s in students]
+    found = [(label, columns(measures)) for label, measures in rows]
+    names = [n for n in dict.fromkeys(n for _, of in found for n in of) if n not in _TOLD]
     names = [name for name in names if any(of[name] for _, of in found)]
     lines = [f"{label:34}" + "".join(f"{_value(of[name]):>12}" for name in names) for label, of in found]
-    return ["", f"{'':34}" + "".join(f"{name[-11:]:>12}" for name in names), *lines] if lines else []
+    return ["", f"{'':34}" + "".join(f"{name[-11:]:>12}" for name in names), *lines]
 
 
 def _value(found: Estimate | None) -> str:

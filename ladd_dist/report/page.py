@@ -10,7 +10,7 @@ from PIL import Image
 from ladd_dist.config import Config
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.evaluation.results import Measures, Results
-from ladd_dist.evaluation.table import columns, spread
+from ladd_dist.evaluation.table import columns, percent, scores, spread
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.start import Start
 from ladd_dist.report.charts import draw_charts, draw_comparison, fit
@@ -65,6 +65,7 @@ def _render(record: Record, charts: list[Path]) -> str:
         conclusion=conclusion(results),
         highlights=_highlights(results),
         results=results,
+        scored=[(scored, scores(results, scored)) for scored in results.sets],
         measures=_measures(results),
         blocks=[(heading(block.bucket), block) for block in record.blocks],
         facts=[
@@ -85,53 +86,57 @@ def curves(config: Config, paths: list[Path]) -> dict[str, Any]:
 
 def conclusion(results: Results) -> str:
     """The outcome in one sentence."""
-    student, rival, guided = results.student, results.undistilled, results.guided
-    text = f"In {_steps(student.steps)} the student's excess Fréchet distance is {student.excess:.3f}"
-    if rival and results.lacks_ratio(student):
-        text += f", which has no ratio to the undistilled teacher's {rival.excess:.3f}"
-    elif rival and student.excess_ratio is not None:
-        nearer = "nearer to" if student.excess < rival.excess else "no nearer to"
-        text = (
-            f"In {_steps(student.steps)} the student comes {nearer} the guided teacher than the undistilled "
-            f"teacher does in as many: its excess Fréchet distance is {student.excess:.3f} against "
-            f"{rival.excess:.3f} ({student.excess_ratio:.2f}x)"
-        )
-    if student.accuracy is None or guided.accuracy is None:
+    student, rival, (ours, guided) = results.student, results.undistilled, _both(results)
+    of, excess, ratio = _excess(results), student.measures.main.excess, student.measures.main.ratio
+    text = f"In {_steps(student.steps)} the student's {of} is {excess.value:.3g}"
+    if rival:
+        base = rival.measures.main.excess
+        if ratio is None:
+            text += f", which has no ratio to the undistilled teacher's {base.value:.3g}"
+        else:
+            nearer = "nearer to" if ratio.value < 1 else "no nearer to"
+            text = (
+                f"In {_steps(student.steps)} the student comes {nearer} the guided teacher than the undistilled "
+                f"teacher does in as many: its {of} is {excess.value:.3g} against {base.value:.3g} "
+                f"({ratio.value:.2f}x)"
+            )
+    if not ours:
         return text + "."
-    return (
-        f"{text}, and {percent(student.accuracy)} of its pictures show what the prompt asks for, "
-        f"{percent(guided.accuracy)} of the guided teacher's."
-    )
+    return f"{text}, and {ours} of its pictures show what the prompt asks for, {guided} of the guided teacher's."
+
+
+def _excess(results: Results) -> str:
+    return "kernel distance" if results.guided.measures.main.fd is None else "excess Fréchet distance"
+
+
+def _both(results: Results) -> tuple[str, str]:
+    """The shares of prompts that can be read from student and guided teacher, empty without a judge who reads."""
+    return percent(results.student.measures.read), percent(results.guided.measures.read)
 
 
 def _measures(results: Results) -> list[tuple[str, list[MeasuredSet]]]:
     """What was measured of all pictures and of each bucket's, under headings."""
     tables = {"All pictures": [(s, s.measures) for s in results.sets]}
     for bucket in results.buckets:
-        tables[bucket.replace("x", " x ")] = [(s, s.measures_by_bucket.get(bucket)) for s in results.sets]
-    found = [columns(measures) for rows in tables.values() for _, measures in rows if measures]
-    names = [name for name in (found[0] if found else ()) if any(of[name] for of in found)]
+        tables[bucket.replace("x", " x ")] = [(s, s.measures_by_bucket[bucket]) for s in results.sets]
+    found = [columns(measures) for rows in tables.values() for _, measures in rows]
+    names = [name for name in found[0] if any(of[name] for of in found)]
 
     def shown(measures: Measures) -> dict[str, str]:
         return {name: spread(columns(measures)[name]) for name in names}
 
-    return [
-        (heading, [(s.label, s.role, shown(measures)) for s, measures in rows if measures])
-        for heading, rows in tables.items()
-        if any(measures for _, measures in rows)
-    ]
+    return [(heading, [(s.label, s.role, shown(of)) for s, of in rows]) for heading, rows in tables.items()]
 
 
 def _highlights(results: Results) -> list[tuple[str, str]]:
     """Number and caption of each card."""
-    student, guided = results.student, results.guided
+    student, guided, (ours, theirs) = results.student, results.guided, _both(results)
     cards = []
-    if student.excess_ratio is not None:
-        caption = f"the undistilled teacher's excess distance, both at {_steps(student.steps)}"
-        cards.append((f"{student.excess_ratio:.2f}x", caption))
-    if student.accuracy is not None and guided.accuracy is not None:
-        caption = f"prompts read right from the student; {percent(guided.accuracy)} from the guided teacher"
-        cards.append((percent(student.accuracy), caption))
+    if (ratio := student.measures.main.ratio) is not None:
+        caption = f"the undistilled teacher's {_excess(results)}, both at {_steps(student.steps)}"
+        cards.append((f"{ratio.value:.2f}x", caption))
+    if ours:
+        cards.append((ours, f"prompts read right from the student; {theirs} from the guided teacher"))
     if student.seconds_per_image > 0:
         caption = f"as fast as the guided teacher: {_seconds(student.seconds_per_image)} instead of "
         speedup = guided.seconds_per_image / student.seconds_per_image
@@ -186,11 +191,6 @@ def _picture_uri(path: Path) -> str:
 
 def _steps(count: int) -> str:
     return f"{count} step{'s' * (count > 1)}"
-
-
-def percent(fraction: float) -> str:
-    """With one decimal."""
-    return f"{100 * fraction:.1f}%"
 
 
 def _seconds(seconds: float) -> str:

@@ -8,18 +8,20 @@ from ladd_dist.checkpoints.reader import Checkpoint
 from ladd_dist.checkpoints.student import Weights
 from ladd_dist.config import Config
 from ladd_dist.evaluation.places import FOLDER, RESULTS
-from ladd_dist.evaluation.results import Results, SetResult
+from ladd_dist.evaluation.results import Results
+from ladd_dist.evaluation.table import scores
 from ladd_dist.log import warn
 from ladd_dist.models.lora import Scaled, called
 from ladd_dist.report.charts import draw_comparison
-from ladd_dist.report.page import conclusion, percent
+from ladd_dist.report.page import conclusion
 from ladd_dist.report.record import read_evaluation
 
 _HEAD = "| drawn by | Fréchet distance | excess | ratio | prompts read |\n|---|---|---|---|---|"
 _EXPLAINED = """\
-Fréchet distance (features of {judge}, {samples:,} pictures of held-out prompts) to the guided teacher's pictures;
-excess over the distance between two sets of those, {floor:.3f}; ratio to the undistilled teacher's excess in as many
-steps."""
+Fréchet distance (features of {judge}, {samples:,} pictures of held-out prompts) to pictures of the guided teacher
+with other noise; excess over that of the guided teacher itself; ratio to the undistilled teacher's excess in as many
+steps; ± is half of a 95% interval. Where there is no Fréchet distance, pictures were too few, and kernel distances
+stand for it."""
 
 
 def scores_of(config: Config, checkpoint: Checkpoint, weights: Weights, loras: Sequence[Scaled]) -> Scores | None:
@@ -46,13 +48,8 @@ def _named(checkpoint: str, digest: str | None, weights: str, adapters: list[str
 
 
 def _text(results: Results) -> str:
-    explained = _EXPLAINED.format(judge=results.judge, samples=results.samples, floor=results.split_half_fd)
-    table = "\n".join([_HEAD, *map(_row, results.sets)])
+    explained = _EXPLAINED.format(judge=results.judge, samples=results.samples)
+    rows = [" | ".join(("", scored.label, *scores(results, scored), "")).strip() for scored in results.sets]
+    table = "\n".join([_HEAD, *rows])
     caveats = "".join(f"\n\nBut {caveat}." for caveat in results.caveats)
     return f"{conclusion(results)}\n\n{table}\n\n{explained}{caveats}"
-
-
-def _row(scored: SetResult) -> str:
-    ratio = "" if scored.excess_ratio is None else f"{scored.excess_ratio:.2f}"
-    read = "" if scored.accuracy is None else percent(scored.accuracy)
-    return f"| {scored.label} | {scored.fd:.3f} | {scored.excess:.3f} | {ratio} | {read} |"

@@ -66,6 +66,8 @@ class Outcome:
 def _look_up(sets: Mapping[str, Any], where: str, file: Path) -> float | None:
     found: Any = sets
     for key in where.split("."):
+        if found is None:
+            return None
         if not isinstance(found, dict) or key not in found:
             known = ", ".join(found) if isinstance(found, dict) else "none"
             raise LaddError(f"measures: '{where}' is not in {file}: there is no '{key}', known there: {known}")

@@ -27,7 +27,8 @@ class Study(Section):
     """Name -> what it changes. Variants that change nothing in ``synthesis`` or ``teacher`` share their latents;
     those that set ``data.path`` have their own, which must be there."""
     measures: Annotated[dict[str, str], Field(min_length=1)]
-    """Name -> where it is in ``evaluation/results.json``: a set's name and keys, such as ``student_4.excess``."""
+    """Name -> where it is in ``evaluation/results.json``: a set's name and keys, such as
+    ``student_4.measures.judge.excess.value``."""
 
     @model_validator(mode="after")
     def _folders(self) -> "Study":
