@@ -109,7 +109,7 @@ def updated(beta1: float) -> tuple[EightBitAdamW, dict[str, Tensor]]:
     ours = EightBitAdamW(weights, config)
     for index in range(5):
         gradients = {name: torch.randn(SIZES[name], generator=drawn) for name in weights}
-        ours.step(gradients, 1e-2 / (index + 1), torch.tensor(True))
+        ours.step(gradients, 1e-2 / (index + 1), torch.tensor(0.5), torch.tensor(True))
     return ours, weights
 
 
@@ -122,7 +122,7 @@ def updated_one_by_one(beta1: float) -> tuple[Optimizer, dict[str, Tensor]]:
     theirs = AdamW8bit(weights.values(), 1e-2, (beta1, 0.99), weight_decay=0.01)
     for index in range(5):
         for weight in weights.values():
-            weight.grad = torch.randn(weight.numel(), generator=drawn)
+            weight.grad = torch.randn(weight.numel(), generator=drawn) * 0.5
         theirs.param_groups[0]["lr"].fill_(1e-2 / (index + 1))
         theirs.step()
     return theirs, weights

@@ -59,9 +59,10 @@ def heads_forward(x: Tensor, weights: HeadWeights, groups: int, by: Convolve = c
     n1, mean1, rstd1 = _normalised(y1, first, heads * groups)
     y2 = _norm_input(_convolved(F.leaky_relu(n1, SLOPE).to(x.dtype), second, heads, by))
     n2, mean2, rstd2 = _normalised(y2, second, heads * groups)
-    h2 = F.leaky_relu(n2, SLOPE)
-    logits = torch.einsum("bgnhw,gbn->gbhw", h2.unflatten(1, (heads, -1)), weights.logit)
-    logits = (logits + weights.logit_bias.view(-1, 1, 1, 1)).contiguous()
+    h2_BGNP = F.leaky_relu(n2, SLOPE).flatten(2).unflatten(1, (heads, -1))
+    # One row of weights for each head and sample over its planes: an einsum would copy them with their channels last.
+    logits = (weights.logit.transpose(0, 1).unsqueeze(2) @ h2_BGNP).squeeze(2).transpose(0, 1)
+    logits = (logits.unflatten(2, n2.shape[2:]) + weights.logit_bias.view(-1, 1, 1, 1)).contiguous()
     return HeadsForward(y1, n1, (mean1, rstd1), y2, n2, (mean2, rstd2), logits)
 
 
@@ -80,15 +81,16 @@ def reference_gradients(
     h1 = F.leaky_relu(n1, SLOPE).to(x.dtype)
     y2 = _convolved(h1, second, heads)
     n2, *moments2 = _normalised(y2, second, norms)
-    h2_BGNHW = F.leaky_relu(n2, SLOPE).unflatten(1, (heads, -1))
+    h2_BGNP = F.leaky_relu(n2, SLOPE).flatten(2).unflatten(1, (heads, -1))
 
-    dh2 = torch.einsum("gbhw,gbn->bgnhw", gradient, weights.logit).flatten(1, 2)
+    gradient_BG1P = gradient.flatten(2).transpose(0, 1).unsqueeze(2)
+    dh2 = (weights.logit.transpose(0, 1).unsqueeze(3) @ gradient_BG1P).view_as(n2)
     dh1, *second_gradients = _layer_gradients(dh2, h1, y2, n2, moments2, second, heads, norms, by_weights)
     dplanes, *first_gradients = _layer_gradients(dh1, planes, y1, n1, moments1, first, heads, norms, by_weights)
     dx = dplanes.unflatten(1, (heads, -1)).permute(1, 0, 3, 4, 2).contiguous()
     if not by_weights:
         return [dx]
-    dlogit = torch.einsum("gbhw,bgnhw->gbn", gradient, h2_BGNHW)
+    dlogit = (gradient_BG1P @ h2_BGNP.mT).squeeze(2).transpose(0, 1)
     found = (*first_gradients, *second_gradients, dlogit, gradient.sum((1, 2, 3)))
     return [dx, *(g.to(w.dtype) for g, w in zip(found, weights, strict=True))]
 

@@ -74,8 +74,11 @@ class EightBitAdamW:
                 at, first = at + end - first, end
         return offsets, pieces
 
-    def step(self, gradients: Mapping[str, Tensor], lr: float, finite: Tensor) -> None:
-        """One update; none if the 0-d ``finite`` is false, for which the host waits: torchao takes no such flag."""
+    def step(self, gradients: Mapping[str, Tensor], lr: float, clip: Tensor, finite: Tensor) -> None:
+        """One update with ``clip`` times the gradients; none if ``finite`` is false. Both are 0-d.
+
+        The host waits for ``finite``: torchao takes no such flag.
+        """
         from torchao.optim import AdamW8bit
 
         if not finite:
@@ -90,6 +93,7 @@ class EightBitAdamW:
             weights = [piece.of(self._weights) for piece in pieces]
             torch.cat(weights, out=chunk[:held])
             torch.cat([piece.of(gradients) for piece in pieces], out=chunk.grad[:held])
+            chunk.grad.mul_(clip)
             first = index * self._length
             # Without a first moment to keep, the gradient is the first moment.
             optimizer.state[chunk] = {"step": torch.tensor(float(self.updates)), "exp_avg": chunk.grad} | {

@@ -21,8 +21,8 @@ class _AdamW(Protocol):
 
     updates: int
 
-    def step(self, gradients: Mapping[str, Tensor], lr: float, finite: Tensor) -> None:
-        """One update; none if the 0-d ``finite`` is false."""
+    def step(self, gradients: Mapping[str, Tensor], lr: float, clip: Tensor, finite: Tensor) -> None:
+        """One update with ``clip`` times the gradients; none if ``finite`` is false. Both are 0-d."""
         ...
 
     def moment(self, kind: MomentKind) -> dict[str, Tensor]:
@@ -51,17 +51,15 @@ class ShardedAdamW:
         self._parts += [EightBitAdamW(eight_bit, config)] if eight_bit else []
 
     def step(self, gradients: Mapping[str, Tensor], lr: float) -> Tensor:
-        """One update with this rank's flat gradients, which are clipped in place; none if their norm is not finite.
+        """One update with this rank's flat gradients, which may be written over; none if their norm is not finite.
 
         Returns:
             The norm before clipping (0-d, fp32).
         """
-        values = list(gradients.values())
-        norm = self._norm(values)
-        torch._foreach_mul_(values, (self._clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        finite = norm.isfinite()
+        norm = self._norm(list(gradients.values()))
+        clip, finite = (self._clip_norm / (norm + 1e-6)).clamp(max=1.0), norm.isfinite()
         for part in self._parts:
-            part.step(gradients, lr, finite)
+            part.step(gradients, lr, clip, finite)
         return norm
 
     def _norm(self, gradients: Sequence[Tensor]) -> Tensor:
@@ -91,19 +89,19 @@ class ShardedAdamW:
 
 
 class FusedAdamW:
-    """PyTorch's, in one fused kernel, which looks at the flag on the device: no synchronisation."""
+    """PyTorch's, in one fused kernel, which clips and looks at the flag on the device: no synchronisation."""
 
     def __init__(self, weights: Mapping[str, Tensor], config: OptimizerConfig) -> None:
         self._weights = {name: nn.Parameter(weight, requires_grad=False) for name, weight in weights.items()}
         self._optimizer: Any = adamw(self._weights.values(), config)
         allocate_state(self._optimizer, self._weights.values(), config)
 
-    def step(self, gradients: Mapping[str, Tensor], lr: float, finite: Tensor) -> None:
-        """One update; none if the 0-d ``finite`` is false."""
+    def step(self, gradients: Mapping[str, Tensor], lr: float, clip: Tensor, finite: Tensor) -> None:
+        """One update with ``clip`` times the gradients; none if ``finite`` is false. Both are 0-d."""
         for name, weight in self._weights.items():
             weight.grad = gradients.get(name)
         set_lr(self._optimizer, lr)
-        self._optimizer.found_inf = (~finite).float()
+        self._optimizer.grad_scale, self._optimizer.found_inf = 1 / clip, (~finite).float()
         self._optimizer.step()
         self._optimizer.zero_grad()
 

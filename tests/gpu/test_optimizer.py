@@ -27,8 +27,8 @@ def test_gradients_serve_as_first_moments():
     for finite in (True, True, False, True):
         gradients = tensors()
         for parameter, gradient in zip(theirs, gradients.values(), strict=True):
-            parameter.grad = gradient.clone()
-        ours.step(gradients, 1e-2, torch.tensor(finite, device="cuda"))
+            parameter.grad = gradient * 0.5
+        ours.step(gradients, 1e-2, torch.tensor(0.5, device="cuda"), torch.tensor(finite, device="cuda"))
         if finite:
             pytorchs.step()
     assert ours.updates == 3 and not ours.moment("exp_avg")
@@ -51,8 +51,8 @@ def test_chunks_are_updated_as_torchao_does_each_tensor(monkeypatch, beta1):
     for _ in range(5):
         gradients = tensors()
         for parameter, name in zip(theirs, weights, strict=True):
-            parameter.grad = gradients[name].clone()
+            parameter.grad = gradients[name] * 0.5
         torchaos.step()
-        ours.step(gradients, 1e-2, torch.tensor(True, device="cuda"))
+        ours.step(gradients, 1e-2, torch.tensor(0.5, device="cuda"), torch.tensor(True, device="cuda"))
     for weight, parameter in zip(weights.values(), theirs, strict=True):
         torch.testing.assert_close(weight, parameter.detach(), rtol=0, atol=1e-3)  # of 0.05

@@ -40,7 +40,9 @@ class Sd3Backbone(Backbone):
         """See `Backbone.forward`."""
         net, dtype = self.net, self.compute_dtype
         size = x_t.shape[-2:]
-        image = net.pos_embed(x_t.to(dtype))
+        # Tokens come out of the convolution channel by channel. All that is added to them would be laid out alike, so
+        # that every norm copied them, residual sums mixed two layouts, and heads copied their features.
+        image = net.pos_embed(x_t.to(dtype)).contiguous()
         temb = net.time_text_embed(t.float() * TIMESTEP_SCALE, cond.pooled.to(dtype))
         text = net.context_embedder(cond.context.to(dtype))
 
