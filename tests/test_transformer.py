@@ -48,6 +48,15 @@ def test_features_are_the_image_tokens_after_each_block():
     torch.testing.assert_close(features[1], seen[2])
 
 
+@pytest.mark.parametrize("changes", SIZES.values(), ids=SIZES)
+def test_blocks_hand_on_tokens_row_by_row_forward_and_backward(changes):
+    net = make(**changes)
+    x, t, cond = inputs()
+    features = Sd3Backbone(net, torch.float64)(x.requires_grad_(), t, cond, (0, 1, 2))
+    gradients = torch.autograd.grad(features[-1].sin().sum(), features[:-1])
+    assert all(tokens.is_contiguous() for tokens in (*features, *gradients))
+
+
 def test_a_feature_pass_ends_after_the_last_tap():
     net = make()
     runs = []
