@@ -15,8 +15,9 @@ import pytest
 from conftest import ROOT
 from test_configs import SD35_LARGE, SD35_VAE
 
-from ladd_dist.config import load
+from ladd_dist.config import Config, load
 from ladd_dist.methods.registry import method_of
+from ladd_dist.planning.activations import checkpointed
 from ladd_dist.planning.cards import CARDS
 from ladd_dist.planning.cluster import Cluster
 from ladd_dist.planning.costs import Costs
@@ -60,6 +61,7 @@ for case in map(json.loads, sys.stdin):
             "peaks": dict(seen.peaks),
             "launches": dict(seen.launches),
             "kernels": list(seen.kernels.values()),
+            "moved": dict(seen.moved),
             "traffic": {kind: [sent.calls, sent.bytes] for kind, sent in seen.traffic.items()},
             "state": {f"{place} {kind}": size for (place, kind), size in seen.state.items()},
             "heads": seen.parameters.get("heads", 0),
@@ -252,6 +254,22 @@ def test_compiled_blocks_are_made_for_the_card_and_take_what_is_planned(dry_runs
     for phase in ("student forward", "student backward", "teacher forward", "teacher backward"):
         assert compiled["launches"][phase] < plain["launches"][phase], phase
     assert compiled["traffic"] == plain["traffic"]
+    moved = fused_bytes(load(LARGE, cases[0].overrides), cases[0].size)
+    for phase, planned in moved.items():  # of a frozen network's backward pass most: compiled, it keeps less
+        assert planned == pytest.approx(compiled["moved"][phase], rel=0.25), phase
+    assert sum(moved.values()) == pytest.approx(sum(compiled["moved"][phase] for phase in moved), rel=0.05)
+
+
+def fused_bytes(config: Config, size: int) -> dict[str, float]:
+    """What compiled blocks are planned to read and write around products and attention, by phase."""
+    costs, moved = Costs(config, largest_bucket(config), fake_card("H200").name), dict[str, float]()
+    for passed in method_of(config).passes(config):
+        cost = costs.of(passed, checkpointed(config, passed.network), config.micro_batch(size))
+        for direction, work in (("forward", cost.forward), ("backward", cost.backward)):
+            if passed.network != "heads" and work.fused:
+                phase = f"{passed.network} {direction}"
+                moved[phase] = moved.get(phase, 0) + work.fused * config.accumulation(size)
+    return moved
 
 
 def test_zero3_is_run_with_all_that_it_asks_of_other_ranks(dry_runs, two_blocks, monkeypatch):

@@ -43,7 +43,7 @@ class Scripted:
     def __init__(self) -> None:
         self.alive, self.peak, self.work = 7, 7, Work(100)
 
-    def forget_peak(self) -> None:
+    def section(self) -> None:
         self.peak = self.alive
 
     def see(self, alive: int, peak: int, operations: int) -> None:

@@ -269,7 +269,7 @@ class Costs:
             groups = self.heads / count
             if not learns:
                 return PassCost(forward * groups, forward_peak=forward_peak)
-            counter.forget_peak()
+            counter.section()
             if by_inputs:
                 torch.autograd.grad(logits.sum(), features)
             else:

@@ -26,12 +26,14 @@ class Work:
 
     ``float8`` are operations of products in 8 bits.
     ``moved`` are the bytes that other operators read and write, one kernel each, as PyTorch runs them without
-    compilation; ``launches`` are all operators that do anything, each at least one kernel that the host launches.
+    compilation, ``fused`` those of compiled blocks, see `_Fusion`; ``launches`` are all operators that do anything,
+    each at least one kernel that the host launches.
     """
 
     matmul: float = 0
     attention: float = 0
     moved: float = 0
+    fused: float = 0
     float8: float = 0
     launches: float = 0
 
@@ -46,6 +48,7 @@ class Work:
             self.matmul + other.matmul,
             self.attention + other.attention,
             self.moved + other.moved,
+            self.fused + other.fused,
             self.float8 + other.float8,
             self.launches + other.launches,
         )
@@ -65,6 +68,7 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.work, self.alive, self.peak = Work(), 0, 0
         self._held: dict[int, int] = {}
+        self._fusion = _Fusion()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -87,12 +91,23 @@ class Counter(TorchDispatchMode):
         made = list(_tensors(out))
         for tensor in made:
             self._hold(tensor.untyped_storage(), tensor.untyped_storage().nbytes())
-        self.work += _work(func, args, kwargs, out) or _other(_moved(func, taken, made))
+        self.work += self._counted(func, args, kwargs, out, taken, made)
         return out
 
-    def forget_peak(self) -> None:
-        """Begin a new one."""
+    def _counted(
+        self, func: Any, args: tuple, kwargs: dict, out: Any, taken: list[Tensor], made: list[Tensor]
+    ) -> Work:
+        if work := _work(func, args, kwargs, out):
+            return work + Work(fused=self._fusion.library(taken))
+        moved = _moved(func, taken, made)
+        if not moved:
+            return Work()
+        return Work(moved=moved, fused=self._fusion.other(taken, made, _sums_tokens(func, args)), launches=1)
+
+    def section(self) -> None:
+        """Begin a new peak, and what would be another program if blocks were compiled."""
         self.peak = self.alive
+        self._fusion.program += 1
 
     def _hold(self, storage: torch.UntypedStorage, size: int) -> None:
         if storage._cdata not in self._held:
@@ -103,6 +118,56 @@ class Counter(TorchDispatchMode):
 
     def _release(self, key: int) -> None:
         self.alive -= self._held.pop(key)
+        self._fusion.release(key)
+
+
+class _Fusion:
+    """Bytes that compiled code reads and writes around products and attention, which libraries compute.
+
+    Within a program operators are fused: what one makes and others use passes through no memory. What a program uses
+    of what libraries or other programs made is read once, and what those use of its own results is written once. Sums
+    over tokens, such as gradients of biases, are kernels of their own. That is the least; on the other hand, a
+    backward pass finds what PyTorch's own autograd keeps, where compiled code keeps less and computes it again.
+    """
+
+    def __init__(self) -> None:
+        self.program = 0
+        self._made: dict[int, int] = {}
+        """By storage: results that are in no memory yet, and the program that made them."""
+        self._read: dict[int, int] = {}
+        """By storage: the last program that read it."""
+
+    def other(self, taken: list[Tensor], made: list[Tensor], apart: bool) -> int:
+        """Bytes for an operator that a program may have, in a kernel ``apart`` or with others."""
+        moved = 0
+        for key, size in _storages(taken):
+            if self._made.get(key) == self.program and not apart:
+                continue
+            moved += self._written(key, size)
+            if apart or self._read.get(key) != self.program:
+                self._read[key] = self.program
+                moved += size
+        for key, _ in _storages(made):
+            self._made[key] = self.program
+        return moved
+
+    def library(self, taken: list[Tensor]) -> int:
+        """Bytes for the operands of a library's function."""
+        return sum(self._written(key, size) for key, size in _storages(taken))
+
+    def _written(self, key: int, size: int) -> int:
+        return 0 if self._made.pop(key, None) is None else size
+
+    def release(self, key: int) -> None:
+        """A storage is no longer there."""
+        self._made.pop(key, None)
+        self._read.pop(key, None)
+
+
+def _storages(tensors: list[Tensor]) -> list[tuple[int, int]]:
+    """Keys and bytes, each once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return list({storage._cdata: (storage._cdata, storage.nbytes()) for storage in storages}.values())
 
 
 def _work(func: Any, args: tuple, kwargs: dict, out: Any) -> Work | None:
@@ -120,8 +185,12 @@ def _work(func: Any, args: tuple, kwargs: dict, out: Any) -> Work | None:
     return Work(attention=flops, launches=1) if "attention" in func.name() else Work(flops, launches=1)
 
 
-def _other(moved: int) -> Work:
-    return Work(moved=moved, launches=1 if moved else 0)
+def _sums_tokens(func: Any, args: tuple) -> bool:
+    """Whether an operator sums over tokens and not over their channels, which are the last dimension."""
+    if func is not torch.ops.aten.sum.dim_IntList:
+        return False
+    last = args[0].dim() - 1
+    return not {last, -1} & {*(args[1] or (last,))}
 
 
 def _fused_attention(func: Any, args: tuple) -> int:

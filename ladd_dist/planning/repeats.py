@@ -46,7 +46,7 @@ class Course:
         self._counter, self._grown = counter, grown
         self._sections: list[_Section] = []
         self._times, self._start, self._work = 1, counter.alive, counter.work
-        counter.forget_peak()
+        counter.section()
 
     def section(self, others: int) -> None:
         """End one and begin another, which stands for so many others."""
@@ -54,7 +54,7 @@ class Course:
         work = counter.work + self._work * -1
         self._sections.append(_Section(self._times, self._start, counter.peak, work))
         self._times, self._start, self._work = 1 + others, counter.alive, counter.work
-        counter.forget_peak()
+        counter.section()
 
     def end(self) -> tuple[Work, int, int]:
         """Work of all sections and of those that they stand for, bytes alive after them, and the most within them."""

@@ -95,8 +95,9 @@ def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micr
         model_flops += (once.forward + once.backward).flops
         engines = _by_engine(config, costs, passed, micro_batches, cluster.gpus)
         for work, own in zip((cost.forward, cost.backward), engines, strict=True):
-            by_arithmetic, by_memory = _gpu_seconds(passed, work, own, cluster)
-            launched = (0 if _compiled(config, passed) else work.launches) + own.launches
+            compiled = _compiled(config, passed)
+            by_arithmetic, by_memory = _gpu_seconds(passed, work, own, cluster, compiled)
+            launched = (0 if compiled else work.launches) + own.launches
             arithmetic += by_arithmetic
             memory += by_memory
             waiting += max(0.0, launched * cluster.host - by_arithmetic - by_memory)
@@ -119,12 +120,13 @@ def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micr
     )
 
 
-def _gpu_seconds(passed: Pass, work: Work, engines: Work, cluster: Cluster) -> tuple[float, float]:
+def _gpu_seconds(passed: Pass, work: Work, engines: Work, cluster: Cluster, compiled: bool) -> tuple[float, float]:
     """Of a pass in one direction: arithmetic, and all that is read and written."""
     if passed.network == "heads":
         return work.flops / (cluster.card.bf16 * REACHED.heads), 0.0
-    operators = work.moved / (cluster.card.bandwidth * REACHED.operators)
-    return arithmetic_seconds(work, cluster), operators + engines.moved / (cluster.card.bandwidth * REACHED.casts)
+    bandwidth = cluster.card.bandwidth
+    operators = work.fused / REACHED.casts if compiled else work.moved / REACHED.operators
+    return arithmetic_seconds(work, cluster), (operators + engines.moved / REACHED.casts) / bandwidth
 
 
 def _compiled(config: Config, passed: Pass) -> bool:

@@ -25,13 +25,14 @@ class Programs:
     """What was compiled.
 
     Args:
-        launch: is called where a program would have a kernel or a library's function run.
+        launch: is called where a program would have a kernel or a library's function run, with the bytes that a
+            kernel reads and writes.
 
     Attributes:
         kernels: program -> how many kernels were compiled for it.
     """
 
-    def __init__(self, launch: Callable[[], None]) -> None:
+    def __init__(self, launch: Callable[[int], None]) -> None:
         self._launch = launch
         self.kernels: dict[str, int] = {}
 
@@ -52,19 +53,19 @@ class Programs:
 
 
 class _Kernel:
-    """In the place of one."""
+    """In the place of one, which reads or writes each tensor that it is given."""
 
-    def __init__(self, launch: Callable[[], None]) -> None:
+    def __init__(self, launch: Callable[[int], None]) -> None:
         self._launch = launch
 
-    def run(self, *_: object, **__: object) -> None:
-        self._launch()
+    def run(self, *given: object, **_: object) -> None:
+        self._launch(sum(value.nbytes for value in given if isinstance(value, Tensor)))
 
 
 class _Libraries:
     """In the place of functions that write to what they are given, as cuBLAS's do; some have no fake."""
 
-    def __init__(self, launch: Callable[[], None], functions: Any) -> None:
+    def __init__(self, launch: Callable[[int], None], functions: Any) -> None:
         self._launch, self._functions = launch, functions
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
@@ -73,7 +74,7 @@ class _Libraries:
         def call(*arguments: Any, out: Tensor | None = None, **options: Any) -> Tensor:
             if out is None:
                 return function(*arguments, **options)
-            self._launch()
+            self._launch(0)
             return out
 
         return call

@@ -102,7 +102,7 @@ class FakeDevice(TorchDispatchMode):
         self._fake = Fakes(allow_non_fake_inputs=True)
         self._phase, self._waited = phase, _waits()
         self.memory, self.traffic, self.programs = DeviceMemory(), TrafficCounter(), Programs(self._launch)
-        self.launches = Counter[str]()
+        self.launches, self.moved = Counter[str](), Counter[str]()
         self.waits: list[Wait] = []
 
     @classmethod
@@ -138,7 +138,7 @@ class FakeDevice(TorchDispatchMode):
             _check_dtypes(func, args)
         self.traffic.see(func, args)
         if _is_launched(func):
-            self._launch()
+            self._launch(0)
         if _has_real(args) or _has_real(kwargs.values()):
             args, kwargs = tree_map(self._as_fake, (args, kwargs))
         try:
@@ -162,8 +162,9 @@ class FakeDevice(TorchDispatchMode):
             del self.waits[known:]
             self._phase = own
 
-    def _launch(self) -> None:
+    def _launch(self, moved: int) -> None:
         self.launches[self._phase()] += 1
+        self.moved[self._phase()] += moved
 
     def _as_fake(self, value: Any) -> Any:
         if isinstance(value, Tensor) and not isinstance(value, FakeTensor):

@@ -36,6 +36,7 @@ class DryRun:
         peaks: the most bytes on the device, by phase of the iteration.
         launches: operators, compiled kernels and libraries' functions that programs call, by phase.
         kernels: of compiled programs, which are one for each direction of a variant; empty where nothing is compiled.
+        moved: bytes that those read and write, by phase.
         traffic: collectives of the iterations, by kind.
         waits: where the host waits for the device within them.
         micro_batches: how many were run in an iteration.
@@ -48,6 +49,7 @@ class DryRun:
     peaks: Mapping[str, int]
     launches: Mapping[str, int]
     kernels: Mapping[str, int]
+    moved: Mapping[str, int]
     traffic: Mapping[str, Traffic]
     waits: Sequence[Wait]
     micro_batches: int
@@ -87,6 +89,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
                 iterate(0, buckets[0])
             device.memory.peaks.clear()
             device.launches.clear()
+            device.moved.clear()
             device.traffic.seen.clear()
             device.waits.clear()  # a start may wait
             for index, bucket in enumerate(buckets):
@@ -100,6 +103,7 @@ def dry_run(config: Config, size: int, buckets: Sequence[str], micro_batches: in
             dict(device.memory.peaks),
             dict(device.launches),
             dict(device.programs.kernels),
+            dict(device.moved),
             dict(device.traffic.seen),
             list(device.waits),
             min(micro_batches, accumulation),

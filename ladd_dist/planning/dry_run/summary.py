@@ -54,7 +54,8 @@ def _lines(config: Config, seen: DryRun, card: FakeCard, bucket: str, size: int)
     yield f"dry run: rank 0 of {size}, {card.name}, an iteration of {ran} of {bucket}"
     if seen.kernels:
         count, name = sum(seen.kernels.values()), "{}.{}".format(*card.capability)
-        yield f"compiled for capability {name}: {len(seen.kernels)} programs of {count} kernels"
+        moved = f"which read and write {sum(seen.moved.values()) / 1e9:.0f} GB"
+        yield f"compiled for capability {name}: {len(seen.kernels)} programs of {count} kernels, {moved}"
     yield "networks: " + ", ".join(f"{name} {count / 1e9:.3f}B" for name, count in seen.parameters.items())
     yield f"state by formula: {describe(seen.state)}"
     yield f"on the device before the first iteration: {seen.resident / 1e9:.2f} GB"
