@@ -54,15 +54,17 @@ def _lines(config: Config, seen: DryRun, card: FakeCard, bucket: str, size: int)
     yield f"dry run: rank 0 of {size}, {card.name}, an iteration of {ran} of {bucket}"
     if seen.kernels:
         count, name = sum(seen.kernels.values()), "{}.{}".format(*card.capability)
-        moved = f"which read and write {sum(seen.moved.values()) / 1e9:.0f} GB"
-        yield f"compiled for capability {name}: {len(seen.kernels)} programs of {count} kernels, {moved}"
+        yield f"compiled for capability {name}: {len(seen.kernels)} programs of {count} kernels"
     yield "networks: " + ", ".join(f"{name} {count / 1e9:.3f}B" for name, count in seen.parameters.items())
     yield f"state by formula: {describe(seen.state)}"
     yield f"on the device before the first iteration: {seen.resident / 1e9:.2f} GB"
     yield "by phase: most on the device in GB, without libraries' workspaces and communication buffers; launches:"
+    if seen.kernels:
+        yield "  and the GB that compiled kernels read and write"
     for phase, peak in seen.peaks.items():
         over = f"  more than the card's {card.gigabytes} GB" if peak > card.gigabytes * 1e9 else ""
-        yield f"  {phase:<18} {peak / 1e9:7.2f} {seen.launches.get(phase, 0):7,}{over}"
+        by_kernels = f" {seen.moved.get(phase, 0) / 1e9:7.1f}" if seen.kernels else ""
+        yield f"  {phase:<18} {peak / 1e9:7.2f} {seen.launches.get(phase, 0):7,}{by_kernels}{over}"
     if seen.micro_batches < seen.accumulation:
         yield "  the micro-batches that were left out are like the second: they add to launches and traffic alone"
     for kind, sent in sorted(seen.traffic.items()):
