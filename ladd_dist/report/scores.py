@@ -43,8 +43,8 @@ def scores_of(config: Config, checkpoint: Checkpoint, weights: Weights, loras: S
     return Scores(_text(results), draw_comparison(results.sets, blocks))
 
 
-def _named(checkpoint: str, digest: str | None, weights: str, adapters: list[str]) -> str:
-    return ", ".join((f"{checkpoint} ({digest or 'of an older version'})", f"{weights} weights", *adapters))
+def _named(checkpoint: str, digest: str, weights: str, adapters: list[str]) -> str:
+    return ", ".join((f"{checkpoint} ({digest})", f"{weights} weights", *adapters))
 
 
 def _text(results: Results) -> str:
