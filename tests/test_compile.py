@@ -31,7 +31,9 @@ SMALL_HEADS = [f"discriminator.{key}" for key in ("width=16", "out_width=16", "g
 PLAIN, COMPILED = ([f"{net}.compile={value}" for net in ("student", "teacher")] for value in ("false", "true"))
 # AdamW's own epsilon would make whole steps of the rounding of gradients that are zero.
 EXACT = ["student_optimizer.eps=1e-4", "head_optimizer.eps=1e-4", "train.precision=fp32", "train.global_batch=8"]
-FP32 = 1e-5
+# PyTorch's addcmul rounds once; torch.compile takes it apart. Norms of gradients go 4e-5 apart by that, as much as
+# by diffusers' own blocks, which have a product and a sum; those are within 2e-6 of compiled ones.
+FP32 = 1e-4
 # Blocks that run again meet what FSDP2 does to their inputs in the forward pass alone.
 ENGINES = {
     "local": ["engine=local"],

@@ -131,8 +131,8 @@ def teacher(*overrides: str) -> Backbone:
     return net
 
 
-def batch(samples: int = 4) -> Batch:
-    draw = torch.Generator().manual_seed(0)
+def batch(samples: int = 4, seed: int = 0) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
     cond = Conditioning(torch.randn(samples, 87, 64, generator=draw), torch.randn(samples, 64, generator=draw))
     return Batch(torch.randn(samples, 4, 8, 8, generator=draw), cond, list(range(samples)), "32x32", cond)
 
@@ -173,12 +173,20 @@ def test_what_every_token_passes_is_in_8_bits_and_all_else_is_not() -> None:
     }
 
 
-def first_iteration(*overrides: str, world: World = ALONE) -> dict[str, Tensor]:
+def first_iteration(*overrides: str, world: World = ALONE, of: Batch | None = None) -> dict[str, Tensor]:
     """Metrics of the first update of student and heads: later ones are of weights that go apart."""
-    config = load(TINY, [*SMALL_HEADS, "train.precision=bf16", "train.global_batch=4", *overrides])
+    whole = of or batch()
+    settings = ["train.precision=bf16", f"train.global_batch={len(whole.ids)}"]
+    config = load(TINY, [*SMALL_HEADS, *settings, *overrides])
     method = build_method(config, world, Clock(world))
-    sample = method.sample(0, 0, share(batch(), world), (8, 8))
+    sample = method.sample(0, 0, share(whole, world), (8, 8))
     return {name: value.float() for name, value in method.iteration(0, [sample]).items()}
+
+
+def over_several(*overrides: str) -> dict[str, Tensor]:
+    """Means over first iterations of several batches: the norm of one's gradient may be a quarter off by chance."""
+    found = [first_iteration(*overrides, of=batch(16, seed)) for seed in range(4)]
+    return {name: torch.stack([metrics[name] for metrics in found]).mean(0) for name in found[0]}
 
 
 def assert_near(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
@@ -192,7 +200,7 @@ def assert_near(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("order", ["shared", "two_pass"])
 def test_a_step_on_it_is_near_that_on_an_exact_teacher(order: str) -> None:
     common = [f"method.fake_pass={order}", "method.r1_weight=0.01", "teacher.activation_checkpointing=true"]
-    exact, ours = first_iteration(*common), first_iteration(*common, "teacher.float8=true")
+    exact, ours = over_several(*common), over_several(*common, "teacher.float8=true")
     assert_near(ours, exact)
     assert not torch.equal(ours["student_grad_norm"], exact["student_grad_norm"])
 

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import torch
+from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -112,6 +113,8 @@ class PeerLoop:
         self.teacher: Any = teacher.to(device).eval().requires_grad_(False).net
         self.student: Any = student.to(device).train().net
         self.ema: Any = average.to(device).requires_grad_(False).net
+        for block in (*self.teacher.transformer_blocks, *self.student.transformer_blocks):
+            block.__class__ = JointTransformerBlock
         self.heads = Heads(heads).to(device)
         self.features: list[Tensor] = []
         for block in heads.taps:

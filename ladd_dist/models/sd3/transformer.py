@@ -13,10 +13,12 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
+from ladd_dist.config import Recomputation
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.diffusion.flow import TIMESTEP_SCALE
 from ladd_dist.errors import LaddError
 from ladd_dist.models.backbone import Backbone
+from ladd_dist.models.sd3.block import fewer_operators
 from ladd_dist.models.sd3.configs import load_config
 from ladd_dist.models.sd3.networks import saved
 
@@ -28,6 +30,14 @@ class Sd3Backbone(Backbone):
     """
 
     net: SD3Transformer2DModel
+
+    def __init__(
+        self,
+        net: SD3Transformer2DModel,
+        compute_dtype: torch.dtype = torch.float32,
+        activation_checkpointing: Recomputation = False,
+    ) -> None:
+        super().__init__(fewer_operators(net), compute_dtype, activation_checkpointing)
 
     def compute(
         self,
