@@ -34,6 +34,8 @@ FP32 = 1e-5
 # (heads), 2.6e-4 (d_loss), 9.0e-3 (g_loss, the mean of logits that nearly cancel) and 3.1e-3 (norms) of the local
 # engine, which was 9.7e-5, 5.9e-4, 2.2e-4, 5.2e-3 and 3.4e-3 from its own fp32 run; none of the engines stood out.
 # The bounds are about three times that. Masters rounded to bf16 would be 1.7e-3 off, by autocast a student 3.7e-4.
+# The norm of the heads' gradient has more: it was once 1.3e-2 off, in the second of twenty iterations, and within
+# 3e-3 in all others. A distance is the largest of any iteration.
 BF16 = {
     "student": 3e-4,
     "ema": 3e-4,
@@ -41,7 +43,7 @@ BF16 = {
     "d_loss": 1e-3,
     "g_loss": 3e-2,
     "student_grad_norm": 1e-2,
-    "head_grad_norm": 1e-2,
+    "head_grad_norm": 3e-2,
 }
 
 
