@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import ALONE, TINY
+from diffusers.models.attention import JointTransformerBlock
 
 from ladd_dist.config import load
 from ladd_dist.errors import LaddError
@@ -22,6 +23,8 @@ def config(run_dir, *overrides):
 
 def test_both_loops_make_the_same_losses_and_weights_of_the_same_noise(tmp_path):
     sides = Sides(config(tmp_path, "synthesis.buckets=[32x64]"), ALONE)
+    for net in (sides.peers.teacher, sides.peers.student):
+        assert {type(block) for block in net.transformer_blocks} == {JointTransformerBlock}, "diffusers' own"
     before = [p.detach().clone() for p in sides.method.student.module.parameters()]
     losses = sides.first()
     assert losses.keys() == {"d_loss", "g_loss", "r1"}

@@ -276,6 +276,17 @@ def test_a_measure_that_is_not_there_is_named_with_what_is(tmp_path: Path) -> No
         Outcome(study, "").add(run)
 
 
+def test_what_an_evaluation_has_not_measured_is_left_out(tmp_path: Path) -> None:
+    """Such as a ratio over a base that is not positive, of one run among many."""
+    (run, *_) = plan(Study.model_validate(tree()), Path(TINY), [], tmp_path / "out", ROOT / "launchers")
+    run.task.done.parent.mkdir(parents=True)
+    sets = [{"name": f"student_{steps}", "measures": {"judge": None, "read": {"value": 0.5}}} for steps in (4, 1)]
+    run.task.done.write_text(json.dumps({"sets": sets}))
+    outcome = Outcome(Study.model_validate(tree()), "")
+    outcome.add(run)
+    assert outcome.values == {run.variant: {"read": {run.seed: 0.5}}}
+
+
 def test_panels_of_one_measure_have_one_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = list[Figure]()
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))

@@ -6,6 +6,7 @@ from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.errors import LaddError
 from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.models.sd3.transformer import Sd3Backbone, load_transformer, token_grid, truncate
+from ladd_dist.planning.counting import Counter
 
 SIZES = {"joint": {}, "dual": {"dual_attention_layers": (0, 1)}, "patch1": {"patch_size": 1}}
 
@@ -55,6 +56,17 @@ def test_blocks_hand_on_tokens_row_by_row_forward_and_backward(changes):
     features = Sd3Backbone(net, torch.float64)(x.requires_grad_(), t, cond, (0, 1, 2))
     gradients = torch.autograd.grad(features[-1].sin().sum(), features[:-1])
     assert all(tokens.is_contiguous() for tokens in (*features, *gradients))
+
+
+def test_a_block_takes_fewer_operators_than_diffusers():
+    """Two streams with two modulations and two gates each, in two of three blocks."""
+    net = make()
+    x, t, cond = inputs()
+    with torch.no_grad(), Counter() as theirs:
+        net(x, cond.context, cond.pooled, 1000 * t, return_dict=False)
+    with torch.no_grad(), Counter() as ours:
+        Sd3Backbone(net, torch.float64)(x, t, cond)
+    assert ours.work.launches <= theirs.work.launches - 2 * 8
 
 
 def test_a_feature_pass_ends_after_the_last_tap():

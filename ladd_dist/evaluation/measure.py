@@ -85,14 +85,19 @@ class _Sets:
         self.groups = groups_of([entry.prompt for entry in entries])
         self.rows = {name: _with_levels(of_set.of(self.numbers)) for name, of_set in drawn.items()}
         self.prompts = numbered([(entry.prompt, entry.bucket.name) for entry in entries])
-        self.rivals, half = rivals, _with_levels(other_half.of(self.numbers))
+        self.rivals, self.half = rivals, _with_levels(other_half.of(self.numbers))
         several = len(entries) > 1  # with one picture there is no kernel distance, and no covariance
         self.reference = reference if several and reference and reference.pictures.unique().numel() > 1 else None
         spaces = [space for space in SPACES if space in self.rows[REFERENCE]]
-        self.distances = {space: self._distances(half[space], space) for space in spaces} if several else {}
-        main = spaces[0]
-        self.features = len(half[main].values), _scale(main, half[main].values)(half[main].values).shape[1]
-        self.within = {name: self._diversity(of_set[main]) for name, of_set in self.rows.items()}
+        self.distances = {space: self._distances(self.half[space], space) for space in spaces} if several else {}
+        self.main = spaces[0]
+        self.within = {name: self._diversity(of_set[self.main]) for name, of_set in self.rows.items()}
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """Number and width of a set's vectors in the space that counts."""
+        values = self.half[self.main].values
+        return len(values), _scale(self.main, values)(values).shape[1]
 
     def measures(self) -> dict[str, Measures]:
         return {name: self._measures(name) for name in self.rows}
