@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ class Failing:
 
 GIVEN = [*step_check._COMMON, "device=cpu"]
 OLD = {"config": TINY, "setting": "as configured", "overrides": GIVEN, "device": "CPU", "commit": "0123456789ab"}
-TODAY = datetime.now(UTC).strftime("%Y-%m-%d")
+TODAY = "2026-11-30"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +99,7 @@ def test_a_row_of_other_code_is_measured_anew_in_its_place(
         "settings": lambda config: [Setting("as configured", ())],
         "OneAfterAnother": Failing,
         "commit_of": lambda root, results: commit,
+        "_today": lambda: TODAY,
         "table": lambda rows: [],
     }.items():
         monkeypatch.setattr(step_check, name, value)

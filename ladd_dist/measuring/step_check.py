@@ -115,7 +115,7 @@ def _asked(config_file: Path, overrides: Sequence[str]) -> list[Row]:
     call = {
         "device": device_name(torch.device("cuda", 0) if cuda else torch.device("cpu")),
         "commit": commit_of(_ROOT, _RESULTS),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "date": _today(),
         "triton": version_of("triton"),
     }
     return [
@@ -127,6 +127,10 @@ def _asked(config_file: Path, overrides: Sequence[str]) -> list[Row]:
         }
         for setting in settings(config)
     ]
+
+
+def _today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def _is_of(old: Row, asked: Row) -> bool:
