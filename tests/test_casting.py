@@ -1,7 +1,6 @@
 """Weights that one process casts block by block: the numbers of weights cast one by one, by fewer operators."""
 
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -72,8 +71,7 @@ def test_gradients_are_those_of_weights_that_are_cast_one_by_one(recomputed: boo
     if compiled:
         net = Net(recomputed)
         net.load_state_dict(plain.state_dict())
-        with patch.dict("ladd_dist.engines.compiled._OPTIONS", backend="aot_eager"):
-            compile_blocks(net.wrap_points())
+        compile_blocks(net.wrap_points(), backend="aot_eager")
         cast_in_passes(net, torch.bfloat16)
     names = {id(p): name for name, p in plain.named_parameters()}
     for index in range(3):  # micro-batches
@@ -153,10 +151,9 @@ def test_the_compiler_takes_the_sizes_of_copies_for_a_blocks_own() -> None:
 
     torch.manual_seed(0)
     net = Net()
-    with patch.dict("ladd_dist.engines.compiled._OPTIONS", backend=backend):
-        compile_blocks(net.wrap_points())
-        cast_in_passes(net, torch.bfloat16)
-        for rows in (5, 7):
-            net(torch.randn(rows, WIDTH).bfloat16())
+    compile_blocks(net.wrap_points(), backend=backend)
+    cast_in_passes(net, torch.bfloat16)
+    for rows in (5, 7):
+        net(torch.randn(rows, WIDTH).bfloat16())
     (shapes,) = graphs
     assert sum(any(isinstance(size, torch.SymInt) for size in shape) for shape in shapes) == 1

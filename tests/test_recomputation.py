@@ -153,6 +153,12 @@ def test_what_is_kept(operator: str, shapes: list[tuple[int, ...]], kept: bool) 
     assert is_kept(operator, tuple(torch.empty(shape, device="meta") for shape in shapes)) is kept
 
 
+@pytest.mark.parametrize(("rows", "kept"), [(1, True), (8, False)])
+def test_code_for_any_number_of_rows_takes_them_to_be_many(rows: int, kept: bool) -> None:
+    shapes = [(14592,), (rows, 2432), (2432, 14592)]
+    assert is_kept("aten::addmm", tuple(torch.empty(s, device="meta") for s in shapes), compiled=True) is kept
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -14,7 +14,6 @@ for several samples and for a single one, whose size torch does not leave open. 
 trained in part: they have adapters, and run with them and without."""
 _OPTIONS: dict[str, Any] = {"fullgraph": True, "dynamic": True, "isolate_recompiles": True}
 
-
 _VECTOR_BITS = {"AVX512": 512, "AVX2": 256, "DEFAULT": 1}
 """Of what PyTorch's own kernels use here, as `ATEN_CPU_CAPABILITY` may have limited it."""
 
@@ -24,12 +23,15 @@ def is_compiled(block: nn.Module) -> bool:
     return hasattr(block.forward, "_torchdynamo_orig_callable")
 
 
-def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> None:
     """Have each block's forward compiled when it first runs, together with all blocks of the same shapes.
 
     Sizes of inputs stay open, so that one variant serves every aspect ratio and batch. The forward is compiled and
     not the call: the hooks with which engines gather and release a block stay outside. What cannot be compiled
     whole, and more than `VARIANTS` of one kind of block, raise when they run, where torch would go on uncompiled.
+
+    Args:
+        options: of `torch.compile`, in the place of those above.
     """
     import torch._inductor.config as inductor  # a second of imports, for runs that compile
 
@@ -43,7 +45,8 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
             in_part = len({p.requires_grad for p in block.parameters()}) > 1
             limit = 2 * VARIANTS if in_part else VARIANTS
             own: Any = block.forward
-            forwards[kind] = _without_views(torch.compile(own.__func__, **_OPTIONS | {"recompile_limit": limit}))
+            chosen = _OPTIONS | {"recompile_limit": limit} | options
+            forwards[kind] = _without_views(torch.compile(own.__func__, **chosen))
         block.forward = MethodType(forwards[kind], block)
 
 

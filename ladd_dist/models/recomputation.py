@@ -1,5 +1,6 @@
 """Blocks that are computed again in the backward pass, but for what is dear to compute and cheap to keep."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
@@ -32,8 +33,11 @@ _PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::_scaled_mm": 0, "aten::addmm"
 """Operators, and which argument is the first of the two factors."""
 _WITHOUT_BIAS = "aten::mm", "aten::bmm"
 
+# It warns whoever recomputes selectively that nothing may be written in place: in a compiled block nothing is.
+logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
-def is_kept(operator: str, arguments: tuple[Any, ...]) -> bool:
+
+def is_kept(operator: str, arguments: tuple[Any, ...], compiled: bool = False) -> bool:
     """Whether an operator's result is kept: attention's, and a product's unless that is wider than its rows were.
 
     Which is what the planner counts to be best, see docs/planning.md: a wider result takes most memory for what it
@@ -41,6 +45,7 @@ def is_kept(operator: str, arguments: tuple[Any, ...]) -> bool:
 
     Args:
         operator: its name, such as ``aten::mm``.
+        compiled: whether for code that serves any number of rows but one, which has code of its own.
     """
     if operator in _ATTENTION:
         return True
@@ -48,12 +53,18 @@ def is_kept(operator: str, arguments: tuple[Any, ...]) -> bool:
         return False
     first, second = arguments[_PRODUCTS[operator] :][:2]
     rows, (inner, wide) = first.shape[-2], second.shape[-2:]
-    # A compiled block's rows are of any number: to ask would make a variant for each answer.
-    return inner >= wide or (isinstance(rows, int) and rows <= inner)
+    if compiled:  # to ask about open sizes would make a variant for each answer
+        return inner >= wide or (isinstance(rows, int) and rows == 1)
+    return inner >= wide or rows <= inner
 
 
 def _policy(_: object, operator: Any, *arguments: Any, **__: Any) -> CheckpointPolicy:
     keep = is_kept(operator.name(), arguments)
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _policy_of_compiler(_: object, operator: Any, *arguments: Any, **__: Any) -> CheckpointPolicy:
+    keep = is_kept(operator.name(), arguments, compiled=True)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -87,7 +98,7 @@ def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
 
 
 def _contexts_of_compiler() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return create_selective_checkpoint_contexts(_policy)
+    return create_selective_checkpoint_contexts(_policy_of_compiler)
 
 
 def recompute_when_compiled(block: nn.Module, selectively: bool) -> None:
