@@ -3,7 +3,8 @@
 import argparse
 
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.config.arguments import as_path
+from ladd_dist.jobs.arguments import encode_flags
+from ladd_dist.jobs.fit import check_latents
 from ladd_dist.supervision.signals import Signals
 
 _DESCRIPTION = """\
@@ -19,13 +20,14 @@ def main(launch: Launch, signals: Signals) -> None:
     """Write the dataset."""
     from ladd_dist.drawing.given import table_pictures  # late: until it is imported, signals are heard already
 
+    check_latents(launch.config)
     table_pictures(launch.config, launch.args.pictures, launch.world, launch.lock, signals)
 
 
 def command_line() -> argparse.ArgumentParser:
     """The launcher's flags."""
     command = parser(_DESCRIPTION)
-    command.add_argument("--pictures", type=as_path, required=True, metavar="FILE", help="a .jsonl or .csv")
+    encode_flags(command)
     return command
 
 

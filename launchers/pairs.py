@@ -3,8 +3,7 @@
 import argparse
 
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.config.arguments import as_count, as_path, as_text
-from ladd_dist.errors import LaddError
+from ladd_dist.jobs.arguments import PAIRS, PICTURES, check_pairs, pairs_flags
 from ladd_dist.supervision.signals import Signals
 
 _DESCRIPTION = """\
@@ -17,14 +16,12 @@ rank: some pictures of every prompt of synthesis.prompts by the guided teacher; 
   python launchers/pairs.py --config configs/digits.yaml table --pairs preferences.jsonl data.path=runs/pairs
   python launchers/pairs.py --config configs/digits.yaml rank --scorer stroke data.path=runs/pairs
 """
-_PICTURES = 4
-_FLAGS = {"table": ("pairs",), "rank": ("scorer", "pictures")}
 
 
 def main(launch: Launch, signals: Signals) -> None:
     """Write the dataset."""
     args, config, world = launch.args, launch.config, launch.world
-    _check_flags(args)
+    check_pairs(args)
     if args.kind == "table":
         from ladd_dist.drawing.given import table_pairs  # late: until it is imported, signals are heard already
 
@@ -32,30 +29,13 @@ def main(launch: Launch, signals: Signals) -> None:
     else:
         from ladd_dist.drawing.ranking import rank_pairs
 
-        rank_pairs(config, args.scorer, args.pictures or _PICTURES, world, launch.lock, signals)
-
-
-def _check_flags(args: argparse.Namespace) -> None:
-    for kind, flags in _FLAGS.items():
-        if kind != args.kind and (given := [flag for flag in flags if getattr(args, flag) is not None]):
-            raise LaddError(f"--{given[0]} is for '{kind}': leave it out of '{args.kind}'")
-    if getattr(args, needed := _FLAGS[args.kind][0]) is None:
-        raise LaddError(f"'{args.kind}' needs --{needed}: see --help")
+        rank_pairs(config, args.scorer, args.pictures or PICTURES, world, launch.lock, signals)
 
 
 def command_line() -> argparse.ArgumentParser:
     """The launcher's flags."""
-    command = parser(_DESCRIPTION, kinds=list(_FLAGS))
-    command.add_argument("--pairs", type=as_path, metavar="FILE", help="of table: a .jsonl or .csv")
-    command.add_argument(
-        "--scorer",
-        type=as_text,
-        metavar="NAME",
-        help="of rank: stroke (for the digits), clip:FOLDER or MODULE:FUNCTION",
-    )
-    command.add_argument(
-        "--pictures", type=as_count, metavar="K", help=f"of rank: to draw of each prompt (default: {_PICTURES})"
-    )
+    command = parser(_DESCRIPTION, kinds=list(PAIRS))
+    pairs_flags(command)
     return command
 
 

@@ -5,6 +5,7 @@ tests/test_kubernetes_pods.py has pods that train.
 
 import copy
 import json
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from ladd_dist.config import load
 from ladd_dist.config.yaml import write_yaml
 from ladd_dist.errors import LaddError
 from ladd_dist.files.folders import MARKER
-from ladd_dist.jobs.cluster import JOBS
+from ladd_dist.jobs.cluster import JOBS, JobName
 from ladd_dist.kubernetes.cluster import load_clusters
 from ladd_dist.kubernetes.job import KINDS, Job, Kind
 from ladd_dist.kubernetes.manifests import write_manifests
@@ -42,6 +43,7 @@ SMALL: Tree = {
     "memory": "32Gi",
     "volumes": [{"claim": "ladd", "path": "/ladd"}],
 }
+WORDS = {"encode": ("--pictures", "pictures.jsonl"), "pairs": ("rank", "--scorer", "clip:models/$clip")}
 EVERYTHING: Tree = SMALL | {
     "gpus_per_node": 8,
     "namespace": "research",
@@ -336,17 +338,38 @@ def test_the_configuration_is_a_file_that_pods_read_and_that_cannot_change(
 def test_the_example_fits_the_large_configuration(kind: Kind) -> None:
     clusters = load_clusters(EXAMPLE)
     for name in JOBS:
-        Job(name, kind, load(LARGE), clusters[name]).check()
+        Job(name, kind, load(LARGE), clusters[name], WORDS.get(name, ())).check()
     sizes = {name: (cluster.nodes, cluster.ranks) for name, cluster in clusters.items()}
-    assert sizes == {"synthesize": (32, 8), "train": (16, 8), "evaluate": (1, 8), "export": (1, 1)}
+    assert sizes == {
+        **{"synthesize": (32, 8), "encode": (16, 8), "pairs": (32, 8)},
+        **{"train": (16, 8), "evaluate": (1, 8), "export": (1, 1)},
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents_are_not_drawn_for_a_method_that_needs_pairs(kind: Kind) -> None:
     clusters, config = load_clusters(EXAMPLE), load(ROOT / "configs/sd35_large_dpo.yaml", ["train.micro_batch=1"])
     Job("train", kind, config, clusters["train"]).check()
-    with pytest.raises(LaddError, match=r"method.name=dpo needs .*: make pairs with launchers/pairs.py"):
-        Job("synthesize", kind, config, clusters["synthesize"]).check()
+    for name in ("synthesize", "encode"):
+        with pytest.raises(LaddError, match=r"method.name=dpo needs .*: make pairs with launchers/pairs.py"):
+            Job(name, kind, config, clusters[name], WORDS.get(name, ())).check()
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_pods_that_make_another_dataset_are_told_of_what(tmp_path: Path, name: JobName) -> None:
+    """It may be written to, the run's folder need not be, and ``$`` stands for itself."""
+    data, runs = ({"claim": where, "path": f"/{where}", "read_only": where == "runs"} for where in ("data", "runs"))
+    write_yaml(tmp_path / "cluster.yaml", SMALL | {"volumes": [data, runs]})
+    config = load(TINY, ["engine=fsdp2", "run_dir=/runs/tiny", "data.path=/data/tiny"])
+    job = Job(name, "job", config, load_clusters(tmp_path / "cluster.yaml")[name], WORDS[name])
+    objects = build(tmp_path, job)
+    (container,) = pod_of(objects)["containers"]
+    assert objects["Job"]["metadata"]["name"] == f"tiny-{name}" and container["command"][-2:] == ["--job", name]
+    launcher, *words = (word.replace("$$", "$") for word in container["args"])
+    told = runpy.run_path(str(ROOT / Path(launcher).relative_to("/opt/ladd_dist")))["command_line"]()
+    args = told.parse_intermixed_args(words)
+    assert str(args.config) == "/etc/ladd_dist/config.yaml" and args.overrides == []
+    assert (args.scorer if name == "pairs" else str(args.pictures)) == WORDS[name][-1]
 
 
 # No text becomes anything else
@@ -507,7 +530,7 @@ def test_the_guides_commands_run_and_its_claim_is_valid(tmp_path: Path, monkeypa
     for name in ("launchers", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    (commands,) = blocks_of("bash")
+    commands = "".join(blocks_of("bash")).replace("\\\n", "")
     for command in map(shlex.split, commands.splitlines()):
         if command[0] == "python":
             done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, timeout=120)

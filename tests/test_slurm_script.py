@@ -5,6 +5,7 @@ Slurm's commands are shell functions here; tests/test_slurm.py has the real ones
 
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -31,6 +32,7 @@ TEMPLATE = ROOT / "launchers/slurm/job.sbatch"
 SMALL = {"nodes": 2, "gpus_per_node": 0, "time": "10", "signal_seconds": 60}
 TINY = ROOT / "configs/tiny_cpu.yaml"
 
+WORDS = {"encode": ("--pictures", "a b.jsonl"), "pairs": ("rank", "--scorer", "clip:a $b", "--pictures", "2")}
 STUBS = """\
 cd() { printf '%s\\0' "$PWD" "$@" > "$OUT/cd"; }
 module() { printf '%s\\0' "$@" >> "$OUT/module"; }
@@ -58,7 +60,7 @@ def write_cluster(folder: Path, **keys: Any) -> Path:
 
 def job_of(folder: Path, name: JobName = "train", overrides: tuple[str, ...] = (), **keys: Any) -> Job:
     clusters = load_clusters(write_cluster(folder, **keys))
-    return Job(name, load(TINY, list(overrides)), TINY, overrides, clusters[name], folder)
+    return Job(name, load(TINY, list(overrides)), TINY, overrides, clusters[name], folder, WORDS.get(name, ()))
 
 
 def options_of(script: str) -> list[str]:
@@ -109,6 +111,8 @@ def test_a_job_has_its_own_limits_and_export_is_one_process(tmp_path: Path) -> N
     seen = {name: (c.nodes, c.ranks, c.gpus_per_node, c.time) for name, c in clusters.items()}
     assert seen == {
         "synthesize": (4, 8, 8, "1-0"),
+        "encode": (2, 8, 8, "10"),
+        "pairs": (2, 8, 8, "10"),
         "train": (2, 8, 8, "10"),
         "evaluate": (2, 8, 8, "10"),
         "export": (1, 1, 1, "5"),
@@ -155,7 +159,7 @@ def test_the_example_fits_the_large_configuration() -> None:
     clusters = load_clusters(ROOT / "launchers/slurm/cluster.yaml")
     path = ROOT / "configs/sd35_large.yaml"
     for name in JOBS:
-        Job(name, load(path), path, (), clusters[name], ROOT).check()
+        Job(name, load(path), path, (), clusters[name], ROOT, WORDS.get(name, ())).check()
 
 
 # No text becomes a command
@@ -300,8 +304,47 @@ def test_a_synthesis_takes_no_more_ranks_than_it_has_parts(tmp_path: Path) -> No
 def test_latents_are_not_drawn_for_a_method_that_needs_pairs(tmp_path: Path) -> None:
     config = load(ROOT / "configs/tiny_dpo.yaml", ["engine=fsdp2"])
     replace(job_of(tmp_path, "train"), config=config).check()
-    with pytest.raises(LaddError, match=r"method.name=dpo needs .*: make pairs with launchers/pairs.py"):
-        replace(job_of(tmp_path, "synthesize"), config=config).check()
+    for name in ("synthesize", "encode"):
+        with pytest.raises(LaddError, match=r"method.name=dpo needs .*: make pairs with launchers/pairs.py"):
+            replace(job_of(tmp_path, name), config=config).check()
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_job_that_makes_another_dataset_is_told_of_what(tmp_path: Path, name: JobName) -> None:
+    """As its launcher reads it; overrides come after."""
+    job = job_of(tmp_path, name, ("engine=fsdp2", "seed=3"))
+    job.check()
+    assert act(tmp_path, render(job, TEMPLATE)).returncode == 0
+    words = words_of(tmp_path / "srun")
+    (place,) = (index for index, word in enumerate(words) if word.endswith(f"launchers/{name}.py"))
+    args = runpy.run_path(words[place])["command_line"]().parse_intermixed_args(words[place + 1 :])
+    assert (args.config, args.overrides) == (TINY, ["engine=fsdp2", "seed=3"])
+    if name == "pairs":
+        assert (args.kind, args.scorer, args.pictures) == ("rank", "clip:a $b", 2)
+    else:
+        assert args.pictures == Path("a b.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("train", ("rank",), "--arguments are for encode and pairs: leave them out of train"),
+        ("encode", (), "--arguments of encode: the following arguments are required: --pictures"),
+        ("encode", ("--pictures", "a", "seed=3"), "--arguments of encode: unrecognized arguments: seed=3"),
+        ("pairs", (), "--arguments of pairs: the following arguments are required: kind"),
+        ("pairs", ("best",), "--arguments of pairs: argument kind: invalid choice: 'best'"),
+        ("pairs", ("table", "--scorer", "stroke"), "--scorer is for 'rank': leave it out of 'table'"),
+        ("pairs", ("rank",), "'rank' needs --scorer"),
+        ("pairs", ("rank", "--scorer", "a", "--pictures", "0"), "--arguments of pairs: argument --pictures: "),
+        ("pairs", ("rank", "--scorer", "a\nb"), "cannot stand in a batch script"),
+    ],
+)
+def test_what_a_launcher_cannot_be_told_is_refused(
+    tmp_path: Path, name: JobName, words: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(LaddError) as error:
+        replace(job_of(tmp_path, name, ("engine=fsdp2",)), arguments=words).check()
+    assert said in str(error.value)
 
 
 # What the script decides
@@ -376,6 +419,7 @@ def test_nodes_at_fault_are_those_that_the_ranks_name_or_else_those_that_fell_si
 
 
 SAVES = {"train": "checkpoints/step-{:08d}", "synthesize": "latents/32x32/part-{:05d}"}
+SAVES["pairs"] = SAVES["synthesize"]
 SAVES["evaluate"] = ".evaluation.drawn-0123/sets/student_4/{:06d}.safetensors"
 
 
@@ -452,7 +496,7 @@ def test_a_node_that_failed_twice_is_excluded(tmp_path: Path) -> None:
     assert attempt(tmp_path, 2, 30, *lost).exclude == ("n2",)
 
 
-@pytest.mark.parametrize("job", ["train", "synthesize", "evaluate"])
+@pytest.mark.parametrize("job", ["train", "synthesize", "pairs", "evaluate"])
 def test_a_job_that_loses_ranks_and_gets_nowhere_ends(tmp_path: Path, job: str) -> None:
     lost = exit_of("n1", 76, "n2.cluster"), exit_of("n2", 1)
     decisions = [
@@ -614,8 +658,20 @@ def test_a_dry_run_prints_the_chain_and_writes_nothing(tmp_path: Path) -> None:
     overrides = ["--job", "chain", "--dry-run", "engine=fsdp2", f"run_dir={run_dir}"]
     done = run_submit(tmp_path, "--cluster", cluster, *overrides)
     assert (done.returncode, done.stderr) == (0, "")
-    assert [done.stdout.count(f"launchers/{name}.py") for name in JOBS] == [1, 1, 1, 1]
+    assert [done.stdout.count(f"launchers/{name}.py") for name in JOBS] == [1, 0, 0, 1, 1, 1]
     assert not run_dir.exists()
+    by_pairs = ["--job", "chain", "--dry-run", "--arguments", "rank --scorer 'clip:a b'"]
+    done = run_submit(tmp_path, "--cluster", cluster, *by_pairs, "engine=fsdp2", f"run_dir={run_dir}")
+    said = "error: --arguments are for encode and pairs: leave them out of synthesize\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    tuned = ["--config", "configs/tiny_dpo.yaml", "engine=fsdp2", "train.micro_batch=1", f"run_dir={run_dir}"]
+    done = run_submit(tmp_path, "--cluster", cluster, *by_pairs, *tuned)
+    assert [done.stdout.count(f"launchers/{name}.py") for name in JOBS] == [0, 0, 1, 1, 1, 1], done.stderr
+    assert " rank --scorer 'clip:a b' " in done.stdout
+    done = run_submit(tmp_path, "--cluster", cluster, "--job", "pairs", "--arguments", "rank '")
+    assert (done.returncode, done.stderr.splitlines()[-1].partition("error: ")[2]) == (
+        2, "argument --arguments: \"rank '\" is no command line (no closing quotation)"
+    )  # fmt: skip
     done = run_submit(tmp_path, "--cluster", cluster, f"run_dir={run_dir}", "engine=fsdp2", PATH="/nowhere")
     assert (done.returncode, done.stderr) == (
         2, "error: there is no sbatch here: submit from a login node, or pass --dry-run\n"

@@ -1,11 +1,12 @@
 """Training on a real Slurm: two nodes with a rank each, by torchrun and by srun alone, and over time limits."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY, tiny_overrides
+from conftest import ROOT, TINY, tiny_overrides
 from recorded import newest, tensors_of
 from slurm import ENDED, Slurm, started
 
@@ -16,6 +17,7 @@ from ladd_dist.training.tracking import read_metrics
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 NODES = 2
+DPO = str(ROOT / "configs/tiny_dpo.yaml")
 ENVIRONMENT = {"OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
@@ -29,7 +31,7 @@ def settings_of(run_dir: Path, dataset: Path, engine: str, *more: str) -> list[s
     return [*tiny_overrides(run_dir, dataset), f"engine={engine}", "train.micro_batch=null", *more]
 
 
-def train(slurm: Slurm, config: str, *settings: str) -> str:
+def submit(slurm: Slurm, config: str, *settings: str) -> str:
     cluster = {"nodes": NODES, "environment": ENVIRONMENT, "time": "60", "signal_seconds": 400}
     (job,) = slurm.submit("--config", config, *settings, **cluster)
     return job
@@ -53,9 +55,23 @@ def trained_at_one_go(run_dir: Path, engine: str, iterations: int) -> None:
 
 
 def test_srun_alone_starts_a_rank_on_each_of_two_nodes(tmp_path: Path, dataset: Path, slurm: Slurm) -> None:
-    job = train(slurm, TINY, *settings_of(tmp_path, dataset, "zero3"))
+    job = submit(slurm, TINY, *settings_of(tmp_path, dataset, "zero3"))
     finished(slurm, job, tmp_path)
     trained_at_one_go(tmp_path, "zero3", 6)
+
+
+def test_two_nodes_make_pairs_in_place_of_a_synthesis(tmp_path: Path, slurm: Slurm) -> None:
+    prompts, data = tmp_path / "some prompts.txt", tmp_path / "pairs"
+    prompts.write_text("".join(f"the digit {word}\n" for word in ("one", "two", "three", "four")))
+    told = ["--job", "pairs", "--arguments", "rank --scorer stroke --pictures 2"]
+    settings = [f"run_dir={tmp_path}", f"data.path={data}", f"synthesis.prompts={prompts}", "synthesis.steps=1"]
+    settings += ["synthesis.buckets=[32x32]", "synthesis.part_samples=2", "engine=fsdp2", "train.micro_batch=null"]
+    finished(slurm, submit(slurm, DPO, *told, *settings), tmp_path)
+    (row,) = attempts(tmp_path)
+    assert (row["exit_code"], row["saved_before"], row["saved"]) == (0, 0, 2)
+    manifest = json.loads((data / "manifest.json").read_text())
+    assert manifest["provenance"]["pairs"] == "rank:stroke"
+    assert len(list(data.glob("32x32/part-*"))) == 2
 
 
 def drain(slurm: Slurm, *, on: bool) -> None:
@@ -83,7 +99,7 @@ def test_a_run_by_torchrun_that_meets_its_limit_twice_ends_as_if_it_had_not(
         stopped, dataset, "fsdp2", "student_optimizer.decay=constant", "head_optimizer.decay=constant"
     )
     load(TINY, [*settings, "train.iterations=100000"]).save(config)
-    job = train(slurm, str(config))
+    job = submit(slurm, str(config))
     for attempt in (1, 2):
         meet_limit(slurm, job, stopped, attempt)
         if attempt == 2:  # as far as it has come, and some iterations more
@@ -97,7 +113,7 @@ def test_a_run_by_torchrun_that_meets_its_limit_twice_ends_as_if_it_had_not(
     assert all(row["saved"] > row["saved_before"] for row in rows)
 
     load(TINY, [*settings, f"train.iterations={iterations}", f"run_dir={straight}"]).save(config)
-    finished(slurm, train(slurm, str(config)), straight)
+    finished(slurm, submit(slurm, str(config)), straight)
     trained_at_one_go(straight, "fsdp2", iterations)
     ours, theirs = tensors_of(stopped), tensors_of(straight)
     assert ours.keys() == theirs.keys()

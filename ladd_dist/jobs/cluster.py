@@ -12,9 +12,10 @@ from ladd_dist.config.values import Count, CountOrZero, form
 from ladd_dist.config.yaml import read_yaml
 from ladd_dist.supervision import exits
 
-JobName = Literal["synthesize", "train", "evaluate", "export"]
+JobName = Literal["synthesize", "encode", "pairs", "train", "evaluate", "export"]
 JOBS: tuple[JobName, ...] = get_args(JobName)
-"""In the order in which each needs what the one before it has made."""
+DATASETS: tuple[JobName, ...] = ("synthesize", "encode", "pairs")
+"""Those that make a dataset, of which a run needs one; the others need what the one before them has made."""
 
 _CONTROLS = r"\x00-\x1f\x7f-\x9f"
 CONTROL = f"[{_CONTROLS}]"

@@ -8,8 +8,10 @@ from ladd_dist.engines.settings import check_ranks, check_settings
 from ladd_dist.errors import LaddError
 from ladd_dist.jobs.cluster import JobName, NodesConfig
 
-FLAGS: dict[JobName, list[str]] = {"synthesize": [], "train": [], "evaluate": [], "export": ["--overwrite"]}
-"""What each job's launcher is told beside the configuration, so that it may be started again."""
+
+def chain(config: Config) -> tuple[JobName, ...]:
+    """The jobs of a run from its dataset to its export, each of which needs what the one before it has made."""
+    return "pairs" if config.method.trains_on_pairs else "synthesize", "train", "evaluate", "export"
 
 
 def check_fit(name: JobName, config: Config, nodes: NodesConfig) -> None:
@@ -19,7 +21,7 @@ def check_fit(name: JobName, config: Config, nodes: NodesConfig) -> None:
         LaddError: naming the setting that does not fit.
     """
     check_settings(config)
-    if name == "synthesize":
+    if name in ("synthesize", "encode"):
         check_latents(config)
     size = nodes.nodes * nodes.ranks
     if name == "train":
@@ -41,8 +43,8 @@ def check_latents(config: Config) -> None:
     """
     if config.method.trains_on_pairs:
         raise LaddError(
-            f"method.name={config.method.name} needs preference pairs, and a synthesis would draw latents without a "
-            f"rejected one into data.path={config.data.path}: make pairs with launchers/pairs.py"
+            f"method.name={config.method.name} needs preference pairs, and data.path={config.data.path} would hold "
+            "latents without a rejected one: make pairs with launchers/pairs.py"
         )
 
 

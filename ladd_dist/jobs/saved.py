@@ -5,6 +5,7 @@ from pathlib import Path
 from ladd_dist.checkpoints.folders import newest_iteration
 from ladd_dist.data.parts import count_parts
 from ladd_dist.evaluation.places import count_batches
+from ladd_dist.jobs.cluster import DATASETS
 
 
 def saved(job: str, run_dir: Path, data: Path) -> int:
@@ -22,4 +23,4 @@ def saved(job: str, run_dir: Path, data: Path) -> int:
         return newest_iteration(run_dir)
     if job == "evaluate":
         return count_batches(run_dir)
-    return count_parts(data) if job == "synthesize" else 0
+    return count_parts(data) if job in DATASETS else 0

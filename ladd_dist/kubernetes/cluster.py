@@ -75,6 +75,8 @@ class JobsConfig(Section):
     """By kind of job."""
 
     synthesize: JobLimits = JobLimits()
+    encode: JobLimits = JobLimits()
+    pairs: JobLimits = JobLimits()
     train: JobLimits = JobLimits()
     evaluate: JobLimits = JobLimits()
     export: ProcessLimits = ProcessLimits()

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from ladd_dist.config import Config
 from ladd_dist.errors import LaddError
-from ladd_dist.jobs.cluster import CONTROL, JobName
+from ladd_dist.jobs.arguments import check_words
+from ladd_dist.jobs.cluster import CONTROL, DATASETS, JobName
 from ladd_dist.jobs.fit import check_fit
 from ladd_dist.kubernetes.cluster import Cluster
 from ladd_dist.kubernetes.values import LONGEST_NAME
@@ -23,12 +24,17 @@ GROUP = "node"
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a run, as objects of a kind."""
+    """One job of a run, as objects of a kind.
+
+    Attributes:
+        arguments: what its launcher is told beside the configuration.
+    """
 
     name: JobName
     kind: Kind
     config: Config
     cluster: Cluster
+    arguments: tuple[str, ...] = ()
 
     @property
     def run_dir(self) -> PurePosixPath:
@@ -57,9 +63,10 @@ class Job:
             LaddError: naming the setting that does not fit the cluster, and what would.
         """
         check_fit(self.name, self.config, self.cluster)
+        check_words(self.name, self.arguments)
         self._check_names()
-        self._check_place("run_dir", self.run_dir, written=self.name != "synthesize")
-        self._check_place("data.path", self.data, written=self.name == "synthesize")
+        self._check_place("run_dir", self.run_dir, written=self.name not in DATASETS)
+        self._check_place("data.path", self.data, written=self.name in DATASETS)
         if self.name == "train" and self.config.tracking.wandb == "online":
             self._check_secret("WANDB_API_KEY", "tracking.wandb=online")
 

@@ -5,7 +5,7 @@ It keeps to the pod security standard "restricted": not root, no privileges, no 
 
 from pathlib import PurePosixPath
 
-from ladd_dist.jobs.fit import FLAGS
+from ladd_dist.jobs.arguments import FLAGS
 from ladd_dist.kubernetes.cluster import CONFIG_FOLDER, LEAVING, Cluster, TolerationConfig
 from ladd_dist.kubernetes.job import GROUP, Job, Tree
 
@@ -64,7 +64,8 @@ def _security(cluster: Cluster) -> Tree:
 
 def _container(job: Job) -> Tree:
     resources, launchers = _resources(job.cluster), PurePosixPath(job.cluster.code) / "launchers"
-    ranks = [f"{launchers / job.name}.py", "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *FLAGS[job.name]]
+    told = [*FLAGS.get(job.name, []), *job.arguments]
+    ranks = [f"{launchers / job.name}.py", "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *told]
     places = ["--run-dir", str(job.run_dir), "--data", str(job.data)]
     main = ["python", f"{launchers}/kubernetes/pod.py", *places, "--job", job.name]
     return {

@@ -12,8 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ladd_dist.config import Config
 from ladd_dist.engines.registry import engine_entry
 from ladd_dist.errors import LaddError
+from ladd_dist.jobs.arguments import FLAGS, check_words
 from ladd_dist.jobs.cluster import CONTROL, JobName
-from ladd_dist.jobs.fit import FLAGS, check_fit, check_prompts
+from ladd_dist.jobs.fit import check_fit, check_prompts
 from ladd_dist.slurm.attempts import folder_of
 from ladd_dist.slurm.cluster import Cluster, ContainerConfig, quote_directive
 
@@ -25,6 +26,7 @@ class Job:
     Attributes:
         config_file: as the job reads it, with the overrides, each time that it starts.
         folder: the job's working folder, to which the configuration's paths are relative.
+        arguments: what its launcher is told beside the configuration.
     """
 
     name: JobName
@@ -33,6 +35,7 @@ class Job:
     overrides: tuple[str, ...]
     cluster: Cluster
     folder: Path
+    arguments: tuple[str, ...] = ()
 
     @property
     def run_dir(self) -> Path:
@@ -51,9 +54,10 @@ class Job:
             LaddError: naming the setting that does not fit the cluster, or that no script can hold.
         """
         check_fit(self.name, self.config, self.cluster)
+        check_words(self.name, self.arguments)
         if self.name == "synthesize":
             check_prompts(self.config, self.cluster, self.folder / self.config.synthesis.prompts)
-        for text in (str(self.folder), str(self.run_dir), str(self.config_file), *self.overrides):
+        for text in (str(self.folder), str(self.run_dir), str(self.config_file), *self.arguments, *self.overrides):
             if re.search(CONTROL, text):
                 raise LaddError(f"{text!a} cannot stand in a batch script: it has a line break or control character")
         venv = self.cluster.venv
@@ -87,7 +91,7 @@ def _values(job: Job, launchers: Path) -> dict[str, Any]:
     cluster = job.cluster
     torchrun = engine_entry(job.config.engine).launcher == "torchrun" and job.name != "export"
     tasks = 1 if torchrun else cluster.ranks
-    arguments = ["--config", str(job.config_file), *FLAGS[job.name], *job.overrides]
+    arguments = ["--config", str(job.config_file), *FLAGS.get(job.name, []), *job.arguments, *job.overrides]
     return {
         "job": job.name,
         "options": _options(job, tasks),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ladd_dist.config import load
 from ladd_dist.config.arguments import as_path, as_text, run_command
+from ladd_dist.jobs.arguments import told
 from ladd_dist.jobs.cluster import JOBS
 from ladd_dist.kubernetes.cluster import load_clusters
 from ladd_dist.kubernetes.job import KINDS, Job
@@ -23,7 +24,7 @@ The configuration's paths are those in a pod; relative ones begin at its first v
 def main(args: argparse.Namespace) -> None:
     """Check and write."""
     config, clusters = load(args.config, args.overrides), load_clusters(args.cluster)
-    job = Job(args.job, args.kind, config, clusters[args.job])
+    job = Job(args.job, args.kind, config, clusters[args.job], args.arguments)
     job.check()
     folder = args.out or Path("manifests") / job.object_name
     write_manifests(job, folder)
@@ -41,6 +42,7 @@ def command_line() -> argparse.ArgumentParser:
         "--kind", choices=KINDS, default="job", help="objects to make; all but job need an operator in the cluster"
     )
     command.add_argument("--job", choices=JOBS, default="train", help="what the pods do (default: train)")
+    told(command)
     command.add_argument("--out", type=as_path, metavar="DIR", help="the folder to write (default: manifests/NAME)")
     command.add_argument(
         "overrides", type=as_text, nargs="*", metavar="key.sub=value", help="replace single configuration keys"

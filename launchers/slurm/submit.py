@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ladd_dist.config import load
 from ladd_dist.config.arguments import as_path, as_text, run_command
+from ladd_dist.jobs.arguments import told
 from ladd_dist.jobs.cluster import JOBS
+from ladd_dist.jobs.fit import chain
 from ladd_dist.jobs.wandb_key import check_key
 from ladd_dist.slurm.cluster import load_clusters
 from ladd_dist.slurm.script import Job, render
@@ -26,8 +28,11 @@ def main(args: argparse.Namespace) -> None:
     """Render, and unless it is a dry run, write and submit."""
     config, clusters = load(args.config, args.overrides), load_clusters(args.cluster)
     here, config_file, overrides = Path.cwd(), args.config.absolute(), tuple(args.overrides)
-    names = JOBS if args.job == "chain" else (args.job,)
-    jobs = [Job(name, config, config_file, overrides, clusters[name], here) for name in names]
+    names = chain(config) if args.job == "chain" else (args.job,)
+    arguments = {names[0]: args.arguments}
+    jobs = [
+        Job(name, config, config_file, overrides, clusters[name], here, arguments.get(name, ())) for name in names
+    ]
     for job in jobs:
         job.check()
     scripts = {job.script: render(job, _TEMPLATE) for job in jobs}
@@ -49,8 +54,9 @@ def command_line() -> argparse.ArgumentParser:
         "--cluster", type=as_path, required=True, metavar="FILE", help="such as launchers/slurm/cluster.yaml"
     )
     command.add_argument(
-        "--job", choices=[*JOBS, "chain"], default="train", help="chain is all of them, each after the one before"
+        "--job", choices=[*JOBS, "chain"], default="train", help="chain is from the dataset to the export"
     )
+    told(command)
     command.add_argument("--dry-run", action="store_true", help="print the scripts and do nothing")
     command.add_argument(
         "overrides", type=as_text, nargs="*", metavar="key.sub=value", help="replace single configuration keys"
