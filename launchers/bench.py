@@ -6,9 +6,6 @@ from dataclasses import asdict
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.config.arguments import as_count, as_path
 from ladd_dist.log import log
-from ladd_dist.measuring.against_peers import compare_with_peers
-from ladd_dist.measuring.benchmark import measure_traffic, order, overhead
-from ladd_dist.measuring.iteration import measure_iteration
 
 _DESCRIPTION = """\
 Measure the training step, as ratios within one run. But for peers and iteration the dataset must be there
@@ -28,6 +25,10 @@ Measure the training step, as ratios within one run. But for peers and iteration
 
 def main(launch: Launch) -> None:
     """Print one measurement."""
+    from ladd_dist.measuring.against_peers import compare_with_peers  # late: torch takes seconds to import
+    from ladd_dist.measuring.benchmark import measure_traffic, order, overhead
+    from ladd_dist.measuring.iteration import measure_iteration
+
     # Alone: no page is drawn beside what is measured.
     tracking = launch.config.tracking.model_copy(update={"page_every": 0.0})
     config, world, rounds = launch.config.model_copy(update={"tracking": tracking}), launch.world, launch.args.rounds

@@ -1,19 +1,15 @@
 """Turn a checkpoint into a diffusers folder, a single file or a file of adapters."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from ladd_dist.checkpoints.export import export, export_lora, export_place, export_single
-from ladd_dist.checkpoints.lora import open_loras
-from ladd_dist.checkpoints.reader import Checkpoint
-from ladd_dist.checkpoints.student import open_checkpoint
 from ladd_dist.cli import Launch, parser, run, student_flags
 from ladd_dist.config.arguments import as_path
-from ladd_dist.data.prompts import read_prompts
 from ladd_dist.errors import LaddError
 from ladd_dist.log import log
-from ladd_dist.report.scores import scores_of
+
+if TYPE_CHECKING:
+    from ladd_dist.checkpoints.reader import Checkpoint
 
 _DESCRIPTION = """\
 Write the student as a diffusers folder like the teacher's; its README.md shows how to draw with it. Or write its
@@ -24,13 +20,21 @@ a run's own as well as those of --lora; or the run's own are written alone, for 
   python launchers/export.py --config configs/digits.yaml --format single --dtype bf16
   python launchers/export.py --config configs/digits.yaml --format lora student.lora.rank=16
 """
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _FORMATS = {"diffusers": "export", "single": "export-single", "lora": "export-lora"}
 """And where in the run's folder they are written."""
 
 
 def main(launch: Launch) -> None:
     """Write the folder or the file."""
+    import torch  # late, with all that imports it: that takes seconds
+
+    from ladd_dist.checkpoints.export import export, export_lora, export_place, export_single
+    from ladd_dist.checkpoints.lora import open_loras
+    from ladd_dist.checkpoints.student import open_checkpoint
+    from ladd_dist.data.prompts import read_prompts
+    from ladd_dist.report.scores import scores_of
+
     args, config, world = launch.args, launch.config, launch.world
     if args.format == "lora" and args.lora:
         raise LaddError(
@@ -42,7 +46,7 @@ def main(launch: Launch) -> None:
     loras = open_loras(args.lora, world, args.weights)
     if not world.is_main:
         return
-    how = (args.weights, _DTYPES[args.dtype])
+    how = (args.weights, getattr(torch, _DTYPES[args.dtype]))
     if args.format == "single":
         log(_drawn(checkpoint, export_single(config, checkpoint, out, *how, loras, overwrite=args.overwrite)))
     elif args.format == "lora":
@@ -54,7 +58,7 @@ def main(launch: Launch) -> None:
         log(f"exported {checkpoint.path.name} to {out}")
 
 
-def _drawn(checkpoint: Checkpoint, file: Path) -> str:
+def _drawn(checkpoint: "Checkpoint", file: Path) -> str:
     """What no single file can say of itself."""
     times = ", ".join(f"{time:g}" for time in checkpoint.config.method.times())
     way = "with fresh noise between them, without guidance and without a shift of times"

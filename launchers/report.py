@@ -2,7 +2,6 @@
 
 from ladd_dist.cli import Launch, parser, run
 from ladd_dist.log import log
-from ladd_dist.report.page import write_report
 
 _DESCRIPTION = """\
 Write RUN_DIR/report/index.html: pictures side by side, scores, curves. Run train.py and evaluate.py first.
@@ -14,6 +13,8 @@ The page is self-contained; its figures also lie beside it as PNG.
 
 def main(launch: Launch) -> None:
     """Write the page on rank 0."""
+    from ladd_dist.report.page import write_report  # late: torch takes seconds to import
+
     if launch.world.is_main:
         log(f"wrote {write_report(launch.config.run_dir)}")
 
