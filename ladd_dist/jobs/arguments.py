@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from ladd_dist.config.arguments import as_count, as_path, as_text
 from ladd_dist.errors import LaddError
@@ -71,7 +72,7 @@ def told(command: argparse.ArgumentParser) -> None:
 class _Words(argparse.ArgumentParser):
     """Whose errors are this package's."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         """Raise it."""
         raise LaddError(f"--arguments of {self.prog}: {message}: see launchers/{self.prog}.py --help")
 
