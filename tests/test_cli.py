@@ -322,10 +322,11 @@ def test_a_bucket_that_does_not_divide_is_named(refused: Refused, tmp_path: Path
     assert "bucket 30x32: height and width must be multiples of 4" in line
 
 
-def test_a_method_that_needs_pairs_has_no_latents_drawn(
-    run_launcher: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize("launcher", [["synthesize.py"], ["encode.py", "--pictures", "none.jsonl"]])
+def test_a_method_that_needs_pairs_has_no_other_latents_made(
+    run_launcher: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, launcher: list[str]
 ) -> None:
-    assert run_launcher("synthesize.py", "--config", "configs/tiny_dpo.yaml", f"data.path={tmp_path / 'pairs'}") == 2
+    assert run_launcher(*launcher, "--config", "configs/tiny_dpo.yaml", f"data.path={tmp_path / 'pairs'}") == 2
     said = capsys.readouterr().err
     assert "error: method.name=dpo needs preference pairs" in said and "launchers/pairs.py" in said
     assert not (tmp_path / "pairs/plan.json").exists()

@@ -58,7 +58,7 @@ def as_words(argument: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(f"{argument!a} is no command line ({str(error).lower()})") from None
 
 
-def told(command: argparse.ArgumentParser) -> None:
+def arguments_flag(command: argparse.ArgumentParser) -> None:
     """The flag by which whoever starts a job hands words on to its launcher."""
     command.add_argument(
         "--arguments",

@@ -28,4 +28,4 @@ def partitioned(net: Backbone) -> Iterator[None]:
             del block.forward
             if forward is not None:
                 block.forward = forward
-        torch._dynamo.reset_code_caches()  # not all that a reset forgets: operators on fake tensors are met again
+        torch._dynamo.reset_code_caches()  # a whole reset would also forget what fake tensors know of operators

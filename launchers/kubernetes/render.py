@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ladd_dist.config import load
 from ladd_dist.config.arguments import as_path, as_text, run_command
-from ladd_dist.jobs.arguments import told
+from ladd_dist.jobs.arguments import arguments_flag
 from ladd_dist.jobs.cluster import JOBS
 from ladd_dist.kubernetes.cluster import load_clusters
 from ladd_dist.kubernetes.job import KINDS, Job
@@ -42,7 +42,7 @@ def command_line() -> argparse.ArgumentParser:
         "--kind", choices=KINDS, default="job", help="objects to make; all but job need an operator in the cluster"
     )
     command.add_argument("--job", choices=JOBS, default="train", help="what the pods do (default: train)")
-    told(command)
+    arguments_flag(command)
     command.add_argument("--out", type=as_path, metavar="DIR", help="the folder to write (default: manifests/NAME)")
     command.add_argument(
         "overrides", type=as_text, nargs="*", metavar="key.sub=value", help="replace single configuration keys"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ladd_dist.config import load
 from ladd_dist.config.arguments import as_path, as_text, run_command
-from ladd_dist.jobs.arguments import told
+from ladd_dist.jobs.arguments import arguments_flag
 from ladd_dist.jobs.cluster import JOBS
 from ladd_dist.jobs.fit import chain
 from ladd_dist.jobs.wandb_key import check_key
@@ -56,7 +56,7 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument(
         "--job", choices=[*JOBS, "chain"], default="train", help="chain is from the dataset to the export"
     )
-    told(command)
+    arguments_flag(command)
     command.add_argument("--dry-run", action="store_true", help="print the scripts and do nothing")
     command.add_argument(
         "overrides", type=as_text, nargs="*", metavar="key.sub=value", help="replace single configuration keys"
