@@ -1,15 +1,21 @@
 """W&B mirrors the record, start by start, and its failures are one warning."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import wandb
-from conftest import ALONE, tiny_config
+from conftest import ALONE, ROOT, TINY, tiny_config
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -18,6 +24,7 @@ from ladd_dist.training import mirror, tracking
 from ladd_dist.training.tracking import Tracker, read_metrics
 
 _BLOCK, _HEADER = 32768, 7
+HANG = 300
 
 
 def records_of(path: Path) -> Iterator[Record]:
@@ -144,6 +151,65 @@ def test_a_failure_is_one_warning_and_the_record_goes_on(
     assert line == f"{message}: the run goes on without it, metrics.jsonl has everything"
     assert run.calls == calls
     assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+class Leaving(BaseHTTPRequestHandler):
+    """A W&B server that takes a run's start and is away from then on."""
+
+    gone = threading.Event()
+
+    def do_POST(self) -> None:
+        query = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode(errors="replace")
+        if self.gone.is_set():
+            self.send_error(503)
+            return
+        if "UpsertBucket" in query:
+            self.gone.set()
+            project = {"id": "b", "name": "b", "entity": {"id": "c", "name": "c"}}
+            bucket = {"id": "a", "name": "a", "displayName": "a", "config": "{}", "project": project}
+            data: dict[str, Any] = {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        else:
+            data = {"viewer": {"id": "d", "entity": "c", "username": "d", "flags": "{}", "teams": {"edges": []}}}
+        content = json.dumps({"data": data}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@contextmanager
+def leaving_server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Leaving) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+_MIRRORED = """\
+import sys
+from pathlib import Path
+from ladd_dist.config import load
+from ladd_dist.training import mirror
+mirror._FINISH_WAIT = 2.0
+started = mirror.Mirror(load(sys.argv[1], ["tracking.wandb=online"]), Path(sys.argv[2]), 0)
+started.write({"iteration": 1}, 1)
+started.close()
+"""
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_server_that_is_away(tmp_path: Path) -> None:
+    with leaving_server() as address:  # which W&B remembers from a process's first run
+        env = os.environ | {"WANDB_BASE_URL": address, "WANDB_API_KEY": "a" * 40}
+        command = [sys.executable, "-c", _MIRRORED, str(TINY), str(tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANG)
+    assert Leaving.gone.is_set() and done.returncode == 0, done.stderr
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "W&B could not" in line]
+    assert len(said) == 1 and "finish (TimeoutError: " in said[0], done.stderr
 
 
 def test_a_picture_that_cannot_be_read_is_a_warning_too(

@@ -17,6 +17,9 @@ _GROUP = "wandb_run_id"
 """File of the run's folder that names its group; once the single W&B run's id."""
 _SERVICE_WAIT = 300.0
 """Seconds that W&B's own process may take to start; the 30 by default are short on a node where all ranks start."""
+_FINISH_WAIT = 60.0
+"""Seconds that the end of a run waits for W&B's server; by default it does so for as long as that is away, while a
+scheduler that has asked to stop waits for the run. What was not sent stays on disk for ``wandb sync``."""
 
 
 class Mirror:
@@ -66,7 +69,9 @@ class Mirror:
             name=f"{folder.absolute().name} from {iteration}",
             dir=str(folder),
             config=config.model_dump(),
-            settings=wandb.Settings(x_service_wait=_SERVICE_WAIT),
+            settings=wandb.Settings(
+                x_service_wait=_SERVICE_WAIT, finish_timeout=_FINISH_WAIT, finish_timeout_raises=True
+            ),
         )
 
     def _try(self, what: str, act: Callable[[], object]) -> None:
