@@ -418,6 +418,11 @@ def test_nodes_at_fault_are_those_that_the_ranks_name_or_else_those_that_fell_si
     assert attempts.failed_nodes([exit_of("n1", 75), exit_of("n2", 75)]) == []
 
 
+def test_a_file_that_a_lost_node_left_empty_says_that_its_process_did_not_end_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "a-node.cluster-17.exit").touch()
+    assert exits.read(tmp_path) == [exits.Exit("a-node.cluster", "a-node.cluster", 17)]
+
+
 SAVES = {"train": "checkpoints/step-{:08d}", "synthesize": "latents/32x32/part-{:05d}"}
 SAVES["pairs"] = SAVES["synthesize"]
 SAVES["evaluate"] = ".evaluation.drawn-0123/sets/student_4/{:06d}.safetensors"
@@ -466,9 +471,11 @@ def test_what_a_lost_node_has_cut_off_does_not_end_the_job(tmp_path: Path) -> No
     attempt(tmp_path, 0, 10, exit_of("n1", 75))
     record = tmp_path / "slurm" / attempts.RECORD
     record.write_text(record.read_text() + '{"job": "train", "nu')
-    (tmp_path / "slurm/running/.train-42").mkdir()
-    assert attempt(tmp_path, 1, 20, exit_of("n1", 75)).requeue
-    assert [row["restart"] for row in attempts.attempts(tmp_path)] == [0, 1]
+    (tmp_path / "slurm/running/.train-42/half removed").mkdir(parents=True)
+    env = {"SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": "1", "SLURM_JOB_NODELIST": "n[1-2]"}
+    (attempts.begin(tmp_path, tmp_path / "latents", "train", env) / "a-node.cluster-17.exit").touch()
+    assert attempt(tmp_path, 2, 20, exit_of("n1", 75)).requeue
+    assert [row["restart"] for row in attempts.attempts(tmp_path)] == [0, 1, 2]
     assert not list((tmp_path / "slurm/running").iterdir())
 
 

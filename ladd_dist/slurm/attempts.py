@@ -76,8 +76,8 @@ def begin(run_dir: Path, data: Path, job: str, env: Mapping[str, str]) -> Path:
     running = folder_of(run_dir) / _RUNNING
     for left in sorted(running.glob(f"{job}-{number}.*")):
         _close(run_dir, data, left, None)
-    folder, new = running / f"{job}-{number}.{restart}", running / f".{job}-{number}"
-    shutil.rmtree(new, ignore_errors=True)
+    folder = running / f"{job}-{number}.{restart}"
+    new = _hidden(folder)
     new.mkdir(parents=True)
     attempt = Attempt(job, number, restart, env["SLURM_JOB_NODELIST"], time.time(), saved(job, run_dir, data))
     (new / _START).write_text(json.dumps(asdict(attempt)), encoding="utf-8")
@@ -137,8 +137,15 @@ def _close(run_dir: Path, data: Path, folder: Path, step_code: int | None) -> Ro
     is_cut = record.is_file() and not record.read_bytes().endswith(b"\n")
     with record.open("a", encoding="utf-8") as file:
         file.write("\n" * is_cut + json.dumps(row) + "\n")
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.rename(_hidden(folder)))
     return row
+
+
+def _hidden(folder: Path) -> Path:
+    """Where an attempt's folder is made and removed: one that is there is whole. What a kill has left goes first."""
+    place = folder.with_name(f".{folder.stem}")
+    shutil.rmtree(place, ignore_errors=True)
+    return place
 
 
 def _fruitless(rows: list[Row], last: Row) -> bool:

@@ -73,8 +73,8 @@ def end(code: int) -> NoReturn:
 
 
 def read(folder: Path) -> list[Exit]:
-    """What all processes have said so far."""
-    return [_read(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))]
+    """What all processes have said so far: nothing, where a node that lost its power left an empty file."""
+    return [_read_or_unsaid(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))]
 
 
 def exit_code(ends: list[Exit], launcher_code: int) -> int:
@@ -103,6 +103,14 @@ def _write(own: Exit) -> None:
     temporary = _mine().with_suffix(".new")
     temporary.write_text(json.dumps(asdict(own)), encoding="utf-8")
     temporary.replace(_mine())
+
+
+def _read_or_unsaid(path: Path) -> Exit:
+    try:
+        return _read(path)
+    except ValueError:
+        host, _, pid = path.stem.rpartition("-")
+        return Exit(host, host, int(pid))
 
 
 def _read(path: Path) -> Exit:
