@@ -5,6 +5,10 @@ import sys
 
 import pytest
 from conftest import ROOT
+from triton._C.libtriton import ir
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
 
 from kernels.architectures import ARCHITECTURES
 from kernels.gate.__main__ import DEFAULT
@@ -70,6 +74,25 @@ def test_every_table_of_configurations_is_compiled():
         least = ARCHITECTURES[has.table]
         assert (has.shared, has.warps) == (least.shared, least.warps)
         assert has.blocks >= least.blocks
+
+
+def test_sizes_of_one_are_taken():
+    """Of an integer argument that is 1 Triton makes a constant without a type, unless the kernel asks it not to."""
+    target = GPUTarget("cuda", 90, 32)
+    backend = make_backend(target)
+    kernels = {config.kernel: config for config in shipped(list(FAMILIES), [90])}
+    for kernel, config in kernels.items():
+        integers = {name for name, kind in config.signature.items() if kind in ("i32", "i64")}
+        ones = {p.name: 1 for p in kernel.params if p.name in integers and not p.do_not_specialize}
+        types = {name: config.signature.get(name, "constexpr") for name in kernel.arg_names}
+        source = ASTSource(kernel, types | dict.fromkeys(ones, "constexpr"), dict(config.constexprs) | ones, {})
+        options = backend.parse_options({"num_warps": config.num_warps, "num_stages": config.num_stages})
+        context = ir.context()
+        ir.load_dialects(context)
+        backend.load_dialects(context)
+        implementations = backend.get_codegen_implementation(options)
+        source.make_ir(target, options, implementations, backend.get_module_map(), context)
+    assert len(kernels) > 15
 
 
 def test_joint_attention_ships_what_it_launches():

@@ -19,7 +19,7 @@ _PASS = {"num_warps": configs.PREPARE_WARPS, "num_stages": 1, "enable_fp_fusion"
 
 
 class NormWeights(NamedTuple):
-    """Norm weights ``(D,)``; ones for a stream without norm."""
+    """Norm weights ``(D,)``, all of one dtype: kernels choose between pointers; ones for a stream without norm."""
 
     q: Tensor
     k: Tensor
@@ -37,8 +37,7 @@ class Launcher:
         self.rows = batch * self.heads
         self.scale = 1 / math.sqrt(self.head_dim)
         self.log2_scale = self.scale * math.log2(math.e)
-        ones = _ones(x.q.device, self.head_dim)
-        self.weights = NormWeights(*(ones if weight is None else weight for weight in norms))
+        self.weights = _weights(norms, x.q.device, self.head_dim)
         self.lengths = (self.heads, self.image_length, self.text_length)
         self.dtype = DTYPE_NAMES[x.q.dtype]
         self.arch = architecture(x.q.device)
@@ -104,10 +103,17 @@ class Launcher:
         return *gradients, share
 
 
+def _weights(norms: Norms, device: torch.device, head_dim: int) -> NormWeights:
+    dtypes = {weight.dtype for weight in norms if weight is not None}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    ones = _ones(device, dtype, head_dim)
+    return NormWeights(*(ones if weight is None else weight.to(dtype) for weight in norms))
+
+
 @cache
-def _ones(device: torch.device, head_dim: int) -> Tensor:
+def _ones(device: torch.device, dtype: torch.dtype, head_dim: int) -> Tensor:
     """The norm weights of a stream without norm."""
-    return torch.ones(head_dim, device=device)
+    return torch.ones(head_dim, dtype=dtype, device=device)
 
 
 def forward(x: Streams, norms: Norms, eps: float) -> tuple[Tensor, Tensor, Tensor]:

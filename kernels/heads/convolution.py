@@ -8,6 +8,8 @@ them again, in registers, and tiles that go to shared memory as they are feed th
 import triton
 import triton.language as tl
 
+from kernels.heads.pointwise import IMAGES
+
 
 @triton.jit
 def shifted_tile(x_ptr, m_M, height, width, tap, k_K, K: tl.constexpr):
@@ -19,7 +21,7 @@ def shifted_tile(x_ptr, m_M, height, width, tap, k_K, K: tl.constexpr):
     return tl.load(x_ptr + source_M[:, None] * K + k_K[None, :], mask=inside_M[:, None], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGES)
 def convolve(
     x_ptr,  # (I, H*W, K)
     weight_ptr,  # (heads, 9, ...) as the strides say

@@ -9,6 +9,8 @@ import triton.language as tl
 
 SLOPE = tl.constexpr(0.2)
 """Of LeakyReLU."""
+IMAGES = ["images"]
+"""Not specialised on its value: of a single image, one head's of one sample, 1 would be a constant without a type."""
 
 
 @triton.jit
@@ -35,7 +37,7 @@ def moments(moments_ptr, images, image, channel, real, CHANNELS: tl.constexpr):
     return scale, shift, mean, rstd
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGES)
 def finish_statistics(
     partial_ptr,  # (2, I, T, C) fp32: sums, and squared spreads around each tile's own mean
     gamma_ptr,  # (heads, C) fp32
@@ -82,7 +84,7 @@ def finish_statistics(
     tl.store(out_ptr + 4 * step, total_C / positions, mask=own_C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGES)
 def finish_gradients(
     partial_ptr,  # (2, I, T, C) fp32, see `activation_sums`
     moments_ptr,  # (5, I, C) fp32
@@ -124,7 +126,7 @@ def finish_gradients(
     tl.store(dparameters_ptr + 2 * step + own_ptr, dbias_C, mask=own_C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGES)
 def activate(
     y_ptr,  # (I, H*W, C), the norm's input
     moments_ptr,  # (5, I, C) fp32
@@ -147,7 +149,7 @@ def activate(
     tl.store(h_ptr + offset_MC, h_MC.to(h_ptr.dtype.element_ty), mask=real_MC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGES)
 def activation_sums(
     dh_ptr,  # (I, H*W, C), gradient by LeakyReLU's output
     y_ptr,  # (I, H*W, C), the norm's input
@@ -176,7 +178,7 @@ def activation_sums(
     tl.store(partial_ptr + step + slot, tl.sum(dn_MC * (y_MC - mean_C[None, :]), 0) * rstd_C, mask=real_C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGES)
 def normalise_gradient(
     gradient_ptr,  # (I, H*W, C), by LeakyReLU's output; becomes the gradient by the norm's input
     y_ptr,  # (I, H*W, C), the norm's input
@@ -205,7 +207,7 @@ def normalise_gradient(
     tl.store(gradient_ptr + offset_MC, dy_MC.to(gradient_ptr.dtype.element_ty), mask=real_MC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGES)
 def logits(
     y_ptr,  # (I, H*W, C)
     moments_ptr,  # (5, I, C) fp32
@@ -234,7 +236,7 @@ def logits(
     tl.store(logit_ptr + image.to(tl.int64) * positions + m_M, logit_M, mask=m_M < positions)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGES)
 def logits_gradient(
     dlogit_ptr,  # (I, H*W) fp32
     y_ptr,  # (I, H*W, C)

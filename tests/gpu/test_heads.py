@@ -12,7 +12,8 @@ from kernels.bench.library_heads import library_heads
 from kernels.hinge.reference import hinge_reference
 
 ODD = {"heads": 3, "batch": 2, "height": 24, "width": 36, "features": 1, "k": 48, "n": 32, "groups": 8}
-SHAPES = [ODD, ODD | {"height": 7, "width": 5}, LARGE | {"batch": 1, "heads": 4}]
+ALONE = ODD | {"heads": 1, "batch": 1}
+SHAPES = [ODD, ODD | {"height": 7, "width": 5}, ALONE, LARGE | {"batch": 1, "heads": 4}]
 
 
 def triton(x, weights, groups):

@@ -54,6 +54,19 @@ def test_outputs_and_gradients(dtype, head_dim, shape):
     check(ours(*inputs), expected(*inputs), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("text", [0, 77])
+def test_norm_weights_in_bf16_and_a_text_stream_without(text):
+    x, norms, upstream = problem(torch.bfloat16, 64, 2, 130, text)
+    q, k = (weight.detach().bfloat16().requires_grad_() for weight in norms[:2])
+
+    def solve(implementation, dtype):
+        leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in (*x, q, k)]
+        outs = joint_attention(*leaves[:6], norm_q=leaves[6], norm_k=leaves[7], implementation=implementation)
+        return [*outs, *torch.autograd.grad(outs, leaves, [u.to(dtype) for u in upstream])]
+
+    check(solve("triton", torch.bfloat16), solve("reference", torch.float64), TOLERANCE[torch.bfloat16])
+
+
 @pytest.mark.parametrize("weight", [0.3, 3.0], ids=["bounded", "online"])
 def test_both_softmaxes(weight):
     inputs = problem(torch.bfloat16, 64, 1, 500, 77, weight)

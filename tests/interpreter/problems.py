@@ -29,8 +29,8 @@ class Problem:
         """Outputs and gradients of every input."""
         leaves = {}
         for name, x in self.inputs.items():
-            wide = dtype if dtype == torch.float64 or "norm" not in name else torch.float32
-            leaves[name] = None if x is None else x.to(wide).requires_grad_()
+            kept = "norm" in name and dtype != torch.float64
+            leaves[name] = None if x is None else x.to(x.dtype if kept else dtype).requires_grad_()
         backward = self.backward if implementation == "triton" else "own"
         outs = joint_attention(**leaves, implementation=implementation, backward=backward)
         given = [x for x in leaves.values() if x is not None]
@@ -79,7 +79,7 @@ def _error(got: Tensor, expected: Tensor) -> float:
 def problem(
     dtype: torch.dtype = torch.float32, *, batch: int = 1, image: int = 70, text: int = 20, heads: int = 1,
     head_dim: int = 32, image_norm: bool = True, text_norm: bool = True, weight: float = 1.0, size: float = 1.0,
-    seed: int = 0,
+    image_weights: torch.dtype = torch.float32, text_weights: torch.dtype = torch.float32, seed: int = 0,
 ) -> Problem:  # fmt: skip
     """Random problem; ``weight`` scales the norm weights and ``size`` queries and keys."""
     g = torch.Generator().manual_seed(seed)
@@ -93,7 +93,7 @@ def problem(
         scale = 1.0 if name.endswith("v") else size
         inputs[name] = (draw(batch, length, heads, head_dim) * scale).to(dtype)
     for name in NAMES[6:]:
-        normed = text_norm if name.startswith("text") else image_norm
-        inputs[name] = (weight * (1 + 0.3 * draw(head_dim))).float() if normed else None
+        normed, kind = (text_norm, text_weights) if name.startswith("text") else (image_norm, image_weights)
+        inputs[name] = (weight * (1 + 0.3 * draw(head_dim))).to(kind) if normed else None
     upstream = draw(batch, image, heads, head_dim).to(dtype), draw(batch, text, heads, head_dim).to(dtype)
     return Problem(dtype, inputs, upstream)

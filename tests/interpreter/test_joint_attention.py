@@ -42,6 +42,13 @@ def test_streams_without_norm(norms):
     problem(image_norm=norms[0], text_norm=norms[1]).check()
 
 
+@pytest.mark.parametrize("text_norm", [True, False], ids=["another dtype", "no norm"])
+@pytest.mark.parametrize("kind", HALVES, ids=str)
+def test_norm_weights_of_any_dtype(kind, text_norm):
+    """A frozen network's are bf16, and SD3.5 Medium's second attention has no text, so no norm of it."""
+    problem(torch.bfloat16, image_weights=kind, text_norm=text_norm, text=20 if text_norm else 0).check()
+
+
 @given(
     dtype=st.sampled_from(HALVES), image=st.integers(1, 140), text=st.integers(0, 70),
     heads=st.integers(1, 2), batch=st.integers(1, 2), norms=st.tuples(st.booleans(), st.booleans()),
