@@ -32,7 +32,9 @@ SlurmctldLogFile=$DIR/log/slurmctld.log
 SlurmdLogFile=$DIR/log/slurmd.%n.log
 SlurmctldDebug=verbose
 SlurmdDebug=verbose
-ProctrackType=proctrack/linuxproc
+# Signals reach the tasks of a step and, unlike with linuxproc, none of their children in sessions of their own, which
+# proctrack/cgroup, the usual choice, leaves out as well: it needs more than a test may ask of a machine.
+ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SwitchType=switch/none

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from ladd_dist.config import load
 from ladd_dist.config.yaml import write_yaml
+from ladd_dist.distributed.tasks import group_variables
 from ladd_dist.errors import LaddError
 from ladd_dist.jobs.cluster import JOBS, JobName
 from ladd_dist.slurm import attempts, submission
@@ -94,15 +95,25 @@ def calls(folder: Path) -> list[str]:
 # What is rendered
 
 
-def test_torchrun_starts_a_node_and_srun_a_rank(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_srun_starts_every_rank_itself(tmp_path: Path, engine: str) -> None:
     keys = {"gpus_per_node": 8, "ranks_per_node": None, "cpus_per_rank": 6}
-    overrides = ("train.global_batch=48",)
-    fsdp2 = render(job_of(tmp_path, overrides=(*overrides, "engine=fsdp2"), **keys), TEMPLATE)
-    assert {"--ntasks-per-node=1", "--cpus-per-task=48", "--gpus-per-node=8"} < set(options_of(fsdp2))
-    assert "torch.distributed.run --nproc-per-node=8" in fsdp2
-    zero3 = render(job_of(tmp_path, overrides=(*overrides, "engine=zero3"), **keys), TEMPLATE)
-    assert {"--ntasks-per-node=8", "--cpus-per-task=6"} < set(options_of(zero3))
-    assert "torch.distributed" not in zero3
+    script = render(job_of(tmp_path, overrides=("train.global_batch=48", f"engine={engine}"), **keys), TEMPLATE)
+    assert {"--ntasks-per-node=8", "--cpus-per-task=6", "--gpus-per-node=8"} < set(options_of(script))
+    assert act(tmp_path, script).returncode == 0
+    words = words_of(tmp_path / "srun")
+    assert "--cpus-per-task=6" in words and words[words.index("task") :][:2] == ["task", "python"]
+    assert not any(word.startswith("RANK=") for word in words_of(tmp_path / "env"))
+
+
+def test_an_only_rank_of_an_engine_that_needs_a_group_has_one(tmp_path: Path) -> None:
+    for engine, numbered in (("zero3", True), ("local", False)):
+        script = render(job_of(tmp_path, overrides=(f"engine={engine}",), nodes=1), TEMPLATE)
+        assert act(tmp_path, script).returncode == 0
+        variables = dict(word.partition("=")[::2] for word in words_of(tmp_path / "env"))
+        assert ("RANK" in variables) is numbered
+        if numbered:
+            assert group_variables(variables) == {} and variables["MASTER_PORT"] == "20042"
 
 
 def test_a_job_has_its_own_limits_and_export_is_one_process(tmp_path: Path) -> None:
@@ -144,7 +155,7 @@ def test_no_rank_takes_its_place_from_the_shell_that_submits(tmp_path: Path) -> 
     assert act(tmp_path, script, **alone).returncode == 0
     variables = dict(word.partition("=")[::2] for word in words_of(tmp_path / "env"))
     assert not alone.keys() & variables.keys() and variables["MASTER_PORT"] == "29555"
-    assert variables["PET_SHUTDOWN_TIMEOUT"] == "60", "the preflight, and torchrun, go by it"
+    assert variables["PET_SHUTDOWN_TIMEOUT"] == "60", "the preflight goes by it"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training on a real Slurm: two nodes with a rank each, by torchrun and by srun alone, and over time limits."""
+"""Training on a real Slurm: two nodes with a rank each, and over time limits."""
 
 import json
 import sys
@@ -54,7 +54,7 @@ def trained_at_one_go(run_dir: Path, engine: str, iterations: int) -> None:
     assert row["nodes"] == "n[1-2]"
 
 
-def test_srun_alone_starts_a_rank_on_each_of_two_nodes(tmp_path: Path, dataset: Path, slurm: Slurm) -> None:
+def test_a_rank_starts_on_each_of_two_nodes(tmp_path: Path, dataset: Path, slurm: Slurm) -> None:
     job = submit(slurm, TINY, *settings_of(tmp_path, dataset, "zero3"))
     finished(slurm, job, tmp_path)
     trained_at_one_go(tmp_path, "zero3", 6)
@@ -91,9 +91,7 @@ def meet_limit(slurm: Slurm, job: str, run_dir: Path, attempt: int) -> None:
     slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
 
-def test_a_run_by_torchrun_that_meets_its_limit_twice_ends_as_if_it_had_not(
-    tmp_path: Path, dataset: Path, slurm: Slurm
-) -> None:
+def test_a_run_that_meets_its_limit_twice_ends_as_if_it_had_not(tmp_path: Path, dataset: Path, slurm: Slurm) -> None:
     stopped, straight, config = tmp_path / "stopped", tmp_path / "straight", tmp_path / "config.yaml"
     settings = settings_of(
         stopped, dataset, "fsdp2", "student_optimizer.decay=constant", "head_optimizer.decay=constant"

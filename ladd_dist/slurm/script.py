@@ -89,22 +89,19 @@ def render(job: Job, template: Path) -> str:
 
 def _values(job: Job, launchers: Path) -> dict[str, Any]:
     cluster = job.cluster
-    torchrun = engine_entry(job.config.engine).launcher == "torchrun" and job.name != "export"
-    tasks = 1 if torchrun else cluster.ranks
     arguments = ["--config", str(job.config_file), *FLAGS.get(job.name, []), *job.arguments, *job.overrides]
     return {
         "job": job.name,
-        "options": _options(job, tasks),
+        "options": _options(job),
         "folder": job.folder,
         "run_dir": job.run_dir,
         "data": job.folder / job.config.data.path,
         "modules": cluster.modules,
         "environment": cluster.environment,
         "programs": None if cluster.container else Path(cluster.venv or sys.prefix) / "bin",
-        "step": ["srun", "--kill-on-bad-exit=0", "--wait=300", *_step_options(cluster, tasks, job.folder)],
+        "step": ["srun", "--kill-on-bad-exit=0", "--wait=300", *_step_options(cluster, job.folder)],
         "python": [*_inside(cluster.container, job.folder), "python"],
-        "torchrun": torchrun,
-        "ranks": cluster.ranks,
+        "alone": cluster.nodes * cluster.ranks == 1 and engine_entry(job.config.engine).launcher != "python",
         "signal_seconds": cluster.signal_seconds,
         "exclude": ",".join(cluster.exclude),
         "attempt": [*_beside(cluster.container, job.folder), "python", str(launchers / "attempt.py")],
@@ -112,7 +109,7 @@ def _values(job: Job, launchers: Path) -> dict[str, Any]:
     }
 
 
-def _options(job: Job, tasks: int) -> list[str]:
+def _options(job: Job) -> list[str]:
     """Options of sbatch, in the order in which people look for them."""
     cluster = job.cluster
     chosen: dict[str, Any] = {
@@ -125,9 +122,9 @@ def _options(job: Job, tasks: int) -> list[str]:
         "constraint": cluster.constraint,
         "exclude": ",".join(cluster.exclude),
         "nodes": cluster.nodes,
-        "ntasks-per-node": tasks,
+        "ntasks-per-node": cluster.ranks,
         "gpus-per-node": cluster.gpus_per_node,
-        "cpus-per-task": _cpus_per_task(cluster, tasks),
+        "cpus-per-task": cluster.cpus_per_rank,
         "mem": cluster.memory,
         "time": cluster.time,
         "signal": f"B:USR1@{cluster.signal_seconds}",
@@ -135,13 +132,9 @@ def _options(job: Job, tasks: int) -> list[str]:
     return [f"--{name}={value}" for name, value in chosen.items() if value] + ["--requeue", *cluster.sbatch]
 
 
-def _cpus_per_task(cluster: Cluster, tasks: int) -> int:
-    return (cluster.cpus_per_rank or 0) * cluster.ranks // tasks
-
-
-def _step_options(cluster: Cluster, tasks: int, folder: Path) -> list[str]:
+def _step_options(cluster: Cluster, folder: Path) -> list[str]:
     """What a step does not take over from its job."""
-    cpus = _cpus_per_task(cluster, tasks)
+    cpus = cluster.cpus_per_rank
     return [*([f"--cpus-per-task={cpus}"] if cpus else []), *_pyxis(cluster.container, folder)]
 
 
