@@ -52,13 +52,31 @@ def damage(file: Path, kind: str, where: float) -> None:
 def write_pairs(dataset: Path, to: Path) -> Path:
     """A dataset of pairs: each sample of another one against the next of its bucket that was drawn."""
     manifest = Manifest.read(dataset)
-    rows = rows_of(dataset)
     for bucket in manifest.counts:
-        ours = [row for row in rows if row["bucket"] == bucket]
-        shape, context, pooled = (ours[0][key].shape for key in ("latent", "context", "pooled"))
-        schema = columns(shape, context, pooled, pairs=True)
-        with MDSWriter(out=str(to / bucket), columns=schema, hashes=["xxh64"]) as writer:
-            for row, other in zip(ours, [*ours[1:], ours[0]], strict=True):
-                writer.write(row | {REJECTED: other["latent"]})
+        ours = _in_bucket(dataset, bucket)
+        pairs = zip(ours, [*ours[1:], ours[0]], strict=True)
+        _write(to / bucket, [row | {REJECTED: other["latent"]} for row, other in pairs])
     replace(manifest, provenance=replace(manifest.provenance, pairs="table:tests")).write(to)
     return to
+
+
+def write_fewer(dataset: Path, to: Path, counts: list[int]) -> Path:
+    """A dataset of the first samples of another one's buckets, so many of each."""
+    manifest = Manifest.read(dataset)
+    kept = dict(zip(manifest.counts, counts, strict=True))
+    for bucket, count in kept.items():
+        _write(to / bucket, _in_bucket(dataset, bucket)[:count])
+    replace(manifest, counts=kept).write(to)
+    return to
+
+
+def _in_bucket(dataset: Path, bucket: str) -> list[dict[str, Any]]:
+    return [row for row in rows_of(dataset) if row["bucket"] == bucket]
+
+
+def _write(bucket: Path, rows: list[dict[str, Any]]) -> None:
+    shape, context, pooled = (rows[0][key].shape for key in ("latent", "context", "pooled"))
+    schema = columns(shape, context, pooled, pairs=REJECTED in rows[0])
+    with MDSWriter(out=str(bucket), columns=schema, hashes=["xxh64"]) as writer:
+        for row in rows:
+            writer.write(row)

@@ -14,7 +14,7 @@ from streaming import MDSWriter, Stream
 from ladd_dist.config import Config
 from ladd_dist.data.mds import MISMATCHED, columns
 from ladd_dist.data.mismatched import MismatchedPrompts
-from ladd_dist.data.shared_memory import patch_streaming
+from ladd_dist.data.patches import patch_streaming
 from ladd_dist.errors import LaddError
 from ladd_dist.files.checksums import SUMS
 from ladd_dist.measuring.compare import compare_runs

@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from streaming import Stream
-from streaming.base.world import World as StreamingWorld
 from torch.utils.data import DataLoader
 
 from ladd_dist.config import Config
 from ladd_dist.data.mds import Manifest, collate
 from ladd_dist.data.mismatched import MismatchedPrompts
+from ladd_dist.data.patches import patch_streaming
 from ladd_dist.data.shards import ShardDataset
-from ladd_dist.data.shared_memory import patch_streaming
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.noise import attempt_seed
 from ladd_dist.distributed.world import World
 from ladd_dist.methods.registry import method_of
 from ladd_dist.supervision.signals import ignore_stop
 
-# Fixed, so that the sample order does not depend on the number of nodes.
-_CANONICAL_NODES = 1
+_NODES = 1
+"""For which Streaming makes its order, which is then dealt out: see `data.order`."""
 
 
 class LatentReader:
@@ -43,15 +42,16 @@ class LatentReader:
         root = Path(config.data.path)
         self._micro_batch = config.micro_batch(world.size)
         self._global_batch = config.train.global_batch
+        self._share = self._global_batch // world.size
         asked_by = method_of(config).mismatched_prompts(config)
         dataset = partial(MismatchedPrompts, asked_by) if asked_by else ShardDataset
         self._dataset = dataset(
             streams=[Stream(local=str(root / bucket)) for bucket in manifest.counts],
-            batch_size=self._global_batch // world.size,
+            batch_size=self._global_batch,
             batching_method="per_stream",
             shuffle=True,
             shuffle_seed=config.data.shuffle_seed,
-            num_canonical_nodes=_CANONICAL_NODES,
+            num_canonical_nodes=_NODES,
         )
         self._workers, self._pinned = config.data.workers, world.device.type == "cuda"
         self._seed, self._attempt = config.data.shuffle_seed, 0
@@ -77,7 +77,7 @@ class LatentReader:
         return DataLoader(
             self._dataset,
             # The whole share at once: loader processes take turns, each with global batches of its own.
-            batch_size=self._dataset.batch_size,
+            batch_size=self._share,
             num_workers=self._workers,
             collate_fn=partial(_micro_batches, size=self._micro_batch),
             persistent_workers=self._workers > 0,
@@ -111,9 +111,9 @@ class LatentReader:
             {
                 "epoch": self._epoch,
                 "sample_in_epoch": self._batches * self._global_batch,
-                "num_canonical_nodes": _CANONICAL_NODES,
+                "num_canonical_nodes": _NODES,
                 "shuffle_seed": attempt_seed(self._seed, self._attempt),
-                "initial_physical_nodes": StreamingWorld.detect().num_nodes,
+                "initial_physical_nodes": _NODES,
             }
         )
 

@@ -17,11 +17,10 @@ import numpy as np
 from streaming import StreamingDataset
 
 from ladd_dist.data.damage import named, redraw
+from ladd_dist.data.order import PADDING
 
 _NUMBER = np.dtype("<u4")
 """A shard is a count of samples, where each begins, where the last one ends, and then the samples."""
-_PADDING = -1
-"""In Streaming's order of samples: none, where ranks would have unequal shares."""
 _MOST = 4096
 """Shards that stay open, however many the process may open."""
 
@@ -42,7 +41,7 @@ class ShardDataset(StreamingDataset):
         self._unique_worker_world = self._unique_rank_world.detect_workers()
         self._parallel_worker_world = self._parallel_rank_world.detect_workers()
         for number in self._get_work(*self._resume_incr_epoch()):
-            if number != _PADDING:
+            if number != PADDING:
                 yield self.get_item(number)
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:

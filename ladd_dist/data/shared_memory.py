@@ -9,31 +9,11 @@ import os
 from itertools import count
 from tempfile import gettempdir
 
-import streaming
 import torch.distributed as dist
-from streaming.base import dataset
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SHM_TO_CLEAN
 from streaming.base.shared import SharedMemory
 from streaming.base.shared.prefix import _get_path, _pack_locals
 from streaming.base.world import World
-
-from ladd_dist.errors import LaddError
-
-_REPLACED_IN = "0.13."
-
-
-def patch_streaming() -> None:
-    """Let Streaming's datasets take their names with `take_number`.
-
-    Raises:
-        LaddError: if another version of Streaming is installed, whose function this may not stand in for.
-    """
-    if not streaming.__version__.startswith(_REPLACED_IN):
-        raise LaddError(
-            f"mosaicml-streaming {streaming.__version__} is installed, but data/shared_memory.py replaces a function "
-            f"of {_REPLACED_IN}*: install that one"
-        )
-    dataset.get_shm_prefix = take_number
 
 
 def take_number(streams_local: list[str], streams_remote: list[str | None], world: World) -> tuple[int, SharedMemory]:
