@@ -146,7 +146,19 @@ def test_kernel_distances_are_of_the_same_pictures() -> None:
 def test_pictures_of_a_prompt_are_in_one_group() -> None:
     groups = groups_of([f"prompt {i % 30}" for i in range(90)])
     assert groups.tolist() == [i % 30 % 20 for i in range(90)]
-    assert groups_of(["a", "b", "a"]).tolist() == [0, 1, 0]
+    assert groups_of(["a", "b", "a"], ["x", "y", "y"]).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 9, 10])
+def test_every_group_has_its_share_of_each_bucket(count: int) -> None:
+    """Prompts come to their buckets in turn, and buckets differ: no group may have more of one than another has."""
+    buckets = [i % count for i in range(1000)]
+    groups = groups_of(range(1000), buckets)
+    held = [groups[torch.tensor(buckets) == bucket].bincount(minlength=20) for bucket in range(count)]
+    assert max(int(sizes.max() - sizes.min()) for sizes in held) <= 1
+    noise, unlike = normal(0, 1000), torch.tensor(buckets) / count
+    alike, apart = (estimate(mean_replicates(values, groups)) for values in (noise, noise + unlike))
+    assert apart.high - apart.low == pytest.approx(alike.high - alike.low, rel=0.2)
 
 
 def test_the_interval_of_a_mean_is_students() -> None:

@@ -19,12 +19,20 @@ _GROUPS = 20
 _CONFIDENCE = 0.95
 
 
-def groups_of(prompts: Sequence[Hashable]) -> Tensor:
+def groups_of(prompts: Sequence[Hashable], buckets: Sequence[Hashable] | None = None) -> Tensor:
     """The group of each picture, int64 ``(n,)``: all pictures of one prompt are in one, since they vary together.
 
-    Prompts are dealt to 20 groups in turn, in order of first appearance; fewer than 20 make a group each.
+    Prompts are dealt to 20 groups in turn, in order of first appearance, bucket by bucket: they come to their buckets
+    in turn, too, and where both counts share a factor, groups would differ by what tells buckets apart. Fewer than 20
+    make a group each.
+
+    Args:
+        buckets: of each picture; None if all are of one.
     """
-    return numbered(prompts) % _GROUPS
+    places = numbered(buckets).tolist() if buckets else [0] * len(prompts)
+    by_bucket = [prompts[i] for i in sorted(range(len(prompts)), key=places.__getitem__)]
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(by_bucket))}
+    return torch.tensor([numbers[prompt] % _GROUPS for prompt in prompts], dtype=torch.long)
 
 
 def numbered(things: Sequence[Hashable]) -> Tensor:

@@ -82,7 +82,7 @@ class _Sets:
         reference: Rows | None,
     ) -> None:
         self.numbers = torch.tensor([entry.id for entry in entries])
-        self.groups = groups_of([entry.prompt for entry in entries])
+        self.groups = groups_of([entry.prompt for entry in entries], [entry.bucket.name for entry in entries])
         self.rows = {name: _with_levels(of_set.of(self.numbers)) for name, of_set in drawn.items()}
         self.prompts = numbered([(entry.prompt, entry.bucket.name) for entry in entries])
         self.rivals, self.half = rivals, _with_levels(other_half.of(self.numbers))
