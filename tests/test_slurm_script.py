@@ -411,6 +411,9 @@ CODES = {
     "bad input on one": ([2, 76], 76, 2),
     "all failed": ([1, 1], 1, 1),
     "killed alone": ([None], 137, 137),
+    "the network's error ended all": ([None, None], 134, 76),
+    "one was killed at the end": ([0, None], 137, 76),
+    "one failed, one was killed": ([1, None], 137, 1),
     "it never started": ([], 127, 127),
     "the step was killed after the end": ([0, 0], 0, 0),
 }
@@ -512,6 +515,12 @@ def test_a_node_that_failed_twice_is_excluded(tmp_path: Path) -> None:
     assert attempt(tmp_path, 0, 10, *lost).exclude == ()
     assert attempt(tmp_path, 1, 20, exit_of("n1", None), exit_of("n2", 76)).exclude == ()
     assert attempt(tmp_path, 2, 30, *lost).exclude == ("n2",)
+
+
+def test_nodes_that_fell_silent_together_are_not_excluded(tmp_path: Path) -> None:
+    lost = exit_of("n1", 76, "n2.cluster", "n3.cluster"), exit_of("n2", None), exit_of("n3", None)
+    assert [attempt(tmp_path, restart, 10 * restart + 10, *lost).exclude for restart in (0, 1)] == [(), ()]
+    assert attempts.attempts(tmp_path)[0]["failed_nodes"] == ["n2", "n3"]
 
 
 @pytest.mark.parametrize("job", ["train", "synthesize", "pairs", "evaluate"])

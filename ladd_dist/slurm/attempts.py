@@ -94,7 +94,8 @@ def end(run_dir: Path, data: Path, folder: Path, step_code: int) -> Decision:
     """
     row = _close(run_dir, data, folder, step_code)
     rows = attempts(run_dir)
-    failures = Counter(node for other in rows for node in other["failed_nodes"])
+    # Of several that fell silent at once, one may have taken the others with it.
+    failures = Counter(other["failed_nodes"][0] for other in rows if len(other["failed_nodes"]) == 1)
     exclude = tuple(sorted(node for node, count in failures.items() if count >= _FAILURES_TO_EXCLUDE))
     code = row["exit_code"]
     return Decision(code, code == EXIT_REQUEUE or (code == EXIT_PEER_LOST and not _fruitless(rows, row)), exclude)

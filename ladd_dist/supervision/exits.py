@@ -81,12 +81,15 @@ def exit_code(ends: list[Exit], launcher_code: int) -> int:
     """The code of all processes together.
 
     Bad input is not mended by another start. A rank that was lost, or that failed alone, may be its node's fault.
-    What no rank has said, the launcher's own code says.
+    Where some fell silent and none says why, one was lost, too: NCCL ends the process of whoever is connected to it,
+    before anybody can tell. What no rank has said, the launcher's own code says.
     """
     said = {end.code for end in ends}
     for code in (EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE):
         if code in said:
             return code
+    if launcher_code and len(ends) > 1 and None in said and said <= {None, 0}:
+        return EXIT_PEER_LOST
     return max((code for code in said if code), default=launcher_code) if launcher_code else 0
 
 
