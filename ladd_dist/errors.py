@@ -21,7 +21,15 @@ class MissingWeights(LaddError):
 
 
 class PeerLost(Exception):
-    """Another rank is gone, or did not come; said in one line. The same command, started again, goes on."""
+    """Another rank is gone, did not come, or is on a node at fault; said in one line. The same command goes on.
+
+    Args:
+        hosts: where the ranks at fault run, as far as that is known.
+    """
+
+    def __init__(self, text: str, hosts: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.hosts = hosts
 
 
 class Requeue(Exception):

@@ -29,7 +29,7 @@ from ladd_dist.data.mds import Manifest
 from ladd_dist.data.reader import LatentReader
 from ladd_dist.distributed import connection
 from ladd_dist.distributed.world import World
-from ladd_dist.errors import EXIT_BAD_INPUT, LaddError
+from ladd_dist.errors import EXIT_PEER_LOST, LaddError, PeerLost
 from ladd_dist.preflight import board, clocks, collectives, folder, identity, links, memory
 from ladd_dist.preflight.clocks import Visit, apart
 from ladd_dist.preflight.findings import Finding, RankPlace, failures, odd_one, table
@@ -131,6 +131,12 @@ def test_memory_is_held_against_what_is_free() -> None:
     assert line.startswith("65 GB of host memory needed, 64 GB free on host n1: take more nodes")
     (line,) = refused(shared=2)
     assert line.startswith("2 GB of /dev/shm needed, 1 GB free on host n1: ") and "data.workers=2" in line
+
+
+def test_a_gpu_that_is_full_is_its_nodes_fault_unless_all_are() -> None:
+    full, free = (memory.Memory(memory.Needs(device=70 * GB), gb * GB, 80 * GB, 64 * GB, GB) for gb in (60, 80))
+    assert memory.judge([free, free, full], THREE, 0)[0].hosts == ("n2",)
+    assert memory.judge([full] * 3, THREE, 0)[0].hosts == ()
 
 
 def test_ranks_of_one_node_share_its_memory() -> None:
@@ -306,7 +312,7 @@ def test_the_table_is_aligned() -> None:
 def test_a_rank_that_says_nothing_or_something_else_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "PATIENCE", timedelta(seconds=1))
     two = replace(ALONE, size=2)
-    with pytest.raises(LaddError, match="no word of own/1 in 1 s: look at that rank's node"):
+    with pytest.raises(PeerLost, match="no word of own/1 in 1 s: look at that rank's node"):
         board.Board(two).collect("own", 1, int)
     notes = board.Board(two)
     notes._store.set("own/1", '{"of": "other code"}')
@@ -443,16 +449,22 @@ def _own_host(world: World) -> None:
     _libc("sethostname", name, len(name))
 
 
-def _looked_at(world: World, configs: list[Config], ahead: float = 0.0) -> tuple[str, list[Finding], float]:
+Refusal = tuple[str, tuple[str, ...]]
+"""What is said, and the nodes at fault; nothing of both where all is well."""
+
+
+def _looked_at(world: World, configs: list[Config], ahead: float = 0.0) -> tuple[Refusal, list[Finding], float]:
     """The refusal, the findings and the seconds of a rank with a configuration of its own; the last one's clock goes
     wrong."""
     begin = time.monotonic()
     clocks._now = lambda: time.time() + (ahead if world.rank == NODES - 1 else 0)
     links.LIMIT = 8.0
     try:
-        return "", preflight(configs[world.rank], world, "train"), time.monotonic() - begin
+        return ("", ()), preflight(configs[world.rank], world, "train"), time.monotonic() - begin
     except LaddError as error:
-        return str(error), [], time.monotonic() - begin
+        return (str(error), ()), [], time.monotonic() - begin
+    except PeerLost as error:
+        return (str(error), error.hosts), [], time.monotonic() - begin
 
 
 def _mount(world: World, rank: int, place: Path, size: str) -> None:
@@ -467,19 +479,19 @@ def config(tmp_path: Path, dataset: Path) -> Config:
     return tiny_config(tmp_path / "run", dataset, "engine=fsdp2", *batch)
 
 
-def _refusal(three: Ranks, *args: object) -> str:
+def _refusal(three: Ranks, *args: object) -> Refusal:
     """Every rank says the same."""
-    lines = {line for line, *_ in three(_looked_at, *args)}
-    assert len(lines) == 1 and "\n" not in str(lines)
-    return lines.pop()
+    (refusal,) = {refusal for refusal, *_ in three(_looked_at, *args)}
+    assert "\n" not in refusal[0]
+    return refusal
 
 
 @pytest.mark.slow
 def test_healthy_nodes_pass(three: Ranks, config: Config) -> None:
     answers = three(_looked_at, [config] * NODES)
     assert all(answer[:2] == answers[0][:2] for answer in answers)
-    line, found, _ = answers[0]
-    assert not line and not failures(found)
+    refusal, found, _ = answers[0]
+    assert refusal == ("", ()) and not failures(found)
     assert [f.check for f in found][-5:] == ["one folder", "links", "all-reduce", "all-gather", "clocks"]
     assert not list(Path(config.run_dir).iterdir()), "nothing is left"
 
@@ -487,18 +499,18 @@ def test_healthy_nodes_pass(three: Ranks, config: Config) -> None:
 @pytest.mark.slow
 def test_another_configuration_on_one_rank(three: Ranks, config: Config) -> None:
     other = config.model_copy(update={"seed": 7})
-    line = _refusal(three, [config, other, config])
-    assert line == "rank 1 (host n1) has seed=7, most have 0: start every rank with the same command"
+    refusal = _refusal(three, [config, other, config])
+    assert refusal == ("rank 1 (host n1) has seed=7, most have 0: start every rank with the same command", ())
 
 
 @pytest.mark.slow
 def test_a_dataset_that_one_node_has_not(three: Ranks, config: Config, dataset: Path) -> None:
     three(_mount, 2, dataset, "1m")
     try:
-        line = _refusal(three, [config] * NODES)
+        line, hosts = _refusal(three, [config] * NODES)
     finally:
         three(_unmount, 2, dataset)
-    assert line.startswith("rank 2 (host n2), not on every rank: no dataset at data.path=")
+    assert line.startswith("rank 2 (host n2), not on every rank: no dataset at data.path=") and hosts == ("n2",)
 
 
 def _unmount(world: World, rank: int, place: Path) -> None:
@@ -509,24 +521,26 @@ def _unmount(world: World, rank: int, place: Path) -> None:
 @pytest.mark.slow
 def test_a_disk_that_is_full_on_one_node(three: Ranks, config: Config) -> None:
     three(_mount, 1, Path(config.run_dir), "1m")
-    line = _refusal(three, [config] * NODES)
+    line, hosts = _refusal(three, [config] * NODES)
     where = f"run_dir={config.run_dir} cannot be written to by rank 1 (host n1) (No space left on device): "
-    assert line.startswith(where)
+    assert line.startswith(where) and hosts == ("n1",)
 
 
 @pytest.mark.slow
 def test_a_folder_that_is_another_one_on_one_node(three: Ranks, config: Config) -> None:
     three(_mount, 1, Path(config.run_dir), "1g")
-    line = _refusal(three, [config] * NODES)
+    line, hosts = _refusal(three, [config] * NODES)
     assert line.startswith(
         f"run_dir={config.run_dir} is not one folder: rank 1 (host n1) and rank 0 (host n0) do not see"
     )
+    assert hosts == ("n1",)
 
 
 @pytest.mark.slow
 def test_a_clock_that_is_wrong(three: Ranks, config: Config) -> None:
-    line = _refusal(three, [config] * NODES, 3600.0)
+    line, hosts = _refusal(three, [config] * NODES, 3600.0)
     assert line.startswith("the clock of rank 2 (host n2) is 3600.0 s ahead of that of rank 0 (host n0): ")
+    assert hosts == ("n2",)
 
 
 @pytest.mark.slow
@@ -535,7 +549,7 @@ def test_a_slow_link_is_a_warning(three: Ranks, config: Config, cluster: list[st
     limit = ["root", "tbf", "rate", "80mbit", "burst", "64kb", "latency", "400ms"]
     _run("tc", "-n", cluster[2], "qdisc", "add", "dev", "data0", *limit)
     try:
-        line, found, _ = three(_looked_at, [config] * NODES)[0]
+        (line, _), found, _ = three(_looked_at, [config] * NODES)[0]
     finally:
         _run("tc", "-n", cluster[2], "qdisc", "delete", "dev", "data0", "root")
     (slow,) = [f for f in found if f.status == "warning"]
@@ -551,14 +565,14 @@ def test_a_dead_link_ends_the_job_by_name(three: Ranks, config: Config, cluster:
     try:
         (line,) = set(three(_connected_again))
         assert re.match(r"rank 2 \(host n2\) gets no connection to rank [01] \(host n[01]\) \(", line)
-        line = _refusal(three, [config] * NODES)
+        line, hosts = _refusal(three, [config] * NODES)
         assert re.match(
             r"no way between nodes: rank \d \(host n\d\) and rank \d \(host n\d\) cannot reach each", line
         )
-        assert "rank 2 (host n2)" in line
+        assert "rank 2 (host n2)" in line and "n2" in hosts
         for end in three._ends:
             end.send((_end, ()))
-        assert join(three._processes, 60) == [EXIT_BAD_INPUT] * NODES, "though a thread hangs in each"
+        assert join(three._processes, 60) == [EXIT_PEER_LOST] * NODES, "though a thread hangs in each"
     finally:
         _run("tc", "-n", cluster[2], "qdisc", "delete", "dev", "data0", "root")
 
@@ -569,10 +583,10 @@ def _connected_again(world: World) -> str:
 
     connection.LIMIT = timedelta(seconds=4)
     assert world.store is not None
-    with pytest.raises(LaddError) as refused:
+    with pytest.raises(PeerLost) as refused:
         connection.connect(group, dist.PrefixStore("again", world.store.clone()), world.rank, world.size)
     return str(refused.value)
 
 
 def _end(world: World) -> None:
-    exits.end(EXIT_BAD_INPUT)
+    exits.end(EXIT_PEER_LOST)

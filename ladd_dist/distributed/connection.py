@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from ladd_dist.distributed.hanging import in_thread
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import PeerLost
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def connect(make: Callable[[timedelta], T], store: dist.Store, rank: int, size: 
         store: reaches all ranks, and nobody has used it for this before.
 
     Raises:
-        LaddError: on every rank alike, naming two that cannot reach each other, or those that are not done in time.
+        PeerLost: on every rank alike, naming two that cannot reach each other, or those that are not done in time.
     """
     store.set(_who(rank), json.dumps([socket.gethostname(), *_addresses()]))
     waiting = store.clone()  # a connection of its own: one that waits serves nobody else
@@ -54,7 +54,7 @@ def connect(make: Callable[[timedelta], T], store: dist.Store, rank: int, size: 
     outcome = _outcome(waiting, size)
     if outcome != _CONNECTED:
         _let_others_read(waiting, rank, size)
-        raise LaddError(
+        raise PeerLost(
             f"{outcome}: look at the network between them, and whether GLOO_SOCKET_IFNAME names its device"
         )
     return future.result()

@@ -118,9 +118,9 @@ def start(device: str = "auto") -> World:
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
 
     Raises:
-        LaddError: if ``cuda`` is asked for and not there, for one of several tasks that cannot join the others, or on
-            every rank, naming two that cannot reach each other.
-        PeerLost: if another rank is gone before all have met.
+        LaddError: if ``cuda`` is asked for and not there, or for one of several tasks that cannot join the others.
+        PeerLost: if another rank is gone before all have met, or on every rank, naming two that cannot reach each
+            other.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise LaddError("device=cuda, but no GPU is visible: set device=auto or device=cpu")

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 
 from ladd_dist.distributed.world import World
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import LaddError, PeerLost
 
 T = TypeVar("T")
 
@@ -30,8 +30,8 @@ class Board:
         """Every rank's measurement in rank order, on rank 0; nothing on the others.
 
         Raises:
-            LaddError: on rank 0, naming a rank from which none comes, or if one is none; the others hear of it from
-                the watchdog.
+            PeerLost: on rank 0, naming a rank from which none comes; the others hear of it from the watchdog.
+            LaddError: on rank 0, if one is none.
         """
         adapter = TypeAdapter(kind)
         keys = [f"{name}/{rank}" for rank in range(self._world.size)]
@@ -42,7 +42,7 @@ class Board:
             self._store.wait(keys, PATIENCE)
         except dist.DistError:
             late = [key for key in keys if not self._store.check([key])]
-            raise LaddError(f"no word of {late[0]} in {PATIENCE.seconds} s: look at that rank's node") from None
+            raise PeerLost(f"no word of {late[0]} in {PATIENCE.seconds} s: look at that rank's node") from None
         texts = self._store.multi_get(keys)
         try:
             return [adapter.validate_json(text) for text in texts]

@@ -73,4 +73,4 @@ def judge(ranks: Sequence[Sequence[Visit]], places: Sequence[RankPlace]) -> list
         return [Finding("clocks", "ok", f"no two differ for certain, measured to {1000 * widest / 2:.2g} ms")]
     which = "ahead of" if found[worst.rank].least > 0 else "behind"
     text = f"the clock of {worst} is {seconds:.1f} s {which} that of {places[0]}: set both by NTP"
-    return [Finding("clocks", "failed" if seconds >= _WRONG else "warning", text)]
+    return [Finding("clocks", "failed" if seconds >= _WRONG else "warning", text, (worst.host,))]

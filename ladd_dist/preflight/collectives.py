@@ -13,7 +13,7 @@ from torch import Tensor
 from ladd_dist.distributed.hanging import in_thread
 from ladd_dist.distributed.world import World
 from ladd_dist.preflight.clocks import Visit, visits
-from ladd_dist.preflight.findings import Finding, RankPlace, and_more
+from ladd_dist.preflight.findings import Finding, RankPlace, and_more, hosts_of
 
 LIMIT = 90.0
 """Seconds for all of it; NCCL connects all ranks in it, gloo the CPUs' own group."""
@@ -109,7 +109,8 @@ def _collective(ranks: Sequence[Collective], places: Sequence[RankPlace], device
     name = ranks[0].name
     if wrong := [place for place in places if not ranks[place.rank].right]:
         who = and_more(str(wrong[0]), len(wrong))
-        return Finding(name, "failed", f"{name} gives wrong numbers on {who}: take its node out of the job")
+        text = f"{name} gives wrong numbers on {who}: take its node out of the job"
+        return Finding(name, "failed", text, hosts_of(wrong, places))
     slowest, size = max(rank.seconds for rank in ranks), len(ranks)
     sent = (size - 1) / size * (2 if name == "all-reduce" else 1)
     speed = 4 * _NUMBERS[device] * sent / max(slowest, 1e-9) / 1e9

@@ -8,11 +8,15 @@ Status = Literal["ok", "warning", "failed"]
 
 
 class Finding(NamedTuple):
-    """A line of the table: what was looked at, and what was found on the rank for which it looks worst."""
+    """A line of the table: what was looked at, and what was found on the rank for which it looks worst.
+
+    ``hosts`` are the nodes at fault, where it is some nodes' own: on others the job could run.
+    """
 
     check: str
     status: Status
     text: str
+    hosts: tuple[str, ...] = ()
 
 
 class RankPlace(NamedTuple):
@@ -42,6 +46,11 @@ def odd_one(values: Sequence[Hashable]) -> OddOne | None:
         return None
     odd = [index for index, value in enumerate(values) if value != most]
     return OddOne(odd[0], len(odd), values.index(most))
+
+
+def hosts_of(bad: Sequence[RankPlace], places: Sequence[RankPlace]) -> tuple[str, ...]:
+    """The nodes of the ranks at fault; none if all ranks are, for then it is what they were told to do."""
+    return tuple(dict.fromkeys(place.host for place in bad)) if len(bad) < len(places) else ()
 
 
 def and_more(text: str, count: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ladd_dist.config import Config
-from ladd_dist.preflight.findings import Finding, RankPlace, and_more
+from ladd_dist.preflight.findings import Finding, RankPlace, and_more, hosts_of
 
 BYTES = 8 << 20
 """Enough for a file server to be asked, and done within seconds by hundreds of ranks at once."""
@@ -110,7 +110,8 @@ def judge_written(
     if bad := [place for place in places if ranks[place.rank].problem]:
         who, reason = and_more(str(bad[0]), len(bad)), ranks[bad[0].rank].problem
         text = f"{where} cannot be written to by {who} ({reason})"
-        return Finding("folder", "failed", f"{text}: make room, or choose a folder that all ranks share")
+        text = f"{text}: make room, or choose a folder that all ranks share"
+        return Finding("folder", "failed", text, hosts_of(bad, places))
     least = min(places, key=lambda place: ranks[place.rank].free)
     slowest = max(places, key=lambda place: ranks[place.rank].seconds)
     free, rate = ranks[least.rank].free, len(ranks) * BYTES / max(ranks[slowest.rank].seconds, 1e-6)
@@ -132,4 +133,5 @@ def judge_seen(ranks: Sequence[Seen], places: Sequence[RankPlace], where: str) -
         return Finding("one folder", "ok", "rank 0 and all others see each other's files")
     who = and_more(str(places[lonely[0]]), len(lonely))
     text = f"{where} is not one folder: {who} and {places[0]} do not see each other's files"
-    return Finding("one folder", "failed", f"{text}: set it to a folder that all ranks share")
+    text = f"{text}: set it to a folder that all ranks share"
+    return Finding("one folder", "failed", text, hosts_of([places[rank] for rank in lonely], places[1:]))

@@ -14,7 +14,7 @@ import ladd_dist
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
-from ladd_dist.preflight.findings import Finding, RankPlace, and_more, odd_one
+from ladd_dist.preflight.findings import Finding, RankPlace, and_more, hosts_of, odd_one
 from ladd_dist.versions import version_of
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -131,7 +131,7 @@ def _inputs(ranks: Sequence[Identity], places: Sequence[RankPlace]) -> list[Find
     if bad:
         text = ranks[bad[0].rank].problem
         who = "" if len(bad) == len(ranks) else f"{and_more(str(bad[0]), len(bad))}, not on every rank: "
-        return [Finding("inputs", "failed", who + text)]
+        return [Finding("inputs", "failed", who + text, hosts_of(bad, places))]
     return [_alike(name, [rank.inputs[name] for rank in ranks], places) for name in ranks[0].inputs]
 
 

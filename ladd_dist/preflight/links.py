@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ladd_dist.distributed.hanging import in_thread
 from ladd_dist.distributed.world import World
-from ladd_dist.preflight.findings import Finding, RankPlace, and_more
+from ladd_dist.preflight.findings import Finding, RankPlace, and_more, hosts_of
 
 LIMIT = 60.0
 """Seconds for a round, NCCL's first start among them; a link that is slower than .1 MB/s is as good as dead."""
@@ -116,7 +116,8 @@ def judge_round(pairs: Sequence[Pair], ranks: Sequence[Link | None], places: Seq
     reason = next(_of(ranks[rank]).problem for rank in pair[1:] if _of(ranks[rank]).seconds is None)
     who = and_more(f"{places[pair.first]} and {places[pair.second]}", len(dead))
     remedy = "look at the network between them, and at NCCL_SOCKET_IFNAME, NCCL_IB_HCA or GLOO_SOCKET_IFNAME"
-    return Finding("links", "failed", f"no way {pair.kind}: {who} cannot reach each other ({reason}): {remedy}")
+    text = f"no way {pair.kind}: {who} cannot reach each other ({reason}): {remedy}"
+    return Finding("links", "failed", text, hosts_of([places[rank] for rank in pair[1:]], places))
 
 
 def _of(link: Link | None) -> Link:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ladd_dist.distributed.world import World
-from ladd_dist.preflight.findings import Finding, RankPlace
+from ladd_dist.preflight.findings import Finding, RankPlace, hosts_of
 
 SHM = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
 _MEMINFO, _LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
@@ -85,7 +85,9 @@ def _device(ranks: Sequence[Memory], places: Sequence[RankPlace]) -> Finding:
     text = f"{_gb(rank.needs.device)} of state, {_gb(rank.device_free)} of {_gb(rank.device_total)} free on {worst}"
     if rank.needs.device <= rank.device_free:
         return Finding("GPU memory", "ok", text)
-    return Finding("GPU memory", "failed", f"{text}: end what else runs there, take more ranks, or shard the teacher")
+    short = [place for place in places if ranks[place.rank].needs.device > ranks[place.rank].device_free]
+    text = f"{text}: end what else runs there, take more ranks, or shard the teacher"
+    return Finding("GPU memory", "failed", text, hosts_of(short, places))
 
 
 def _node(

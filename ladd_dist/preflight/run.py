@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from ladd_dist.config import Config
 from ladd_dist.distributed.world import World
-from ladd_dist.errors import LaddError
+from ladd_dist.errors import LaddError, PeerLost
 from ladd_dist.log import log, warn
 from ladd_dist.preflight import clocks, collectives, folder, identity, links, memory
 from ladd_dist.preflight.board import Board
@@ -34,6 +34,7 @@ def preflight(config: Config, world: World, job: str, show: bool = False) -> lis
 
     Raises:
         LaddError: on every rank alike, naming the rank at fault and the remedy; rank 0 has printed everything else.
+        PeerLost: the same, if some nodes alone are at fault, so that it might run on others.
     """
     begin, checks = time.monotonic(), _Preflight(config, world, JOBS[job])
     checks.run()
@@ -42,7 +43,9 @@ def preflight(config: Config, world: World, job: str, show: bool = False) -> lis
         for line in table(found):
             log(line)
     if bad:
-        raise LaddError(bad[0] + (f" (and {len(bad) - 1} more, see above)" if len(bad) > 1 else ""))
+        line = bad[0] + (f" (and {len(bad) - 1} more, see above)" if len(bad) > 1 else "")
+        hosts = next(finding.hosts for finding in found if finding.status == "failed")
+        raise PeerLost(line, hosts) if hosts else LaddError(line)
     for finding in found:
         if finding.status == "warning" and world.is_main and not show:
             warn(f"{finding.check}: {finding.text}")

@@ -21,17 +21,19 @@ def supervise(world: World, hang_timeout: float, work: Callable[[], None], lock:
     lock = lock or RunLock()
     watchdog = Watchdog(world, hang_timeout, farewell=lock.release)
     code, reason = 0, ""
+    hosts: tuple[str, ...] = ()
     try:
         code = _run(work)
         distributed.stop()
     except Exception as error:
         watchdog.await_diagnosis(error)
         code, reason = print_error(error), f"{type(error).__name__}: {error}"
+        hosts = error.hosts if isinstance(error, PeerLost) else ()
         watchdog.fail(error)
     finally:
         watchdog.stop()
         lock.release()
-    exits.leave(code, reason)
+    exits.leave(code, reason, hosts)
     if code:
         exits.end(code)
 

@@ -25,7 +25,7 @@ from contextlib import suppress
 import torch.distributed as dist
 
 from ladd_dist.distributed.world import World
-from ladd_dist.errors import EXIT_PEER_LOST, LaddError
+from ladd_dist.errors import EXIT_PEER_LOST, LaddError, PeerLost
 from ladd_dist.supervision import exits
 from ladd_dist.supervision.diagnosis import Beat, Diagnosis, RankState, Sighting, diagnose, name
 
@@ -85,7 +85,7 @@ class Watchdog:
     def fail(self, error: BaseException) -> None:
         """Leave with an error of this rank's own, which the others then name."""
         if self._on:
-            refused = isinstance(error, LaddError)
+            refused = isinstance(error, LaddError | PeerLost)  # which ranks find alike
             line = " ".join(str(error).split())[:300]
             self._error = line if refused else f"{type(error).__name__}: {line}"
             self._end("refused" if refused else "failed", _LINGER)
