@@ -2,16 +2,21 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ALONE, TEACHER, tiny_config
+from conftest import ALONE, ROOT, TEACHER, tiny_config
+from counting import Alive
+from diffusers import AutoencoderKL
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from ladd_dist.config import Config
 from ladd_dist.digits.judge import DigitJudge
 from ladd_dist.methods.registry import method_of
+from ladd_dist.models.sd3 import vae
 from ladd_dist.models.sd3.family import Sd3
 from ladd_dist.models.sd3.vae import Vae
 from ladd_dist.planning.cards import CARDS
@@ -19,7 +24,7 @@ from ladd_dist.planning.cluster import Cluster
 from ladd_dist.planning.costs import Costs
 from ladd_dist.planning.needs import needs
 from ladd_dist.planning.onlookers import onlookers, resident
-from ladd_dist.planning.plan import largest_bucket, plan
+from ladd_dist.planning.plan import WORKSPACE, largest_bucket, plan
 from ladd_dist.training.trainer import Trainer
 
 PREVIEWS, EVALUATES = "train.preview_every=2", "train.evaluate_every=2"
@@ -62,8 +67,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_networks_that_look_on_are_counted_where_they_are(
     tmp_path: Path, dataset: Path, settings: list[str], rank: int, decoders: int, judge: bool
 ) -> None:
-    vae = real(Vae(TEACHER, ALONE.device).net)
-    wanted = Counter(vae=decoders * vae, judge=judge * real(DigitJudge().net))
+    wanted = Counter(vae=decoders * real(Vae(TEACHER, ALONE.device).net), judge=judge * real(DigitJudge().net))
     assert held(tiny_config(tmp_path, dataset, *settings), rank) == +wanted
 
 
@@ -80,6 +84,28 @@ def test_a_clip_is_counted_as_it_is_loaded_by_its_config_alone(tmp_path: Path, d
     assert held(elsewhere)["judge"] == real(tower)
     missing = tiny_config(tmp_path, dataset, EVALUATES, "evaluation.judge=clip:/nowhere")
     assert "judge" not in held(missing), "the evaluation goes on without"
+
+
+def test_a_batch_of_pictures_is_decoded_and_encoded_within_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ROOT / "tests/gpu/sd35_large"
+    with FakeTensorMode():
+        net = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+        monkeypatch.setattr(net, "to", lambda _: net)  # which fake parameters are not swapped for
+        monkeypatch.setattr(vae, "saved", lambda *_: SimpleNamespace(load=lambda: net))
+        decoder = Vae(folder, ALONE.device)
+        latents = torch.empty(8, 16, 128, 128)
+        with Alive() as alive:
+            assert decoder.encode(decoder.decode(latents)).shape == latents.shape
+    assert real(net) + alive.peak < WORKSPACE
+
+
+def test_pictures_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, latents = Vae(TEACHER, ALONE.device), torch.randn(5, 4, 8, 16)
+    whole = decoder.decode(latents)
+    encoded = decoder.encode(whole)
+    monkeypatch.setattr(vae, "_PIXELS", 2 * 32 * 64)
+    torch.testing.assert_close(decoder.decode(latents), whole)
+    torch.testing.assert_close(decoder.encode(whole), encoded)
 
 
 def test_a_run_holds_what_is_said(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
