@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from latents import copy_of, rows_of, write_fewer
 from launch import run_ranks
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ladd_dist.config import Config
 from ladd_dist.data import reader as reader_module
@@ -24,7 +25,7 @@ from ladd_dist.data.check import check_dataset
 from ladd_dist.data.mds import Manifest, from_bits
 from ladd_dist.data.reader import LatentReader
 from ladd_dist.diffusion.batch import Batch
-from ladd_dist.diffusion.noise import attempt_seed, step_draws
+from ladd_dist.diffusion.noise import attempt_seed, image_noise, step_draws
 from ladd_dist.distributed.world import World
 from ladd_dist.errors import LaddError
 from ladd_dist.models.fingerprint import fingerprint
@@ -266,6 +267,28 @@ def test_an_attempts_noise_is_its_own_and_the_first_ones_is_the_seeds(reader_con
     assert all(torch.equal(value, getattr(draws[0], name)) for name, value in vars(plain).items())
     noises = [noise for d in draws for noise in (d.student_noise, d.fake_noise, d.real_noise, d.student_time)]
     assert len({noise.numpy().tobytes() for noise in noises}) == len(noises)
+
+
+class Normals(TorchDispatchMode):
+    """How many numbers each draw is of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if str(func).startswith(("aten.normal_", "aten.randn")):
+            self.counts.append(made.numel())
+        return made
+
+
+def test_noise_is_of_no_device_or_model() -> None:
+    """In draws that every GPU deals to as many threads; a picture's is a CPU's."""
+    with Normals() as normals:
+        step_draws(7, 3, [5], torch.Size((16, 128, 128)), torch.device("cpu"))
+    assert sum(normals.counts) == 2 + 3 * 16 * 128 * 128 and max(normals.counts) == 1 << 16
+    assert image_noise([7], (4, 2, 2), 3, torch.device("meta")).device.type == "meta"
 
 
 def test_noise_differs_between_samples_iterations_seeds_and_kinds() -> None:

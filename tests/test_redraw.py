@@ -73,8 +73,8 @@ def test_latents_that_were_drawn_otherwise_than_the_manifest_says_are_farther(
         ({"steps": 0}, [], "its pictures were given"),
         ({"pairs": "rank:clip"}, [], "its pictures were chosen among others"),
         ({}, ["student.layers=[0,2]"], "the student starts from something else than its teacher"),
-        ({"device": "cuda"}, [], "it was drawn on another kind of device, or does not say on which"),
-        ({"device": None}, [], "it was drawn on another kind of device, or does not say on which"),
+        ({"device": "cuda"}, [], "it was drawn from a GPU's noise, by an older version, or does not say from which"),
+        ({"device": None}, [], "it was drawn from a GPU's noise, by an older version, or does not say from which"),
         ({"empty": None}, [], "it lacks the empty prompt's conditioning"),
         ({"empty": None, "guidance": 1.0}, [], None),
         ({}, [], None),
@@ -95,7 +95,7 @@ def test_what_cannot_be_drawn_again_is_said(
         manifest = replace(manifest, device=changed["device"])
     monkeypatch.setattr(redraw, "log", lines.append)
     data = tmp_path if "empty" in changed else dataset
-    found = redraw.Redraw.of(tiny_config(tmp_path, data, *overrides), manifest, ALONE)
+    found = redraw.Redraw.of(tiny_config(tmp_path, data, *overrides), manifest)
     assert (found is None) == (why is not None) and len(lines) == (why is not None)
     assert why is None or lines[0].endswith(f": {why}")
 
@@ -109,4 +109,4 @@ def test_what_is_no_number_ends_the_run_in_one_line(dataset: Path, tmp_path: Pat
 
 def test_it_can_be_left_out(dataset: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, dataset, "guard.redraw=false")
-    assert redraw.Redraw.of(config, Manifest.read(dataset), ALONE) is None
+    assert redraw.Redraw.of(config, Manifest.read(dataset)) is None

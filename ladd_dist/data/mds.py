@@ -63,13 +63,13 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished dataset: provenance, samples per bucket, and the versions and the kind of device that wrote it."""
+    """A finished dataset: provenance, samples per bucket, the versions that wrote it, and whose noise it is of."""
 
     provenance: Provenance
     counts: Annotated[dict[str, int], Field(min_length=1)]
     versions: dict[str, str]
     device: str | None = None
-    """By PyTorch's name: noise of one seed differs between kinds. None in datasets of older versions."""
+    """The kind whose noise it was, by PyTorch's name; None, or ``cuda``, in datasets of older versions."""
 
     def write(self, root: Path) -> None:
         """Write it in one move, so that a manifest is whole or absent, behind the checksums that seal the dataset."""

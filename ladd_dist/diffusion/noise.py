@@ -1,15 +1,23 @@
 """Randomness as a pure function of (seed, iteration, sample).
 
 A training sample's noise does not depend on which rank holds it, on the world size or on what was drawn
-before: a run needs no RNG state to resume, and one process and five hundred see the same numbers.
+before: a run needs no RNG state to resume, and one process and five hundred see the same numbers. Nor does it depend
+on the model of the GPU, and a picture's on no device at all.
 """
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+IMAGE_DEVICE = torch.device("cpu")
+"""Whose noise all pictures begin with."""
+_AT_ONCE = 1 << 16
+"""A GPU deals a stream of random numbers to as many threads as it can run at once (PyTorch's
+``DistributionTemplates.h``), which differs between models; for no more than these it is the same on all of them."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +51,31 @@ def step_draws(seed: int, iteration: int, ids: list[int], shape: torch.Size, dev
     """
     streams = [generator(device, seed, iteration, sample) for sample in ids]
 
-    def draw(kind: str, *size: int) -> Tensor:
-        function = torch.rand if kind == "uniform" else torch.randn
-        return torch.stack([function(size, generator=stream, device=device) for stream in streams])
+    def normal(*size: int) -> Tensor:
+        return torch.stack([_normal(size, stream) for stream in streams])
 
-    time = draw("uniform")
-    levels = draw("normal", 2)
-    noises = draw("normal", 3, *shape)
+    time = torch.stack([torch.rand((), generator=stream, device=device) for stream in streams])
+    levels = normal(2)
+    noises = normal(3, *shape)
     return StepDraws(time, *levels.unbind(1), *noises.unbind(1))
 
 
 def image_noise(seeds: list[int], shape: tuple[int, int, int], draws: int, device: torch.device) -> Tensor:
     """Noise for sampling: ``(draws, B, C, H, W)``, image ``i`` from ``torch.Generator().manual_seed(seeds[i])``.
 
-    The first draw is the initial noise and the others renoise between steps, in the order in which diffusers'
-    pipeline with ``stochastic_sampling`` draws them.
+    It is drawn on the CPU, whatever ``device`` it is for. The first draw is the initial noise and the others renoise
+    between steps, in the order in which diffusers' pipeline with ``stochastic_sampling`` draws them.
     """
-    streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    return torch.stack(
-        [torch.stack([torch.randn(shape, generator=s, device=device) for s in streams]) for _ in range(draws)]
-    )
+    streams = [torch.Generator(IMAGE_DEVICE).manual_seed(seed) for seed in seeds]
+    noises = [torch.stack([torch.randn(shape, generator=s) for s in streams]) for _ in range(draws)]
+    return torch.stack(noises).to(device)
+
+
+def _normal(size: tuple[int, ...], stream: torch.Generator) -> Tensor:
+    numbers = torch.empty(math.prod(size), device=stream.device)
+    for part in numbers.split(_AT_ONCE):
+        part.normal_(generator=stream)
+    return numbers.view(size)
 
 
 def image_seed(seed: int, purpose: str, number: int) -> int:

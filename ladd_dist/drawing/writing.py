@@ -20,6 +20,7 @@ from ladd_dist.data.check import verify
 from ladd_dist.data.damage import AGAIN, redraw
 from ladd_dist.data.index import Index
 from ladd_dist.data.mds import INDEX, Manifest, write_empty
+from ladd_dist.diffusion.noise import IMAGE_DEVICE
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.plan import E, Maker, Part, Plan, check_plan
 from ladd_dist.errors import LaddError, Requeue
@@ -138,5 +139,5 @@ def _finish(root: Path, plan: Plan[E], maker: Maker[E], world: World, lock: RunL
     there = {bucket: count for bucket, count in counts.items() if count}
     versions = {name: version_of(name) for name in packages}
     write_empty(root, maker.empty())
-    Manifest(plan.provenance, there, versions, world.device.type).write(root)
+    Manifest(plan.provenance, there, versions, IMAGE_DEVICE.type).write(root)
     log(f"dataset: {sum(counts.values())} samples in {root}" + (f", {ties} ties left out" if ties else ""))

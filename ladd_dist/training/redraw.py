@@ -9,7 +9,7 @@ from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.data.mds import Manifest, Provenance, read_empty
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.conditioning import Conditioning
-from ladd_dist.diffusion.noise import image_noise, image_seed
+from ladd_dist.diffusion.noise import IMAGE_DEVICE, image_noise, image_seed
 from ladd_dist.distributed.world import World
 from ladd_dist.drawing.sampling import VelocityNetwork, sample_ode
 from ladd_dist.drawing.synthesis import PURPOSE
@@ -32,7 +32,7 @@ class Redraw:
     _empty: Conditioning | None
 
     @staticmethod
-    def of(config: Config, dataset: Manifest, world: World) -> "Redraw | None":
+    def of(config: Config, dataset: Manifest) -> "Redraw | None":
         """None, with a line in the log that says why, where the student could not draw what is stored."""
         if not config.guard.redraw:
             return None
@@ -41,7 +41,9 @@ class Redraw:
             "its pictures were given": not made.steps,
             "its pictures were chosen among others": made.pairs is not None,
             "the student starts from something else than its teacher": not config.student.starts_as_teacher,
-            "it was drawn on another kind of device, or does not say on which": dataset.device != world.device.type,
+            "it was drawn from a GPU's noise, by an older version, or does not say from which": (
+                dataset.device != IMAGE_DEVICE.type
+            ),
             "it lacks the empty prompt's conditioning": made.guidance > 1 and empty is None,
         }
         if why := next((why for why, holds in obstacles.items() if holds), None):

@@ -69,7 +69,7 @@ class Trainer:
         self.teacher_id = fingerprint(config.teacher.path)
         self.dataset = check_dataset(config, self.space, self.teacher_id, world)
         self.reader = LatentReader(config, self.dataset, world)
-        self.redraw = Redraw.of(config, self.dataset, world)
+        self.redraw = Redraw.of(config, self.dataset)
 
         # Before the networks: its prompts may be unusable, and its text encoders are gone when those are loaded.
         self.hooks: list[Hook] = [Preview(config, world)] if config.train.preview_every else []
