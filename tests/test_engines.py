@@ -405,6 +405,22 @@ def test_prefetching_changes_no_bit() -> None:
         assert all(same(ours[-1].state[kind], theirs[-1].state[kind]) for kind in STATE_KINDS)
 
 
+def replaced_after_a_short_pass(world: World, config: Config) -> Tensor:
+    """The output with new weights, written after a pass that ended with the first block."""
+    engine, x = build(world, config), batch(0, 0, 0)
+    with torch.no_grad():
+        engine(x)
+        engine.module.blocks[0](torch.zeros(1, 6))
+        fill(engine.shards(), Given(weights(1)))
+        engine.publish()
+        return engine(x)
+
+
+def test_what_was_gathered_ahead_of_a_pass_that_ended_is_not_used() -> None:
+    plain, ahead = (ranks(2)(replaced_after_a_short_pass, settings("fsdp2", *more)) for more in ([], PREFETCH))
+    assert all(torch.equal(output, plain[0]) for output in [*plain, *ahead])
+
+
 # Registration
 
 

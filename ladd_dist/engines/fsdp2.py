@@ -97,7 +97,7 @@ class Fsdp2Engine(Engine):
     ) -> None:
         mesh = make_mesh(config, world)
         self.module: Any = shard_module(blueprint, mesh, config, world)
-        self._replicas = config.replicas
+        self._replicas, self._prefetches = config.replicas, config.forward_prefetch > 0
         self.owner = config.replicas == 1 or mesh.get_local_rank("replicate") == 0
         # On plain local tensors: DTensor's dispatch costs more than the update of a small shard.
         self._optimizer = ShardedAdamW(
@@ -114,6 +114,13 @@ class Fsdp2Engine(Engine):
         norm = self._optimizer.step(gradients, lr)
         self.module.zero_grad()
         return norm
+
+    def publish(self) -> None:
+        # A pass that ends at a block, as for a teacher's features, leaves the weights of the next ones on their way.
+        blocks: list[Any] = wrap_points(self.module) if self._prefetches else []
+        for block in blocks:
+            block.unshard()
+            block.reshard()
 
     def shards(self, kind: StateKind = "param") -> dict[str, Shard]:
         return self._optimizer.shards(kind)
