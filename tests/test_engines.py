@@ -21,7 +21,7 @@ from ladd_dist.checkpoints.reader import network_shards, open_newest
 from ladd_dist.checkpoints.writer import CheckpointWriter
 from ladd_dist.config import Config, load
 from ladd_dist.distributed.world import World
-from ladd_dist.engines import registry
+from ladd_dist.engines import registry, zero3
 from ladd_dist.engines.base import STATE_KINDS, Engine, fill
 from ladd_dist.engines.blueprint import Blueprint
 from ladd_dist.engines.build import build_engine, check_launch, compute_dtype, place_frozen
@@ -371,6 +371,16 @@ def averaged(world: World, config: Config) -> int:
 def test_replicas_average_once_per_update(micro_batches: int) -> None:
     config = settings("hsdp", f"train.micro_batch={2 // micro_batches}")
     assert ranks(4)(averaged, config) == [len(Toy().blocks) + 1] * 4
+
+
+# Devices
+
+
+def test_deepspeed_is_told_the_gpu_that_a_rank_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a task of Slurm sees its own alone, the first one, whatever its rank on the node."""
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    zero3._deepspeed(replace(ALONE, local_rank=3, device=torch.device("cuda", 0)))
+    assert os.environ["LOCAL_RANK"] == "0"
 
 
 # Prefetch

@@ -19,6 +19,9 @@ def _deepspeed(world: World) -> Any:
     """DeepSpeed, imported late: it probes for compilers and devices, and needs to be told about a CPU run."""
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    elif world.device.index is not None:
+        # It takes this for the number of the GPU, which is the first one where each task of Slurm sees its own alone.
+        os.environ["LOCAL_RANK"] = str(world.device.index)
     import deepspeed
 
     if world.device.type == "cpu":
