@@ -23,6 +23,8 @@ Tree = dict[str, Any]
 HANG = 600
 USER = 12345
 """As a cluster may choose it: the image does not know it."""
+UID = "0c9f3c0e-5a0a-4c52-9c9e-7a5b1d2f8e11"
+"""Of the Job."""
 _NET = "10.79"
 
 
@@ -116,7 +118,10 @@ class Pods:
             "KUBERNETES_SERVICE_HOST": "10.0.0.1",
             "JOB_COMPLETION_INDEX": str(index),
         }
-        fields = {"metadata.annotations['batch.kubernetes.io/job-completion-index']": str(index)}
+        fields = {
+            "metadata.annotations['batch.kubernetes.io/job-completion-index']": str(index),
+            "metadata.labels['batch.kubernetes.io/controller-uid']": UID,
+        }
         given: dict[str, str] = {}
         for variable in self._pod["containers"][0]["env"]:
             if "value" in variable:

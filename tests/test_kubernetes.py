@@ -310,6 +310,8 @@ def test_what_counts_as_a_failure(built: dict[Kind, dict[str, Tree]], kind: Kind
     assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]} in policy[
         "rules"
     ]
+    uid = {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/controller-uid']"}}
+    assert variables_of(built[kind])["LADD_JOB_UID"]["valueFrom"] == uid
     if kind == "job":
         assert (spec["backoffLimitPerIndex"], spec["maxFailedIndexes"]) == (20, 0)
     else:

@@ -94,6 +94,8 @@ def test_two_pods_train_to_the_end_over_a_loss_and_a_cut_link(job: Pods, volume:
     job.start(0)
     job.start(1)
     assert sorted(job.wait_for_ends(2)) == [(0, 0), (1, 0)], job.logs()
+    job.start(0)  # as if it had been evicted while it left
+    assert job.wait_for_ends(1) == [(0, 0)], job.logs()
     assert [row["iteration"] for row in read_metrics(run_dir)] == list(range(1, iterations + 1))
     state = newest(run_dir).state
     assert (state.engine, state.world_size, state.iteration) == ("fsdp2", 2, iterations)

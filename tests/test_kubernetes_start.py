@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from recorded import wait_until
 
+from ladd_dist.jobs.cluster import JOB_UID
 from ladd_dist.kubernetes import meeting
+from ladd_dist.kubernetes.finished import Mark
 from ladd_dist.measuring.compared import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +34,7 @@ class Pod:
         self._thread.start()
 
     def _meet(self, node: int, nodes: int, port: int) -> None:
-        self.start = meeting.meet(node, nodes, HOST, port, self.said.append)
+        self.start = meeting.meet(node, nodes, HOST, port, self.said.append, lambda: None)
 
     def joined(self) -> str:
         self._thread.join(60)
@@ -114,7 +116,7 @@ sys.exit(plan["code"])
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Starts a pod's main process over a torchrun that ends by plan."""
     stand_in = tmp_path / "packages/torch/distributed/run.py"
     stand_in.parent.mkdir(parents=True)
@@ -122,17 +124,25 @@ def start(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
     for folder in list(stand_in.parents)[:2]:
         (folder / "__init__.py").touch()
 
-    def started(nodes: int = 1, **plan: object) -> "subprocess.Popen[str]":
-        torchrun = {"NNODES": nodes, "NODE_RANK": 0, "MASTER_ADDR": HOST, "MASTER_PORT": free_port()}
-        env = {f"PET_{name}": str(value) for name, value in torchrun.items()}
+    pods: list[subprocess.Popen[str]] = []
+
+    def started(nodes: int = 1, node: int = 0, uid: str = "", **plan: object) -> "subprocess.Popen[str]":
+        torchrun = {"NNODES": nodes, "NODE_RANK": node, "MASTER_ADDR": HOST, "MASTER_PORT": free_port()}
+        env = {f"PET_{name}": str(value) for name, value in torchrun.items()} | {JOB_UID: uid}
         env |= {"PLAN": json.dumps(plan), "PYTHONPATH": f"{tmp_path / 'packages'}:{ROOT}"}
         command = [sys.executable, "launchers/kubernetes/pod.py", "--run-dir", str(tmp_path / "run")]
         command += ["--data", str(tmp_path / "latents"), "--job", "train"]
-        return subprocess.Popen(
-            [*command, "train.py", "a b", "$HOME"], cwd=ROOT, env=os.environ | env, stderr=subprocess.PIPE, text=True
-        )
+        pods.append(
+            subprocess.Popen(
+                [*command, "train.py", "a b", "$HOME"],
+                cwd=ROOT, env=os.environ | env, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+        return pods[-1]
 
-    return started
+    yield started
+    for pod in pods:
+        pod.kill()
 
 
 ENDS: dict[str, tuple[list[int | None], int, int, str]] = {
@@ -182,3 +192,33 @@ def test_a_pod_that_waits_for_others_stops_at_once(start: Callable[..., "subproc
     wait_until(lambda: bool(int(status.read_text().split("SigCgt:")[1].split()[0], 16) & caught))
     pod.send_signal(signal.SIGTERM)
     assert pod.wait(60) == 75
+
+
+def test_a_pod_that_is_replaced_once_the_work_is_done_waits_for_nobody(
+    start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    waiting = [start(nodes=3, node=node, uid="a") for node in (0, 1)]
+    assert start(uid="a", ranks=[75], code=1).wait(60) == 75
+    done = start(uid="a", ranks=[0, 0], code=1)  # torchrun's, for a rank that crashed after it had said 0
+    assert (done.communicate(timeout=60)[1], done.returncode) == ("", 0)
+    for pod in [*waiting, start(nodes=3, node=2, uid="a")]:
+        assert "this Job's work is done" in pod.communicate(timeout=60)[1] and pod.returncode == 0
+    assert [start(uid=uid, ranks=[75], code=1).wait(60) for uid in ("b", "")] == [75, 75], (
+        "of another Job, or of none"
+    )
+
+
+def test_a_mark_that_cannot_be_left_is_a_warning(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    pod = start(uid="a", ranks=[0], code=0)
+    assert "a pod that is replaced now waits for ever" in pod.communicate(timeout=60)[1] and pod.returncode == 0
+
+
+def test_a_mark_is_left_where_the_job_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's folder may be read-only for a job that makes a dataset."""
+    monkeypatch.setenv(JOB_UID, "a")
+    run_dir, data = tmp_path / "run", tmp_path / "data"
+    for job, folder in {"train": run_dir, "pairs": data}.items():
+        folder.mkdir()
+        Mark(job, run_dir, data).leave()
+        assert [path.name for path in folder.iterdir()] == [".finished-a"]

@@ -416,6 +416,7 @@ CODES = {
     "one failed, one was killed": ([1, None], 137, 1),
     "it never started": ([], 127, 127),
     "the step was killed after the end": ([0, 0], 0, 0),
+    "one crashed after the end": ([0, 0], 139, 0),
 }
 
 

@@ -25,7 +25,9 @@ Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is
 Line = Annotated[str, form(f"[^{_CONTROLS}]+", "a line of text")]
 VariableName = Annotated[str, form("[A-Za-z_][A-Za-z0-9_]*", "the name of a variable: letters, digits and _")]
 VariableValue = Annotated[Text, form(f"[^{_CONTROLS}]*", "a line of text")]
-_PLACE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", exits.VARIABLE}
+JOB_UID = "LADD_JOB_UID"
+"""Variable by which a pod knows its Job from others of the same name."""
+_PLACE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", JOB_UID, exits.VARIABLE}
 
 
 def check_variables(key: str, names: Iterable[str]) -> None:

@@ -27,7 +27,7 @@ _LONGEST = 64
 Say = Callable[[str], None]
 
 
-def meet(node: int, nodes: int, host: str, port: int, say: Say) -> str:
+def meet(node: int, nodes: int, host: str, port: int, say: Say, check: Callable[[], None]) -> str:
     """Wait until all pods are there, without limit.
 
     Args:
@@ -35,11 +35,13 @@ def meet(node: int, nodes: int, host: str, port: int, say: Say) -> str:
         nodes: how many there are.
         host: where the first pod is, or will be.
         say: told every minute for whom this waits.
+        check: called before and between looks; what it raises ends the wait.
 
     Returns:
         The name of this start: the same in all its pods, and in those of no other.
     """
-    return _gather(nodes, port, say) if node == 0 else _ask(node, host, port, say)
+    check()
+    return _gather(nodes, port, say, check) if node == 0 else _ask(node, host, port, say, check)
 
 
 class _Gathering:
@@ -71,7 +73,7 @@ class _Gathering:
             self._untold.discard(node)
 
 
-def _gather(nodes: int, port: int, say: Say) -> str:
+def _gather(nodes: int, port: int, say: Say, check: Callable[[], None]) -> str:
     gathering, said = _Gathering(nodes), time.monotonic()
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
@@ -86,10 +88,11 @@ def _gather(nodes: int, port: int, say: Say) -> str:
             if time.monotonic() - said > _SAY_EVERY:
                 said = time.monotonic()
                 say(f"waiting for pods {', '.join(map(str, gathering.missing()))}")
+            check()
     return gathering.name
 
 
-def _ask(node: int, host: str, port: int, say: Say) -> str:
+def _ask(node: int, host: str, port: int, say: Say, check: Callable[[], None]) -> str:
     said = time.monotonic()
     while True:
         try:
@@ -101,6 +104,7 @@ def _ask(node: int, host: str, port: int, say: Say) -> str:
         if time.monotonic() - said > _SAY_EVERY:
             said = time.monotonic()
             say(f"waiting, {host} {answer}")
+        check()
         time.sleep(ASK_EVERY)
 
 

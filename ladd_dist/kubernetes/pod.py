@@ -6,6 +6,7 @@ It keeps to the pod security standard "restricted": not root, no privileges, no 
 from pathlib import PurePosixPath
 
 from ladd_dist.jobs.arguments import FLAGS
+from ladd_dist.jobs.cluster import JOB_UID
 from ladd_dist.kubernetes.cluster import CONFIG_FOLDER, LEAVING, Cluster, TolerationConfig
 from ladd_dist.kubernetes.job import GROUP, Job, Tree
 
@@ -13,6 +14,7 @@ CONFIG_FILE = "config.yaml"
 PORT = 29_500
 """Where the ranks meet; Kubeflow's Trainer sets the same."""
 _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+_UID = "metadata.labels['batch.kubernetes.io/controller-uid']"
 
 
 def labels(job: Job) -> dict[str, str]:
@@ -104,6 +106,7 @@ def _environment(job: Job) -> list[Tree]:
     return [
         *({"name": name, "value": literal(value)} for name, value in values.items() if name not in secrets),
         *({"name": name, "valueFrom": source} for name, source in secrets.items()),
+        _field(JOB_UID, _UID),
         *(_rendezvous(job) if job.kind != "trainjob" else []),
     ]
 
@@ -117,8 +120,15 @@ def _rendezvous(job: Job) -> list[Tree]:
         "PET_MASTER_ADDR": job.first_host,
         "PET_MASTER_PORT": PORT,
     }
-    index = {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": _INDEX}}}
-    return [*({"name": name, "value": str(value)} for name, value in values.items()), index]
+    return [
+        *({"name": name, "value": str(value)} for name, value in values.items()),
+        _field("PET_NODE_RANK", _INDEX),
+    ]
+
+
+def _field(name: str, path: str) -> Tree:
+    """A variable of the pod's own."""
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
 def literal(text: str) -> str:

@@ -82,9 +82,12 @@ def exit_code(ends: list[Exit], launcher_code: int) -> int:
 
     Bad input is not mended by another start. A rank that was lost, or that failed alone, may be its node's fault.
     Where some fell silent and none says why, one was lost, too: NCCL ends the process of whoever is connected to it,
-    before anybody can tell. What no rank has said, the launcher's own code says.
+    before anybody can tell. What no rank has said, the launcher's own code says. Where all have said 0 the work is
+    done, even if one crashed after that.
     """
     said = {end.code for end in ends}
+    if said == {0}:
+        return 0
     for code in (EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE):
         if code in said:
             return code

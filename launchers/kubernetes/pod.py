@@ -12,6 +12,7 @@ from types import FrameType
 
 from ladd_dist.errors import EXIT_BAD_INPUT, EXIT_PEER_LOST, EXIT_REQUEUE, LaddError
 from ladd_dist.jobs.saved import saved
+from ladd_dist.kubernetes.finished import Mark
 from ladd_dist.kubernetes.meeting import meet
 from ladd_dist.supervision import exits
 
@@ -56,8 +57,9 @@ class Ranks:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Meet the other pods and run the command's ranks to their end; returns the exit code."""
-    ranks, start = Ranks(), _meet()
+    """Meet the other pods and run the command's ranks to their end, unless they are done; returns the exit code."""
+    ranks, mark = Ranks(), Mark(args.job, args.run_dir, args.data)
+    start = _meet(mark)
     before = saved(args.job, args.run_dir, args.data)
     ends, code = ranks.run(args.command, start)
     if code == EXIT_PEER_LOST and saved(args.job, args.run_dir, args.data) > before:
@@ -66,17 +68,32 @@ def main(args: argparse.Namespace) -> int:
         code = EXIT_REQUEUE  # before a rank was there to say so
     if code:
         _tell(f"exit code {code}: {exits.reason(ends) or _REASONS.get(code, 'see the log')}")
+    else:
+        _leave(mark)
     return code
 
 
-def _meet() -> str:
+def _meet(mark: Mark) -> str:
     if missing := [name for name in _PLACE if name not in os.environ]:
         raise LaddError(
             f"{missing[0]} is not set, so this is no pod of launchers/kubernetes/render.py: start torchrun instead"
         )
     host, *numbers = (os.environ[name] for name in _PLACE)
     node, nodes, port = map(int, numbers)
-    return meet(node, nodes, host, port + 1, _say)
+
+    def check() -> None:
+        if mark.is_there():
+            _say("this Job's work is done, as another pod of it has said: nothing is left to do")
+            sys.exit(0)
+
+    return meet(node, nodes, host, port + 1, _say, check)
+
+
+def _leave(mark: Mark) -> None:
+    try:
+        mark.leave()
+    except OSError as error:
+        _say(f"warning: no mark that this Job's work is done ({error}): a pod that is replaced now waits for ever")
 
 
 def _say(line: str) -> None:
