@@ -146,6 +146,49 @@ def test_ranks_of_one_node_share_its_memory() -> None:
     assert line.startswith("80 GB of host memory needed, 64 GB free on host n1")
 
 
+UNLIMITED = 9223372036854771712
+"""As version 1 of control groups says it."""
+JOB = "system.slice/slurmstepd.scope/job_42"
+GROUPS: dict[str, tuple[str, dict[str, object], int]] = {
+    "none": ("", {}, 64),
+    "no limit": (f"0::/{JOB}/step_0/user/task_0", {f"{JOB}/memory.max": "max"}, 64),
+    "a job's": (
+        f"0::/{JOB}/step_0/user/task_0",
+        {f"{JOB}/memory.max": 8 * GB, f"{JOB}/step_0/memory.max": "max", f"{JOB}/step_0/user/memory.max": 9 * GB},
+        8,
+    ),
+    "more than is free": (f"0::/{JOB}", {f"{JOB}/memory.max": 65 * GB}, 64),
+    "another job's": (f"0::/{JOB}", {f"{JOB}1/memory.max": 8 * GB}, 64),
+    "a container's": ("0::/", {"memory.max": 8 * GB}, 8),
+    "a container's that sees the node's name of it": ("0::/kubepods/pod1", {"memory.max": 8 * GB}, 8),
+    "version 1, a job's": (
+        "9:name=systemd:/x\n5:cpuset,memory:/slurm/uid_0/job_42/step_0\n1:cpu:/",
+        {
+            "memory/memory.limit_in_bytes": UNLIMITED,
+            "memory/slurm/uid_0/job_42/memory.limit_in_bytes": 8 * GB,
+            "memory/slurm/uid_0/job_42/step_0/memory.limit_in_bytes": UNLIMITED,
+        },
+        8,
+    ),
+    "version 1 beside version 2": ("4:memory:/job_42\n0::/", {"memory/job_42/memory.limit_in_bytes": 8 * GB}, 8),
+    "version 1, no limit": ("4:memory:/", {"memory/memory.limit_in_bytes": UNLIMITED}, 64),
+}
+
+
+@pytest.mark.parametrize(("own", "limits", "free"), GROUPS.values(), ids=GROUPS)
+def test_a_jobs_limit_is_found_wherever_it_lies_above_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, limits: dict[str, object], free: int
+) -> None:
+    (tmp_path / "meminfo").write_text(f"MemTotal: {80 * GB // 1024} kB\nMemAvailable: {64 * GB // 1024} kB\n")
+    (tmp_path / "cgroup").write_text(f"{own}\n" if own else "")
+    for name, limit in limits.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{limit}\n")
+    for constant, name in {"_MEMINFO": "meminfo", "_OWN_GROUPS": "cgroup", "_GROUPS": "groups"}.items():
+        monkeypatch.setattr(memory, constant, tmp_path / name)
+    assert memory.memory(memory.Needs(), ALONE).host_free == free * GB
+
+
 def test_the_fullest_disk_and_the_slowest_writer_are_named() -> None:
     ranks = [folder.Written("a", 0.1, 100 * GB, 200 * GB, ""), folder.Written("b", 1.0, 10 * GB, 200 * GB, "")]
 

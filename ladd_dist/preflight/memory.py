@@ -12,7 +12,7 @@ from ladd_dist.distributed.world import World
 from ladd_dist.preflight.findings import Finding, RankPlace, hosts_of
 
 SHM = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
-_MEMINFO, _LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+_MEMINFO, _OWN_GROUPS, _GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,30 @@ def _free(folder: Path) -> int:
 
 
 def _host_free() -> int:
-    """As the kernel reckons it, or the container's whole limit if that is less."""
+    """As the kernel reckons it, or the whole limit of the job or the container on this node if that is less."""
     lines = dict(line.split(":") for line in _MEMINFO.read_text(encoding="utf-8").splitlines())
-    available = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = _LIMIT.read_text(encoding="utf-8").strip() if _LIMIT.is_file() else "max"
-    return available if limit == "max" else min(available, int(limit))
+    return min([int(lines["MemAvailable"].split()[0]) * 1024, *_limits()])
+
+
+def _limits() -> list[int]:
+    """Of this process's control groups from its own up to the root.
+
+    Slurm limits the group of a job, far above its processes. A container has its own limit at the root, also where
+    the group is called as the node knows it and is not there.
+    """
+    found = []
+    for line in _OWN_GROUPS.read_text(encoding="utf-8").splitlines() if _OWN_GROUPS.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, name = _GROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = _GROUPS / "memory", "memory.limit_in_bytes"  # of version 1
+        else:
+            continue
+        own = Path(path).relative_to("/")
+        files = [root / group / name for group in (own, *own.parents)]
+        found += [file.read_text(encoding="utf-8").strip() for file in files if file.is_file()]
+    return [int(limit) for limit in found if limit != "max"]
 
 
 def judge(ranks: Sequence[Memory], places: Sequence[RankPlace], workers: int) -> list[Finding]:
@@ -64,10 +83,11 @@ def judge(ranks: Sequence[Memory], places: Sequence[RankPlace], workers: int) ->
     shared = {node: sum(ranks[p.rank].needs.shared for p in there) for node, there in nodes.items()}
     host_free = {node: ranks[there[0].rank].host_free for node, there in nodes.items()}
     shared_free = {node: ranks[there[0].rank].shared_free for node, there in nodes.items()}
+    more = "take more nodes, fewer ranks on each, or ask for more of a node's memory (memory in the cluster file)"
     fewer = f"raise its limit (docker --shm-size, a memory volume), or lower data.workers={workers}"
     return [
         *found,
-        _node("host memory", host, host_free, nodes, "take more nodes, or fewer ranks on each"),
+        _node("host memory", host, host_free, nodes, more),
         _node(str(SHM), shared, shared_free, nodes, fewer),
     ]
 
