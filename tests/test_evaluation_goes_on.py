@@ -383,7 +383,9 @@ def test_all_that_pictures_depend_on_makes_another_evaluation(trained: Config) -
     def of(config: Config, weights: Any = "ema", up: float | None = None) -> str:
         down = torch.ones(1, 2)
         lora = (
-            [] if up is None else [(Lora("any", None, {"a": down}, {"a": torch.full((2, 1), up)}, {"a": 1.0}), 1.0)]
+            []
+            if up is None
+            else [(Lora("any", None, None, {"a": down}, {"a": torch.full((2, 1), up)}, {"a": 1.0}), 1.0)]
         )
         return of_evaluation(config, ALONE, baselines_of(config), open_checkpoint(config, ALONE), weights, lora)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,40 @@ def test_adapters_of_another_base_are_refused(
     assert f"adds (64, 64) to {NAME}, which is of shape (32, 32) there: it was trained on" in refused(wide)
     deep = {key.replace("blocks.0", "blocks.7"): value for key, value in fits.items()}
     assert "which is not in it: it was trained on another base" in refused(deep)
+
+
+def test_adapters_of_a_network_meet_no_other(
+    random_teacher: Path, random_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By content: its folder may be another one by now."""
+    base = shutil.copytree(random_teacher, tmp_path / "base")
+    own = [f"teacher.path={random_teacher}", "train.iterations=1", LORA]
+    config = tiny_config(tmp_path, random_dataset, *own, f"student.path={base}")
+    Trainer(config, ALONE).run()
+    checkpoint = checkpoint_of(config)
+    moved = tiny_config(tmp_path, random_dataset, *own, f"student.path={base.rename(tmp_path / 'moved')}")
+    load_student(moved, checkpoint, "ema", torch.float32)
+    with pytest.raises(LaddError, match="holds adapters of network .*, which is not at student.path=None"):
+        load_student(tiny_config(tmp_path, random_dataset, *own), checkpoint, "ema", torch.float32)
+    (weights,) = (tmp_path / "moved/transformer").glob("*.safetensors")
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    weights.parent.parent.rename(base)
+    for act in (lambda: load_student(config, checkpoint, "ema", torch.float32), lambda: Trainer(config, ALONE)):
+        with pytest.raises(LaddError, match=f"which is not at student.path={base}: restore that folder"):
+            act()
+
+
+def test_adapters_of_other_layers_are_refused(
+    runs: dict[str, Config], lora: Lora, random_teacher: Path, random_dataset: Path, tmp_path: Path
+) -> None:
+    """Their numbers are others in a student of some of the teacher's, and shapes do not tell."""
+    teacher = f"teacher.path={random_teacher}"
+    config = tiny_config(tmp_path, random_dataset, teacher, "train.iterations=1", "student.layers=[1]")
+    Trainer(config, ALONE).run()
+    save_lora(lora, tmp_path / FILE, torch.float32)
+    for given in (runs["lora"].run_dir, str(tmp_path / FILE)):
+        with pytest.raises(LaddError, match="was trained on all layers of its teacher, .* is made of layers 1:"):
+            load_student(config, checkpoint_of(config), "ema", torch.float32, open_loras([[given]], ALONE, "ema"))
 
 
 def test_what_the_command_line_may_name(runs: dict[str, Config], lora: Lora, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ladd_dist.config import load
 from ladd_dist.models.lora import Lora
 from ladd_dist.report.scores import scores_of
 
-LORA = Lora("runs/dpo/step-9", None, {}, {}, {})
+LORA = Lora("runs/dpo/step-9", None, None, {}, {}, {})
 
 
 def checkpoint(name: str, digest: str = "00ff") -> Any:

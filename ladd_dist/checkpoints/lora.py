@@ -13,6 +13,7 @@ from ladd_dist.models.adapters import layer_of
 from ladd_dist.models.lazy import LazyTensors
 from ladd_dist.models.lora import Lora, Scaled
 from ladd_dist.models.lora_file import lora_of_file
+from ladd_dist.models.start import Start
 
 
 def lora_of_checkpoint(checkpoint: Checkpoint, weights: str) -> Lora:
@@ -35,6 +36,7 @@ def lora_of_checkpoint(checkpoint: Checkpoint, weights: str) -> Lora:
     return Lora(
         name=str(checkpoint.path),
         base=checkpoint.state.teacher,
+        kept=None if checkpoint.config.student.path else Start.of(checkpoint.config).kept,
         downs=LazyTensors(downs, lambda name: state[downs[name]]),
         ups=LazyTensors(ups, lambda name: state[ups[name]]),
         scales=dict.fromkeys(downs, lora.scale),

@@ -39,6 +39,7 @@ from ladd_dist.methods.base import Method, optimizer
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.fingerprint import is_of
 from ladd_dist.models.lazy import LazyTensors
+from ladd_dist.models.start import Start
 
 STATE, RANGES, CONFIG = "state.json", "ranges", "config.yaml"
 _TENSORS = ".safetensors"
@@ -60,6 +61,8 @@ class RunState(BaseModel):
     data: dict[str, int]
     teacher: str
     """Fingerprint of the teacher that is also the discriminator's backbone."""
+    start: str | None = None
+    """That of ``student.path`` where adapters on it are trained; None in checkpoints of older versions, too."""
     engine: str
     world_size: int
     attempt: int = 0
@@ -214,6 +217,7 @@ class Checkpoint:
                 f"checkpoint {self.path} was trained with teacher {self.state.teacher}, but teacher.path="
                 f"{config.teacher.path} is {teacher}: restore that teacher, or set a new run_dir"
             )
+        self.check_start(config)
         method = method_of(self.config)
         theirs, ours = (dict(_binding(c.model_dump(), method)) for c in (self.config, config))
         for key, value in theirs.items():
@@ -223,6 +227,18 @@ class Checkpoint:
                     f"{ours.get(key)}: restore it, or set a new run_dir"
                 )
         self._check_moments(config, method)
+
+    def check_start(self, config: Config) -> None:
+        """Check that adapters meet the network that they were trained on, wherever its folder lies by now.
+
+        Raises:
+            LaddError: if they do not.
+        """
+        if self.state.start and self.state.start != (Start.fingerprint(config) or ""):
+            raise LaddError(
+                f"checkpoint {self.path} holds adapters of network {self.state.start}, which is not at student.path="
+                f"{config.student.path}: restore that folder (then {self.config.student.path}), or name where it is"
+            )
 
     def _check_moments(self, config: Config, method: type[Method]) -> None:
         for network, section in method.OPTIMIZERS.items():

@@ -79,6 +79,11 @@ class TrainedStudent:
         self.network = self.start.on_meta()
         base = dict(self.network.named_parameters())
         for lora, _ in loras:
+            if lora.kept is not None and not config.student.path and lora.kept != self.start.kept:
+                raise LaddError(
+                    f"{lora.name} was trained on {lora.kept or 'all layers'} of its teacher, and this student is "
+                    f"made of {self.start.kept or 'all'}: its layers have other numbers"
+                )
             if lora.base is not None and not is_of(config.teacher.path, lora.base):
                 raise LaddError(
                     f"{lora.name} was trained on teacher {lora.base}, which is not teacher.path="
@@ -126,6 +131,7 @@ def check_training(config: Config, checkpoint: Checkpoint) -> None:
                 f"checkpoint {checkpoint.path} was trained with {key}={before}, but this configuration "
                 f"has {now}: pass the run's own config.yaml"
             )
+    checkpoint.check_start(config)
     if not is_of(config.teacher.path, checkpoint.state.teacher):
         raise LaddError(
             f"checkpoint {checkpoint.path} was trained with teacher {checkpoint.state.teacher}, which is not at "

@@ -17,12 +17,15 @@ class Lora:
     Attributes:
         name: of the checkpoint or file, for errors.
         base: fingerprint of the teacher that it was trained with; None if the file does not say.
+        kept: layers and heads of that teacher that it was trained on, see `Start.kept`; None if it was on another
+            network, or if nothing says so.
         downs: ``(rank, in)`` by the weight's name in the backbone without adapters; ``ups`` ``(out, rank)``.
         scales: of their products.
     """
 
     name: str
     base: str | None
+    kept: str | None
     downs: Mapping[str, Tensor]
     ups: Mapping[str, Tensor]
     scales: Mapping[str, float]

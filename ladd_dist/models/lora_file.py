@@ -19,7 +19,7 @@ from ladd_dist.models.lora import Lora
 from ladd_dist.models.lora_metadata import METADATA, Scaling
 
 _COMPONENT, _DOWN, _UP, _ALPHA = "transformer", "lora_A.weight", "lora_B.weight", ".alpha"
-_BASE = "base"
+_BASE, _KEPT = "base", "kept"
 
 
 def lora_of_file(file: Path) -> Lora:
@@ -43,7 +43,7 @@ def lora_of_file(file: Path) -> Lora:
         if not down.shape[0]:
             raise LaddError(f"{file}: {name} has matrices of rank 0, which add nothing: leave them out")
     scales = {_parameter(layer): _scale(file, layer, stored, scaling) for layer in layers}
-    return Lora(str(file), metadata.get(_BASE), downs, ups, scales)
+    return Lora(str(file), metadata.get(_BASE), metadata.get(_KEPT), downs, ups, scales)
 
 
 def _layers(file: Path, stored: Mapping[str, Tensor]) -> set[str]:
@@ -88,4 +88,7 @@ def save_lora(lora: Lora, file: Path, dtype: torch.dtype) -> None:
         layer = f"{_COMPONENT}.{name.removeprefix('net.').removesuffix('.weight')}"
         tensors[f"{layer}.{_DOWN}"] = lora.downs[name].to(dtype)
         tensors[f"{layer}.{_UP}"] = (lora.scales[name] * lora.ups[name].float()).to(dtype)
-    save_file(tensors, file, metadata={"format": "pt"} | ({_BASE: lora.base} if lora.base else {}))
+    said = {_BASE: lora.base, _KEPT: lora.kept}
+    save_file(
+        tensors, file, metadata={"format": "pt"} | {key: text for key, text in said.items() if text is not None}
+    )

@@ -13,6 +13,7 @@ from ladd_dist.models.adapters import AdaptedWeights
 from ladd_dist.models.backbone import Backbone
 from ladd_dist.models.family import Family
 from ladd_dist.models.files import in_one_line
+from ladd_dist.models.fingerprint import fingerprint
 from ladd_dist.models.folder import component
 from ladd_dist.models.reduction import Reduced
 from ladd_dist.models.registry import family_of
@@ -43,6 +44,16 @@ class Start:
         student = config.student
         layers = None if student.layers is None else tuple(student.layers)
         return Start(student.path or config.teacher.path, layers, student.heads, student.lora, config.seed)
+
+    @staticmethod
+    def fingerprint(config: Config) -> str | None:
+        """Of the configured network that adapters are trained on; None if it is the teacher, or for a whole student.
+
+        Raises:
+            LaddError: as `models.fingerprint`.
+        """
+        student = config.student
+        return fingerprint(student.path) if student.lora and student.path else None
 
     @property
     def family(self) -> Family:

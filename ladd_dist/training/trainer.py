@@ -25,6 +25,7 @@ from ladd_dist.log import log, progress, warn
 from ladd_dist.methods.base import STUDENT
 from ladd_dist.methods.registry import build_method
 from ladd_dist.models.fingerprint import fingerprint
+from ladd_dist.models.start import Start
 from ladd_dist.planning.memory import describe
 from ladd_dist.planning.networks import check_networks
 from ladd_dist.planning.onlookers import resident
@@ -66,7 +67,7 @@ class Trainer:
         config.accumulation(world.size)
         check_guard(config)
         self.space = check_networks(config)
-        self.teacher_id = fingerprint(config.teacher.path)
+        self.teacher_id, self.start_id = fingerprint(config.teacher.path), Start.fingerprint(config)
         self.dataset = check_dataset(config, self.space, self.teacher_id, world)
         self.reader = LatentReader(config, self.dataset, world)
         self.redraw = Redraw.of(config, self.dataset)
@@ -194,6 +195,7 @@ class Trainer:
             updates={name: engine.updates for name, engine in self.method.trained.items()},
             data=self.reader.state_dict(),
             teacher=self.teacher_id,
+            start=self.start_id,
             engine=self.config.engine,
             world_size=self.world.size,
             attempt=self.attempt,
