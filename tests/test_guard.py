@@ -325,6 +325,24 @@ def test_few_checkpoints_are_kept_and_a_users_pin_is_not_touched(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
+    ("samples", "without", "told"),
+    [
+        (1, "[]", ["'alike' and 'constant data'"]),
+        (1, "[alike]", ["'constant data'"]),
+        (2, "[]", []),
+    ],
+)
+def test_rules_that_a_rank_has_too_few_samples_for_are_told_at_the_start(
+    tmp_path: Path, dataset: Path, caplog: Any, samples: int, without: str, told: list[str]
+) -> None:
+    batch = [f"train.global_batch={samples}", "train.micro_batch=1", "method.fake_pass=two_pass"]
+    Trainer(guarded(tmp_path, dataset, *batch, f"guard.without={without}"), ALONE)
+    found = [text for record in caplog.records if "never alarm" in (text := record.getMessage())]
+    assert [text.split(" will ")[0] for text in found] == [f"warning: guard: {rules}" for rules in told]
+    assert all("set train.global_batch=2 or more" in text for text in found)
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (

@@ -13,6 +13,7 @@ from ladd_dist.distributed.clock import Clock
 from ladd_dist.distributed.world import World
 from ladd_dist.engines.base import Shard
 from ladd_dist.engines.ema import Ema
+from ladd_dist.methods.ladd.method import Ladd
 from ladd_dist.methods.ladd.statistics import against_data, by_noise, opinions, told_apart
 from ladd_dist.training.averages import MetricAverages
 from ladd_dist.training.tracking import read_metrics
@@ -167,14 +168,18 @@ def test_an_average_that_flees_the_weights_is_told() -> None:
 
 
 def test_a_row_has_them_and_a_resumed_run_the_same(tmp_path: Any, dataset: Any) -> None:
-    for run, until in (("whole", 4), ("parts", 2), ("parts", 4)):
-        config = tiny_config(tmp_path / run, dataset, "train.iterations=4", "train.log_every=2")
+    for run, until, size in (("whole", 4, 8), ("parts", 2, 8), ("parts", 4, 8), ("ones", 4, 1)):
+        length = ["train.iterations=4", "train.log_every=2"]
+        batch = [f"train.micro_batch={size}", "method.fake_pass=two_pass"]
+        config = tiny_config(tmp_path / run, dataset, *length, *batch)
         trainer = Trainer(config, ALONE)
         for done in trainer.iterations():
             if done == until:
                 break
         trainer.writer.wait()
-    (_, whole), (_, parts) = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
+    whole, parts, ones = (read_metrics(tmp_path / run)[-1] for run in ("whole", "parts", "ones"))
     assert {"gap", "head_right", "x0_detail", "fake_right/noise_0.25-0.50", "latent_grad_norm"} <= set(whole)
     assert whole["ema_distance"] == parts["ema_distance"] > 0 < whole["update_size"] == parts["update_size"]
     assert whole["data_diversity"] == parts["data_diversity"]
+    for name in Ladd.PAIRED:  # micro-batches of one are compared with one another
+        assert ones[name] == pytest.approx(whole[name], rel=1e-3)

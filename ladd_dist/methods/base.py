@@ -51,6 +51,7 @@ class Method(ABC):
         OPTIMIZERS: trained networks -> the configuration's section with their optimizer.
         COMPARED: metrics that a comparison of two runs looks at: no speeds, which always differ, and no accuracies,
             which jump where rounding carries a logit over zero. The first two are shown step by step.
+        PAIRED: metrics that compare the samples that a rank has in an iteration, and are left out where it has one.
         FIELDS: columns that a dataset must have.
         BINDING: sections or keys outside ``method`` that must be a checkpoint's own when a run resumes from it.
         UNBOUND: keys in ``method`` that need not be; all others there must.
@@ -66,6 +67,7 @@ class Method(ABC):
 
     OPTIMIZERS: ClassVar[Mapping[str, str]]
     COMPARED: ClassVar[Sequence[str]]
+    PAIRED: ClassVar[Sequence[str]] = ()
     FIELDS: ClassVar[Sequence[str]]
     BINDING: ClassVar[Sequence[str]] = ()
     UNBOUND: ClassVar[Sequence[str]] = ()

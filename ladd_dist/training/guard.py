@@ -66,6 +66,8 @@ class Guard(Hook):
         self._heads = [trained[name] for name, section in method.OPTIMIZERS.items() if section == "head_optimizer"]
         self._milestones = method.milestones(config)
         self._remember(done)
+        if world.is_main and config.train.global_batch == world.size:
+            _tell_idle([name for name, rule in rules.items() if rule.metric in method.PAIRED], world.size)
 
     def _remember(self, done: int) -> None:
         if self._world.is_main:
@@ -182,6 +184,15 @@ class Guard(Hook):
             reason += f": the heads' learning rate is multiplied by {settings.head_rate_factor:g}"
         if self._world.is_main:
             warn(reason)
+
+
+def _tell_idle(rules: Sequence[str], ranks: int) -> None:
+    """Of those on metrics that compare the samples of a rank, where each has one in an iteration."""
+    if rules:
+        warn(
+            f"guard: {' and '.join(map(repr, rules))} will never alarm, for a rank's samples are compared with one "
+            f"another and each rank has one in an iteration: set train.global_batch={2 * ranks} or more"
+        )
 
 
 def last_alarms(run_dir: Path, done: int) -> dict[str, int]:

@@ -31,6 +31,7 @@ class Ladd(LaddStep, Method):
 
     OPTIMIZERS: ClassVar = {"student": "student_optimizer", "heads": "head_optimizer"}
     COMPARED = ("d_loss", "g_loss", "r1", "student_grad_norm", "head_grad_norm", "real_logit", "fake_logit")
+    PAIRED = ("x0_diversity", "data_diversity")
     FIELDS = ("latent", "context", "pooled")
     BINDING = ("discriminator",)
     UNBOUND = ("method.fake_pass",)  # both orders make the same updates, and fewer ranks may need to accumulate

@@ -76,9 +76,7 @@ def against_data(x0_hat: Tensor, x0: Tensor) -> Metrics:
         ``x0_shift``: the largest distance of a channel's mean, in standard deviations of the data.
         ``x0_scale``: ratio of standard deviations.
         ``x0_detail``: ratio of the energy in the highest frequencies, by squared differences of neighbours.
-        ``x0_diversity``: ratio of the mean distance between two samples of the batch.
-        ``data_diversity``: that of the data, over what independent numbers would have: 0 for constant data.
-        Not finite for data without any variation; diversities are NaN for a single sample, which has no pair.
+        Also their `diversity`. Not finite for data without any variation.
     """
     ours, data = x0_hat.detach().float(), x0.float()
     shift = (ours.mean((0, 2, 3)) - data.mean((0, 2, 3))).abs().max()
@@ -87,8 +85,22 @@ def against_data(x0_hat: Tensor, x0: Tensor) -> Metrics:
         "x0_shift": shift / scale,
         "x0_scale": ours.std(correction=0) / scale,
         "x0_detail": _detail(ours) / _detail(data),
+        **diversity(ours, data),
+    }
+
+
+def diversity(x0_hat: Tensor, x0: Tensor) -> Metrics:
+    """How far samples are from one another, the student's and the data's; NaN for a single one, which has no pair.
+
+    Returns:
+        ``x0_diversity``: ratio of the mean distance between two samples.
+        ``data_diversity``: that of the data, over what independent numbers would have: 0 for constant data.
+    """
+    ours, data = x0_hat.detach().float(), x0.float()
+    independent = data.std(correction=0) * (2 * data[0].numel()) ** 0.5
+    return {
         "x0_diversity": _distance(ours) / _distance(data),
-        "data_diversity": _distance(data) / (scale * (2 * data[0].numel()) ** 0.5).clamp(min=1e-12),
+        "data_diversity": _distance(data) / independent.clamp(min=1e-12),
     }
 
 

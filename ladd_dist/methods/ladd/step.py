@@ -35,7 +35,7 @@ from ladd_dist.methods.base import Metrics, rate
 from ladd_dist.methods.finite import nan_unless_finite
 from ladd_dist.methods.ladd.losses import PerHead, Role, adversarial_loss, distillation, r1_penalty
 from ladd_dist.methods.ladd.sample import Sample, settings
-from ladd_dist.methods.ladd.statistics import Opinions, against_data, opinions, told_apart
+from ladd_dist.methods.ladd.statistics import Opinions, against_data, diversity, opinions, told_apart
 from ladd_dist.models.backbone import FeatureGroups
 
 Teacher = Callable[..., Any]
@@ -132,14 +132,19 @@ class LaddStep:
         logs = [self.train_heads(sample, fake, share) for sample, fake in zip(samples, fakes, strict=True)]
         head_norm = self.update(self.heads, "head_optimizer", index)
 
+        single, drawn = len(samples[0].batch.ids) == 1, list[Tensor]()
         for number, sample in enumerate(samples):
             fake = fakes[number] or self.predict(sample)
             logs[number] |= self.train_student(sample, fake, share, last=number + 1 == len(samples))
+            if single:
+                drawn.append(fake.cut.detach())
         student_norm = self.update(self.student, "student_optimizer", index)
 
         means = logs[0]
         if len(logs) > 1:
             means = {key: torch.stack([log[key] for log in logs]).nanmean(0) for key in means}
+        if single:  # a micro-batch has no pair of samples, but all of them together may have
+            means |= diversity(torch.cat(drawn), torch.cat([sample.batch.latents for sample in samples]))
         skipped = ~(student_norm.isfinite() & head_norm.isfinite())
         norms = {"student_grad_norm": student_norm, "head_grad_norm": head_norm}
         return means | norms | {"skipped": skipped.float()}
