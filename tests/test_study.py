@@ -192,6 +192,15 @@ def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert not (tmp_path / "never").exists()
 
 
+def test_a_failure_is_not_blamed_on_an_earlier_attempt(tmp_path: Path) -> None:
+    told: list[str] = []
+    full = "import sys; print('error: no space left on device', file=sys.stderr); sys.exit(2)"
+    for code in (full, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"):
+        run_tasks([task(tmp_path, "one", code)], 1, lambda _, why: told.append(why))
+    assert told == ["no space left on device", f"code -9, see {tmp_path / 'one.log'}"]
+    assert "error: no space left on device" in (tmp_path / "one.log").read_text()
+
+
 def test_no_more_processes_than_cores(tmp_path: Path) -> None:
     """Each counts who is there with it."""
     code = """

@@ -22,6 +22,7 @@ class _Running:
 
     def _next(self) -> None:
         with self.task.log.open("ab") as log:
+            self._begin = log.tell()
             self.process = subprocess.Popen(  # noqa: S603 - no shell
                 self._left.pop(0),
                 env=os.environ | _ONE_THREAD,
@@ -37,7 +38,7 @@ class _Running:
         if code is None:
             return None
         if code:
-            return _reason(self.task.log, code)
+            return _reason(self.task.log, self._begin, code)
         if self._left:
             self._next()
             return None
@@ -82,8 +83,8 @@ def run_tasks(tasks: Iterable[Task], cores: int, ended: Callable[[Task, str], No
             one.process.wait()
 
 
-def _reason(log: Path, code: int) -> str:
-    """The launcher's own line if it has left one."""
-    said = log.read_text(encoding="utf-8", errors="replace").splitlines()
+def _reason(log: Path, begin: int, code: int) -> str:
+    """The launcher's own line if it has left one: behind ``begin``, for the log has those of earlier attempts too."""
+    said = log.read_bytes()[begin:].decode("utf-8", errors="replace").splitlines()
     errors = (line.removeprefix("error: ") for line in reversed(said) if line.startswith("error: "))
     return next(errors, f"code {code}, see {log}")
