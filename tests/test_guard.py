@@ -314,9 +314,8 @@ def test_few_checkpoints_are_kept_and_a_users_pin_is_not_touched(tmp_path: Path,
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*") if p.is_dir()) == [
         f"step-{n:08d}" for n in (2, 6, 8, 10, 12)
     ]
-    settings = config.guard
-    kept = config.train.keep_checkpoints + settings.pins(config.train.checkpoint_every)
-    assert kept == 1 + 4 and missing_room(config) == checkpoint_bytes(config) * (kept + 1 - 4)  # 2 is not counted
+    assert config.most_checkpoints == 1 + 4 + 1
+    assert missing_room(config) == checkpoint_bytes(config) * (config.most_checkpoints - 4)  # 2 is not counted
     pin(step_folder(tmp_path, 2), "guard")
     assert is_pinned(step_folder(tmp_path, 2)) and pinned_by(tmp_path, "") == [2]
 

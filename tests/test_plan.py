@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 from conftest import ROOT, TINY
 
-from ladd_dist.checkpoints.room import checkpoint_bytes
+from ladd_dist.checkpoints.room import checkpoint_bytes, missing_room
 from ladd_dist.config import load
 from ladd_dist.data.buckets import LatentSpace
 from ladd_dist.engines.entry import Residency
@@ -476,6 +476,7 @@ def run(monkeypatch, *args):
 
 def test_the_launcher_prints_writes_and_draws(monkeypatch, capsys, tmp_path):
     json_file, png = tmp_path / "plan.json", tmp_path / "plan.png"
+    overrides = [BF16, f"run_dir={tmp_path}", "guard.on_collapse=go_back"]
     run(
         monkeypatch,
         "--gpu",
@@ -488,7 +489,7 @@ def test_the_launcher_prints_writes_and_draws(monkeypatch, capsys, tmp_path):
         str(json_file),
         "--picture",
         str(png),
-        BF16,
+        *overrides,
     )
     out = capsys.readouterr().out
     assert out.startswith("Predicted from shapes and ceilings: nothing below was measured on these GPUs.")
@@ -500,6 +501,7 @@ def test_the_launcher_prints_writes_and_draws(monkeypatch, capsys, tmp_path):
         "bound by",
         "GPU-hours",
         "recommended:",
+        f"{missing_room(load(TINY, overrides)) / 1e9:.4g} GB at the most",  # of a run that has none yet
     ):
         assert part in out
     written = json.loads(json_file.read_text())

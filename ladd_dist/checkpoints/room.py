@@ -16,5 +16,4 @@ def missing_room(config: Config) -> int:
     """Bytes that a run will still need: it keeps some checkpoints, and writes one before it drops another."""
     there = sum(not is_pinned(folder) for folder in checkpoints_of(config.run_dir).glob(STEP_FOLDERS))
     there += len(pinned_by(config.run_dir, GUARD))
-    kept = config.train.keep_checkpoints + config.guard.pins(config.train.checkpoint_every)
-    return checkpoint_bytes(config) * max(1, kept + 1 - there)
+    return checkpoint_bytes(config) * max(1, config.most_checkpoints - there)

@@ -135,6 +135,11 @@ class Config(Section):
         """Whether training has a frozen teacher beside the student, to be placed and run in its own way."""
         return self.method.trains_heads and not self.student.is_teachers_base
 
+    @property
+    def most_checkpoints(self) -> int:
+        """Checkpoints on the disk at a time, at most: kept ones, the guard's, and one that is being written."""
+        return self.train.keep_checkpoints + self.guard.pins(self.train.checkpoint_every) + 1
+
     def micro_batch(self, world_size: int) -> int:
         """Samples per rank and forward pass.
 

@@ -38,7 +38,7 @@ def table(plan: Plan, made: Synthesis | None, checkpoint: int) -> list[str]:
         checkpoint: bytes of one.
     """
     time, train = plan.time, plan.config.train
-    kept = checkpoint * (train.keep_checkpoints + 1)
+    kept = checkpoint * plan.config.most_checkpoints
     rows = [
         *_memory(plan)[1:],
         *_parts("arithmetic of a sample, TFLOP", plan.flops, 1e12, "without what is recomputed"),
