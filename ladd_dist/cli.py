@@ -108,7 +108,7 @@ def run(
         check_settings(config)
         if prepare:
             prepare(args)
-        world = distributed.start(config.device)
+        world = distributed.start(config.device, config.train.hang_timeout)
     except (LaddError, PeerLost) as error:
         code = print_error(error)
         exits.leave(code, str(error))

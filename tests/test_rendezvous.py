@@ -64,12 +64,13 @@ def test_a_store_that_goes_before_all_have_met_is_another_ranks_loss() -> None:
 def test_a_launcher_whose_partner_is_lost_at_the_start_says_so_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def start(device: str) -> NoReturn:
+    def start(device: str, hang_timeout: float) -> NoReturn:
+        assert hang_timeout == 7200
         raise PeerLost("rank 1 has not started in time")
 
     monkeypatch.setattr(world, "start", start)
     monkeypatch.setenv(exits.VARIABLE, str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", TINY])
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", TINY, "train.hang_timeout=7200"])
     with pytest.raises(SystemExit) as end, warnings.catch_warnings():
         cli.run(cli.parser("a launcher"), lambda _: None)
     assert (end.value.code, capsys.readouterr().err) == (EXIT_PEER_LOST, "error: rank 1 has not started in time\n")

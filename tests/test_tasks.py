@@ -160,8 +160,12 @@ def _task(folder: Path, env: dict[str, str]) -> None:
     clean = environment(env)
     os.environ.clear()
     os.environ.update(clean)
-    world = distributed.start("cpu")
-    (folder / f"{world.rank}.json").write_text(json.dumps(world.gather([world.rank, world.local_rank, world.size])))
+    world = distributed.start("cpu", hang_timeout=2000)
+    # Its own, and those of groups that others make: PyTorch's are 1800 at most.
+    groups: list[Any] = [dist.group.WORLD, world.aside().group, dist.new_group()]
+    waits = [group._get_backend(world.device).options._timeout.total_seconds() for group in groups]
+    place = [world.rank, world.local_rank, world.size, *waits]
+    (folder / f"{world.rank}.json").write_text(json.dumps(world.gather(place)))
     distributed.stop()
 
 
@@ -181,5 +185,5 @@ def test_real_tasks_meet(tmp_path: Path, launcher: str) -> None:
     for process in started:
         process.start()
     assert join(started) == [0, 0]
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [[0, 0, 2], [1, 1, 2]]
+    for file in ("0.json", "1.json"):
+        assert json.loads((tmp_path / file).read_text()) == [[rank, rank, 2, *[4000] * 3] for rank in range(2)]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from ladd_dist.distributed.allocator import keep_freed
 from ladd_dist.distributed.connection import connect
@@ -19,7 +20,9 @@ from ladd_dist.errors import LaddError
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for a rank before the job fails."""
+"""How long ranks wait for one to start, and the least that a collective waits for one, before the job fails."""
+_PATIENCE = 2
+"""Times `train.hang_timeout` that a collective waits: the watchdog comes first, and says for whom."""
 
 
 class Position:
@@ -111,11 +114,12 @@ class World:
         return results[0]
 
 
-def start(device: str = "auto") -> World:
+def start(device: str = "auto", hang_timeout: float = 0.0) -> World:
     """Join the process group that torchrun, deepspeed, srun or mpirun described in the environment, if there is one.
 
     Args:
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+        hang_timeout: seconds after which a watchdog ends a job that stands still; 0 where none watches.
 
     Raises:
         LaddError: if ``cuda`` is asked for and not there, or for one of several tasks that cannot join the others.
@@ -139,7 +143,7 @@ def start(device: str = "auto") -> World:
     store = None
     if "RANK" in os.environ and not dist.is_initialized():
         store = fresh(_meet(), rank, size, TIMEOUT)
-        _join(backend, store, rank, size)
+        _join(backend, store, rank, size, max(TIMEOUT, timedelta(seconds=_PATIENCE * hang_timeout)))
     return World(rank, size, local_rank, chosen, store=store)
 
 
@@ -155,16 +159,19 @@ def _meet() -> dist.Store:
     return store
 
 
-def _join(backend: str, store: dist.Store, rank: int, size: int) -> None:
+def _join(backend: str, store: dist.Store, rank: int, size: int, patience: timedelta) -> None:
     """NCCL connects with its first collective, gloo at once."""
 
     def join(timeout: timedelta) -> None:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
+    store.set_timeout(patience)  # there ranks wait for what NCCL's first one writes
+    # Also of the groups that engines make, to which neither a device mesh nor DeepSpeed lets a timeout through.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = patience
     if backend == "nccl":
-        return join(TIMEOUT)
+        return join(patience)
     connect(join, dist.PrefixStore("connect", store), rank, size)
-    dist.set_timeout(TIMEOUT)
+    dist.set_timeout(patience)
 
 
 def stop() -> None:
