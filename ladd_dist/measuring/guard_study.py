@@ -47,7 +47,9 @@ _SMALL = (
     f"train.checkpoint_every={ITERATIONS}",
     "train.preview_every=0",
     "head_optimizer.decay=constant",
+    "head_optimizer.final_lr_ratio=0",
     "student_optimizer.decay=constant",
+    "student_optimizer.final_lr_ratio=0",
 )
 _ALONE = World(0, 1, 0, torch.device("cpu"))
 _ORANGE, _SLATE, _GREY = "#c2410c", "#4a6785", "#7b8691"
