@@ -125,7 +125,10 @@ def test_time_follows_what_is_scarce(costs):
     assert plan(config, half, costs).time.arithmetic == pytest.approx(2 * fast.arithmetic)
     starved = replace(EIGHT, nic=1e3)
     assert plan(config, starved, costs).time.bound == "network"
-    assert plan(config, replace(PAIR, storage=1e3), costs).time.bound == "data"
+    slow = replace(PAIR, storage=1e3)
+    assert plan(config, slow, costs).time.bound == "data"
+    twice = plan(tiny(FSDP2, "method.mismatched_weight=0.5"), slow, costs).time
+    assert twice.data == 2 * plan(config, slow, costs).time.data, "another sample is read with each"
     assert plan(config, replace(PAIR, card=replace(PAIR.card, bandwidth=1e9)), costs).time.bound == "memory"
     assert plan(config, replace(PAIR, card=replace(PAIR.card, bf16=1e6)), costs).time.bound == "compute"
 
@@ -485,6 +488,8 @@ def test_the_launcher_prints_writes_and_draws(monkeypatch, capsys, tmp_path):
         "1",
         "--images",
         "1000",
+        "--storage",
+        "1",
         "--json",
         str(json_file),
         "--picture",
@@ -499,6 +504,7 @@ def test_the_launcher_prints_writes_and_draws(monkeypatch, capsys, tmp_path):
         "student backward",
         "teacher input gradient",
         "bound by",
+        "beside them network 0 ms, data ",
         "GPU-hours",
         "recommended:",
         f"{missing_room(load(TINY, overrides)) / 1e9:.4g} GB at the most",  # of a run that has none yet

@@ -39,6 +39,7 @@ def table(plan: Plan, made: Synthesis | None, checkpoint: int) -> list[str]:
     """
     time, train = plan.time, plan.config.train
     kept = checkpoint * plan.config.most_checkpoints
+    data = f"data {_seconds(time.data)}, " if plan.cluster.storage else ""
     rows = [
         *_memory(plan)[1:],
         *_parts("arithmetic of a sample, TFLOP", plan.flops, 1e12, "without what is recomputed"),
@@ -46,7 +47,8 @@ def table(plan: Plan, made: Synthesis | None, checkpoint: int) -> list[str]:
         "",
         f"an iteration: {_seconds(time.seconds)}, bound by {time.bound} (arithmetic {_seconds(time.arithmetic)}, "
         f"memory {_seconds(time.memory)}, waiting for the host {_seconds(time.waiting)}; beside them network "
-        f"{_seconds(time.network)}, an average on the host {_seconds(time.average)}; alone {_seconds(time.alone)})",
+        f"{_seconds(time.network)}, {data}an average on the host {_seconds(time.average)}; alone "
+        f"{_seconds(time.alone)})",
         f"a GPU's host launches {time.launches:,.0f} operators in {_seconds(time.host)}; larger micro-batches and "
         "student.compile take fewer",
         f"MFU {plan.mfu:.0%}, {plan.samples_per_second:.4g} samples/s; {train.iterations:,} iterations: "

@@ -104,7 +104,8 @@ def step_time(config: Config, costs: Costs, cluster: Cluster, samples: int, micr
             launches += launched
     sent, alone = _collectives(config, costs, cluster, micro_batches)
     updated = costs.once("update", config, cluster.gpus, lambda: _update_bytes(config, costs, cluster.gpus))
-    read = samples * micro_batches * cluster.gpus * costs.sample_bytes
+    reads = 2 if method_of(config).mismatched_prompts(config) else 1  # another sample with each
+    read = samples * micro_batches * cluster.gpus * costs.sample_bytes * reads
     return StepTime(
         arithmetic * micro_batches,
         memory * micro_batches + updated["device"] / (card.bandwidth * REACHED.memory),
