@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from ladd_dist.cli import Launch, parser, run
-from ladd_dist.config.arguments import as_count, as_path
+from ladd_dist.config.arguments import as_count, as_output
 from ladd_dist.log import log
 
 _DESCRIPTION = """\
@@ -61,5 +61,5 @@ if __name__ == "__main__":
         "--what", choices=("peers", "step", "order", "iteration", "traffic"), required=True, help="what to measure"
     )
     command.add_argument("--rounds", type=as_count, default=10, help="rounds of iterations that take turns")
-    command.add_argument("--json", type=as_path, metavar="FILE", help="of peers: write every round here")
+    command.add_argument("--json", type=as_output, metavar="FILE", help="of peers: write every round here")
     run(command, main, holds="run_dir")

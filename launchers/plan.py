@@ -1,10 +1,11 @@
 """Predict what a run needs and costs before it is paid for, and recommend how to run it."""
 
 import argparse
+from pathlib import Path
 
 from ladd_dist.cli import parser
 from ladd_dist.config import load
-from ladd_dist.config.arguments import as_count, as_path, as_text, run_command
+from ladd_dist.config.arguments import as_count, as_output, as_path, as_text, run_command
 from ladd_dist.planning.cards import HOST_SECONDS, read_card
 
 _DESCRIPTION = """\
@@ -18,6 +19,9 @@ dataset's cost; then the fastest settings that fit. All of it is a prediction: s
   python launchers/plan.py --config configs/sd35_large.yaml --gpu H100 --gpu H200 --scale --picture scale.png
   python launchers/plan.py --config configs/sd35_large.yaml --gpu H100 --recomputation train.global_batch=8
 """
+
+
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -37,6 +41,14 @@ def as_amount(argument: str) -> float:
     if not 0 < number < 1e9:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {argument}")
     return number
+
+
+def as_picture(argument: str) -> Path:
+    """A picture to write."""
+    path = as_output(argument)
+    if path.suffix not in _PICTURES:
+        raise argparse.ArgumentTypeError(f"{argument} must end in {' or '.join(_PICTURES)}")
+    return path
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -91,8 +103,10 @@ def command_line() -> argparse.ArgumentParser:
         action="store_true",
         help="instead, as a Markdown table: memory and time as student and teacher keep or recompute activations",
     )
-    command.add_argument("--json", type=as_path, metavar="FILE", help="also write all numbers")
-    command.add_argument("--picture", type=as_path, metavar="FILE", help="also draw memory and time, as PNG")
+    command.add_argument("--json", type=as_output, metavar="FILE", help="also write all numbers")
+    command.add_argument(
+        "--picture", type=as_picture, metavar="FILE", help=f"also draw memory and time: {', '.join(_PICTURES)}"
+    )
     return command
 
 

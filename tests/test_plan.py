@@ -543,3 +543,21 @@ def test_bad_input_is_one_line(monkeypatch, capsys, args, line):
         run(monkeypatch, "--gpus-per-node", "1", *args)
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("flag", "file", "line"),
+    [
+        ("--json", "missing/plan.json", "cannot be written: name a file in a folder that lets you"),
+        ("--json", ".", "is a folder: name a file in it"),
+        ("--picture", "missing/plan.png", "cannot be written: name a file in a folder that lets you"),
+        ("--picture", "plan.xyz", "must end in .png or .svg or .pdf"),
+        ("--picture", "plan", "must end in .png or .svg or .pdf"),
+    ],
+)
+def test_what_could_not_be_written_is_refused_before_the_work(monkeypatch, capsys, tmp_path, flag, file, line):
+    place = f"{tmp_path}/{file}"
+    with pytest.raises(SystemExit) as left:
+        run(monkeypatch, "--gpu", "H1000", flag, place)  # a card that is refused when the work begins
+    assert left.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: argument {flag}: {place} {line}\n")

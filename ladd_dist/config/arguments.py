@@ -37,6 +37,17 @@ def as_path(argument: str) -> Path:
         raise argparse.ArgumentTypeError(f"{error}, not {argument!a}") from None
 
 
+def as_output(argument: str) -> Path:
+    """A file to write: what could not be written is refused before there is anything to write."""
+    path = as_path(argument)
+    if os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"{argument} is a folder: name a file in it")
+    folder = path.parent
+    if not os.path.isdir(folder) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{argument} cannot be written: name a file in a folder that lets you")
+    return path
+
+
 def as_seed(argument: str) -> int:
     """A seed as the configuration has it."""
     try:
