@@ -34,6 +34,6 @@ if __name__ == "__main__":
     command = parser(_DESCRIPTION)
     dry_run_flags(command)
     if command.parse_intermixed_args().dry_run is None:
-        run(command, lambda launch: main(launch, listening), holds="run_dir", job="train")
+        run(command, lambda launch: main(launch, listening), holds="run_dir", job="train", prepare=prepare)
     else:
         run(command, lambda launch: run_dry(launch.config, launch.args), prepare=prepare)

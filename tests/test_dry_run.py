@@ -402,6 +402,7 @@ def test_state_in_host_memory_is_told_by_formula_and_by_deepspeeds_estimate(two_
         (["--dry-run", "8", "--gpu", "H1000"], {}, f"choose one of {', '.join(KNOWN)}, or describe yours"),
         (["--dry-run", "8"], {"PATH": ""}, "finds no cc: apt-get install gcc"),
         (["--dry-run", "8"], {"RANK": "0"}, "start it with python"),
+        (["--gpu", "H200"], {}, "--gpu is for a dry run alone: add --dry-run RANKS"),
     ],
 )
 def test_bad_input_ends_with_a_line(arguments, environ, said):

@@ -6,9 +6,10 @@ import os
 from ladd_dist.config import Config
 from ladd_dist.config.arguments import as_count
 from ladd_dist.errors import LaddError
-from ladd_dist.planning.dry_run.card import KNOWN, fake_card
+from ladd_dist.planning.dry_run.card import KNOWN, FakeCard, fake_card
 from ladd_dist.planning.dry_run.cuda import pretend
 
+_GPU = "H100"
 _MICRO_BATCHES = 2
 """Enough to see what the second one adds; a large model takes ten seconds each."""
 
@@ -23,20 +24,25 @@ def dry_run_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--gpu",
-        default="H100",
-        help=f"the GPU of a dry run: {', '.join(KNOWN)}, or NAME:CAPABILITY:GB (default: H100)",
+        help=f"the GPU of a dry run: {', '.join(KNOWN)}, or NAME:CAPABILITY:GB (default: {_GPU})",
     )
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Have this process the card in name.
+    """For a dry run, have this process the card in name.
 
     Raises:
-        LaddError: for an unknown card, or if the process is one of several ranks.
+        LaddError: for an unknown card, or one without a dry run, or if the process is one of several ranks.
     """
+    if args.dry_run is None:
+        if args.gpu is not None:
+            raise LaddError(
+                "--gpu is for a dry run alone: add --dry-run RANKS, or leave it out to train on what is here"
+            )
+        return
     if "RANK" in os.environ:
         raise LaddError("--dry-run makes its ranks itself: start it with python")
-    pretend(fake_card(args.gpu))
+    pretend(_card(args))
 
 
 def run_dry(config: Config, args: argparse.Namespace) -> None:
@@ -70,4 +76,8 @@ def run_dry(config: Config, args: argparse.Namespace) -> None:
         return
     largest = largest_bucket(config).name
     seen = dry_run(config, args.dry_run, [largest], _MICRO_BATCHES)
-    print(summary(config, seen, fake_card(args.gpu), largest, args.dry_run))
+    print(summary(config, seen, _card(args), largest, args.dry_run))
+
+
+def _card(args: argparse.Namespace) -> FakeCard:
+    return fake_card(_GPU if args.gpu is None else args.gpu)
