@@ -140,7 +140,7 @@ _BAD_KEYS = [
     ("discriminator.groups=5", "discriminator: groups=5 must divide width=16 and out_width=16"),
     (
         "student_optimizer={lr: 1, final_lr_ratio: 0.1}",
-        "student_optimizer: final_lr_ratio=0.1 is only read by decay=cosine, but decay=constant: set decay=cosine",
+        "student_optimizer.final_lr_ratio=0.1 is only read by decay=cosine, but student_optimizer.decay=constant",
     ),
     ("method.probabilities=[0.5,0.5]", "method: probabilities needs one entry for each of the 4 student_times"),
     ("method.probabilities=[1,1,0,0]", "method: probabilities must sum to 1, not 2"),

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ladd_dist.config.section import Section
 from ladd_dist.config.values import Count, CountOrZero, Decay, NonNegativeNumber, PositiveNumber, Probability
@@ -45,15 +45,6 @@ class OptimizerConfig(Section):
     final_lr_ratio: Probability = 0.0
     clip_norm: PositiveNumber = 1.0
     """Gradients are scaled down to this global norm."""
-
-    @model_validator(mode="after")
-    def _decays(self) -> "OptimizerConfig":
-        if self.final_lr_ratio and self.decay != "cosine":
-            raise ValueError(
-                f"final_lr_ratio={self.final_lr_ratio:g} is only read by decay=cosine, but decay={self.decay}: set "
-                "decay=cosine, or final_lr_ratio=0"
-            )
-        return self
 
     @property
     def moments(self) -> tuple[MomentKind, ...]:

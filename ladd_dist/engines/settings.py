@@ -8,7 +8,8 @@ from ladd_dist.errors import LaddError
 def check_settings(config: Config) -> None:
     """Check that the engine is registered and can run with these settings, before anything is started.
 
-    A setting that the chosen engine does not read is an error, as any other key that nothing reads.
+    A setting that the chosen engine or schedule does not read is an error, as any other key that nothing reads. Here,
+    and not where a configuration is loaded: that of a checkpoint may be older than the rule.
 
     Raises:
         LaddError: naming the setting, or listing the known engines.
@@ -18,6 +19,13 @@ def check_settings(config: Config) -> None:
         if entry.section and name != config.engine and (changed := _changed(config, entry.section)):
             key = f"{entry.section}.{changed}"
             raise LaddError(f"{key} is only read by engine={name}, but engine={config.engine}: leave it out")
+    for section in ("student_optimizer", "head_optimizer"):
+        rate = getattr(config, section)
+        if rate and rate.final_lr_ratio and rate.decay != "cosine":
+            raise LaddError(
+                f"{section}.final_lr_ratio={rate.final_lr_ratio:g} is only read by decay=cosine, but {section}."
+                f"decay={rate.decay}: leave it out"
+            )
     chosen.check(config)
 
 
