@@ -4,12 +4,14 @@ import ast
 import json
 import re
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import run_state, trained_at
 from conftest import tiny_config
+from diffusers import StableDiffusion3Pipeline
 from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -64,9 +66,15 @@ def test_the_code_is_python_for_every_prompt(prompt: str, name: str) -> None:
     }
 
 
-def test_servers_find_the_students_own_defaults_in_the_cards_front_matter() -> None:
-    data = ModelCard(card_of()).data
-    assert data.inference == {"parameters": {"num_inference_steps": 4, "guidance_scale": 1.0}}
+@pytest.mark.parametrize("tokens", [77, 256])
+def test_what_is_not_the_pipelines_default_is_in_the_front_matter_for_servers_and_said_in_bold(tokens: int) -> None:
+    card = card_of(tiny_config(Path("run"), Path("data"), f"teacher.max_t5_tokens={tokens}"))
+    default = signature(StableDiffusion3Pipeline.__call__).parameters["max_sequence_length"].default
+    length = {} if tokens == default else {"max_sequence_length": tokens}
+    bold = ["`guidance_scale=1.0`", *(f"`{key}={value}`" for key, value in length.items())]
+    assert re.findall(r"^\*\*Always pass (.*?)\.\*\*", card, re.MULTILINE) == bold
+    data = ModelCard(card).data
+    assert data.inference == {"parameters": {"num_inference_steps": 4, "guidance_scale": 1.0, **length}}
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")
 
 

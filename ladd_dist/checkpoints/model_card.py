@@ -95,6 +95,7 @@ def model_card(
 def _keys(config: Config, teacher: str, licence: Licence) -> dict[str, Any]:
     """What the hub reads. Students draw without guidance, whatever their family; servers look at ``inference``."""
     defaults = {"num_inference_steps": len(config.method.times()), "guidance_scale": 1.0}
+    defaults |= family_of(config.teacher.path).arguments(config.teacher)
     base = {"base_model": teacher} if "/" in teacher else {}
     return {
         "library_name": "diffusers",

@@ -225,6 +225,13 @@ class Family(ABC):
         """
         raise LaddError("--format single: the teacher's family has no single files, choose --format diffusers")
 
+    def arguments(self, teacher: TeacherConfig) -> dict[str, Any]:
+        """What every call of an export must pass beside steps and guidance, since its pipeline's defaults are others.
+
+        A family that does not say has no such arguments.
+        """
+        return {}
+
     @abstractmethod
     def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
         """How an export is called, in Markdown for its model card, with code that makes ``drawing``.

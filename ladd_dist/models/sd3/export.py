@@ -5,23 +5,28 @@ loads from it. None of diffusers 0.39 would do: `FlowMatchEulerDiscreteScheduler
 `FlowMatchLCMScheduler` renoise, but end at one last time for every number of steps; `FlowMapEulerDiscreteScheduler`
 has these times, where they are evenly spaced, but follows the flow without fresh noise.
 
-One thing it cannot decide, so that the model card must say it: guidance, which is 7 by default.
+Two things it cannot decide, so that the model card must say them: guidance, which is 7 by default, and the number of
+T5 tokens, of which SD3 masks none.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ladd_dist.config import MethodSection, TeacherConfig
 from ladd_dist.models.family import Drawing
 from ladd_dist.models.folder import INDEX, absent_parts, pipeline_index
 from ladd_dist.models.sd3.few_step_scheduler import FewStepScheduler
 
+_TOKENS = 256
+"""diffusers' default of ``max_sequence_length``."""
+
 _USAGE = """\
 **Always pass `guidance_scale=1.0`.** The student was never trained with guidance; the pipeline's default is 7, and no
 file of this folder can change that. Always pass `num_inference_steps`, too: {counts}. Any other number, such as the
 pipeline's own 28, is an error.
 
-```python
+{always}```python
 import torch
 from diffusers import StableDiffusion3Pipeline
 
@@ -58,6 +63,13 @@ pipe.scheduler.step = partial(pipe.scheduler.step, generator=generator)  # and p
 ```
 """
 
+_ALWAYS = """\
+**Always pass `max_sequence_length={tokens}`.** It is how many T5 tokens the student was trained with, and SD3
+masks none of them: with the pipeline's default, {default}, it draws other pictures. No file of this folder can change
+that either.
+
+"""
+
 
 def write_scheduler(folder: Path, times: list[float]) -> None:
     """Make a copied diffusers folder's scheduler the student's sampler, see `FewStepScheduler`.
@@ -76,13 +88,20 @@ def write_scheduler(folder: Path, times: list[float]) -> None:
     (folder / INDEX).write_text(json.dumps(components, indent=2) + "\n", encoding="utf-8")
 
 
+def arguments(teacher: TeacherConfig) -> dict[str, Any]:
+    """The number of T5 tokens, where it is not the pipeline's own."""
+    return {} if teacher.max_t5_tokens == _TOKENS else {"max_sequence_length": teacher.max_t5_tokens}
+
+
 def usage(teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
     """Code that draws, valid for any name and prompt, at the student's number of T5 tokens; times by steps."""
     counts = method.step_counts
+    always = _ALWAYS.format(tokens=teacher.max_t5_tokens, default=_TOKENS) if arguments(teacher) else ""
     return _USAGE.format(
         name=_literal(drawing.folder), without="".join(f", {part}=None" for part in absent_parts(teacher.path)),
         prompt=_literal(drawing.prompt), steps=counts[0], height=drawing.height, width=drawing.width,
-        tokens=teacher.max_t5_tokens, counts=" or ".join(map(str, counts)), module=FewStepScheduler.__module__,
+        tokens=teacher.max_t5_tokens, always=always,
+        counts=" or ".join(map(str, counts)), module=FewStepScheduler.__module__,
         times=", ".join(f"{method.times(n)} in {n} step{'s' * (n > 1)}" for n in counts), all_times=method.times(),
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from ladd_dist.models.family import Drawing, Family, Joined, TokenGrid
 from ladd_dist.models.reduction import Reduced
 from ladd_dist.models.sd3.attention import Attention, choose_attention, expects_fused, set_attention
 from ladd_dist.models.sd3.configs import clip_tokens, load_config
-from ladd_dist.models.sd3.export import usage, write_scheduler
+from ladd_dist.models.sd3.export import arguments, usage, write_scheduler
 from ladd_dist.models.sd3.fit import check_parts, check_shapes
 from ladd_dist.models.sd3.layout import LAYOUT
 from ladd_dist.models.sd3.networks import vae_on_meta
@@ -120,6 +121,10 @@ class Sd3(Family):
     def single_file(self, names: Collection[str]) -> Mapping[str, Joined]:
         """See `original_names`."""
         return original_names(names)
+
+    def arguments(self, teacher: TeacherConfig) -> dict[str, Any]:
+        """See `models.sd3.export`."""
+        return arguments(teacher)
 
     def usage(self, teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
         """See `models.sd3.export`."""
