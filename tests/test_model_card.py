@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -24,6 +25,7 @@ from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.mds import Manifest, Provenance
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.models.licence import Licence
+from ladd_dist.models.lora import Lora, Scaled
 
 CONFIG = tiny_config(Path("run"), Path("data"), "teacher.max_t5_tokens=77")
 _FENCE = re.compile(r"^```python\n(.*?)```", re.DOTALL | re.MULTILINE)
@@ -31,11 +33,15 @@ _NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\
 
 
 def card_of(
-    config: Config = CONFIG, name: str = "student", prompt: str = "a one", dataset: Manifest | None = None
+    config: Config = CONFIG,
+    name: str = "student",
+    prompt: str = "a one",
+    dataset: Manifest | None = None,
+    loras: Sequence[Scaled] = (),
 ) -> str:
     state, example = run_state(5).model_copy(update={"dataset": dataset}), PromptEntry(0, prompt, Bucket(32, 64))
     return model_card(
-        config, name, state, "ema", Changed(torch.float32), example, Licence.of(config.teacher.path), None
+        config, name, state, "ema", Changed(torch.float32), example, loras, Licence.of(config.teacher.path), None
     )
 
 
@@ -141,6 +147,24 @@ def test_the_card_of_an_older_checkpoint_says_that_its_data_are_unknown() -> Non
     assert "\nThe checkpoint, an older one, does not say.\n" in card_of()
 
 
+def empty_lora(path: str) -> Lora:
+    return Lora(path, base=None, kept=None, downs={}, ups={}, scales={})
+
+
+def test_adapters_that_are_merged_are_named_by_no_path_of_the_machine() -> None:
+    paths = [("/home/me/runs/dpo/checkpoints/step-00000400", 1.0), ("/home/me/loras/ink.safetensors", 0.5)]
+    paths.append(("/home/me/models--org--style/snapshots/4ab6/lora.safetensors", -2.0))
+    loras = [(empty_lora(path), scale) for path, scale in paths]
+    names = "`dpo/step-00000400 x 1`, `loras/ink.safetensors x 0.5`, `org/style/lora.safetensors x -2`"
+    said = f"\n\nMerged into it are adapters, whose own data and licences apply, too: {names}.\n\n**Always"
+    assert said in card_of(loras=loras) and "/home" not in card_of(loras=loras) and "Merged" not in card_of()
+
+
+def test_a_start_that_is_not_the_teacher_is_named() -> None:
+    for override, said in ((), ""), (("student.path=/home/me/small",), " from `small`"):
+        assert f"with ladd_dist{said},\n" in card_of(tiny_config(Path("run"), Path("data"), *override))
+
+
 def test_what_a_run_is_trained_on_is_in_its_state() -> None:
     state = run_state(5).model_copy(update={"dataset": Manifest(MADE, COUNTS, {"torch": "2"})})
     assert type(state).model_validate_json(state.model_dump_json(), strict=True) == state
@@ -168,8 +192,10 @@ def test_the_teachers_licence_goes_with_its_student(tmp_path: Path) -> None:
     with_readme(tmp_path / "sd3", f"---\n{json.dumps(head)}\n---\n# SD3\n", "LICENSE.md", "NOTICE")
     config, checkpoint = trained_at(tmp_path / "run", tmp_path / "data", f"teacher.path={tmp_path / 'sd3'}")
     example = PromptEntry(0, "a one", Bucket(32, 64))
-    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, example)
+    loras = [(empty_lora("ink.safetensors"), 0.5)]
+    folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, example, loras)
     card = (folder / "README.md").read_text()
+    assert "/ink.safetensors x 0.5`" in card
     data = ModelCard(card).data.to_dict()
     assert {key: data.get(key) for key in LICENCE} == LICENCE and not {"tags", "extra_gated_prompt"} & set(data)
     called = 'derived from `sd3`, whose licence, `community: "x"`, applies to them. Its text is beside this file'

@@ -80,7 +80,7 @@ def export(
         family_of(config.teacher.path).write_sampler(temporary, config.method)
         changed = _write_transformer(temporary / "transformer", student, dtype)
         licence = Licence.of(config.teacher.path)
-        card = model_card(config, folder.name, checkpoint.state, weights, changed, example, licence, scores)
+        card = model_card(config, folder.name, checkpoint.state, weights, changed, example, loras, licence, scores)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         for file in licence.files:
             shutil.copyfile(file, temporary / file.name)

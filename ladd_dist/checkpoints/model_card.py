@@ -2,7 +2,8 @@
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from PIL import Image
 
 from ladd_dist.checkpoints.changed import Changed
+from ladd_dist.checkpoints.folders import checkpoints_of
 from ladd_dist.checkpoints.reader import RunState
 from ladd_dist.config import Config
 from ladd_dist.data.mds import Manifest
@@ -18,6 +20,7 @@ from ladd_dist.files.disk import real_path
 from ladd_dist.methods.registry import method_of
 from ladd_dist.models.family import Drawing
 from ladd_dist.models.licence import Licence
+from ladd_dist.models.lora import Scaled, called
 from ladd_dist.models.registry import family_of
 from ladd_dist.models.start import Start
 
@@ -28,7 +31,7 @@ _CARD = """---
 A few-step student of {teacher}, {trained} with ladd_dist{start},
 {iterations} iterations ({weights} weights).
 {changed}.
-
+{merged}
 {usage}
 
 ## How good it is
@@ -62,7 +65,7 @@ class Scores:
 
 def model_card(
     config: Config, name: str, state: RunState, weights: str, changed: Changed, example: PromptEntry,
-    licence: Licence, scores: Scores | None,
+    loras: Sequence[Scaled], licence: Licence, scores: Scores | None,
 ) -> str:  # fmt: skip
     """Markdown with a call that draws ``example``, see `Family.usage`.
 
@@ -71,6 +74,7 @@ def model_card(
         state: of the run when the weights were saved.
         weights: ``ema`` or ``student``.
         changed: how many of them training has changed.
+        loras: merged into it, beside its own.
         licence: the teacher's, whose files are to lie beside the card.
         scores: of these weights, if they were evaluated.
     """
@@ -85,6 +89,7 @@ def model_card(
         iterations=state.iteration,
         weights=weights,
         changed=changed,
+        merged=_merged(loras),
         usage=family_of(config.teacher.path).usage(config.teacher, config.method, drawing).rstrip(),
         scores=f"{scores.text}\n\n![Pictures]({PICTURES})" if scores else "These weights were not evaluated.",
         data=_data(state.dataset, _span(teacher)),
@@ -141,9 +146,27 @@ def _licence(licence: Licence, teacher: str) -> str:
 
 
 def _start(config: Config) -> str:
-    """What a smaller student was made of."""
+    """What a student was made of that did not begin as the whole teacher."""
     start = Start.of(config)
-    return f" from {start.kept} of {_span(teacher_name(start.folder))}" if start.kept else ""
+    folder = _span(teacher_name(start.folder))
+    if start.kept:
+        return f" from {start.kept} of {folder}"
+    return f" from {folder}" if config.student.path else ""
+
+
+def _merged(loras: Sequence[Scaled]) -> str:
+    """A paragraph on adapters of other trainings."""
+    if not loras:
+        return ""
+    names = ", ".join(map(_span, called([(replace(lora, name=_lora_name(lora.name)), n) for lora, n in loras])))
+    return f"\nMerged into it are adapters, whose own data and licences apply, too: {names}.\n"
+
+
+def _lora_name(path: str) -> str:
+    """What a file of adapters or a checkpoint is called, after its folder or run: its own name may say little."""
+    folder, name = Path(path).parent, Path(path).name
+    run = folder.parent
+    return f"{teacher_name(str(run if folder == checkpoints_of(run) else folder))}/{name}"
 
 
 def teacher_name(path: str) -> str:
