@@ -119,6 +119,13 @@ def test_without_leave_to_run_its_scheduler_loading_is_refused_with_the_remedy(s
             single.load(kind)
 
 
+def test_a_balanced_device_map_needs_the_cards_way_without_its_code(single: Exported) -> None:
+    with pytest.raises(ValueError, match=r"few_step_scheduler.py\.\nPass `trust_remote_code=True`"):
+        single.load(trust_remote_code=True, device_map="balanced")
+    assert single.load(scheduler=None, device_map="balanced").transformer is not None
+    assert '\nWith `device_map="balanced"` this is the one way: ' in (single.folder / "README.md").read_text()
+
+
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
     """What diffusers warns of; it passes nothing on to the handlers that pytest reads."""

@@ -48,6 +48,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)  # and pipe(..., sigmas={all_times})
 ```
 
+With `device_map="balanced"` this is the one way: diffusers 0.39 then refuses code of a folder, whatever leave it has.
+
 From image to image, `StableDiffusion3Img2ImgPipeline` is loaded and called in the same way; `strength` says at which
 of the times it begins.
 
