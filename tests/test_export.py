@@ -26,6 +26,7 @@ from ladd_dist.config import Config, LaddConfig
 from ladd_dist.data.buckets import Bucket
 from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.flow import add_noise
+from ladd_dist.diffusion.noise import IMAGE_DEVICE
 from ladd_dist.drawing.pipeline import Pipeline
 from ladd_dist.drawing.sampling import sample_student
 from ladd_dist.errors import LaddError
@@ -231,6 +232,8 @@ def test_a_scheduler_that_is_handed_the_generators_draws_all_noise_from_them(sin
     network = load_student(single.config, single.checkpoint, "ema", torch.float32)
     expected = ours.student(network, ours.encode(prompts, seeds, Bucket(32, 64)))
     pipe = single.load(trust_remote_code=True)
+    card = (single.folder / "README.md").read_text()
+    assert f"by a generator of the {IMAGE_DEVICE.type.upper()} with a picture's seed" in card
     code = codes(single.folder / "README.md")[2]
     assert "torch.Generator().manual_seed(0)" in code
     for unrelated in range(2):

@@ -54,8 +54,8 @@ From image to image, `StableDiffusion3Img2ImgPipeline` is loaded and called in t
 of the times it begins.
 
 One `generator=` makes one picture, also in a batch with a list of them: noise between steps is made from the initial
-noise. The trainer's own sampler draws both from a picture's seed. To have its pictures, hand the generators to the
-scheduler as well, before every call:
+noise. The trainer's own sampler draws both by a generator of the CPU with a picture's seed, wherever it computes. To
+have its pictures, hand such generators to the scheduler as well, before every call:
 
 ```python
 from functools import partial
