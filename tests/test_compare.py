@@ -536,7 +536,7 @@ def test_impossible_numbers_are_refused(compare: Command, args: list[str]):
 
 
 def test_ranks_are_not_started_around_it(compare: Command, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distributed, "start", lambda _: replace(ALONE, size=2))
+    monkeypatch.setattr(distributed, "start", lambda *_: replace(ALONE, size=2))
     done = compare()
     assert done.code == 2
     assert done.err.startswith("error: compare.py starts the ranks itself: run it with plain python")
