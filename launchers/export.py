@@ -60,6 +60,8 @@ def main(launch: Launch) -> None:
 
 def _drawn(checkpoint: "Checkpoint", file: Path) -> str:
     """What no single file can say of itself."""
+    if checkpoint.config.method.draws_as_teacher:
+        return f"exported {checkpoint.path.name} to {file}: draw with it as with the teacher"
     times = ", ".join(f"{time:g}" for time in checkpoint.config.method.times())
     way = "with fresh noise between them, without guidance and without a shift of times"
     return f"exported {checkpoint.path.name} to {file}: draw with it at times {times}, {way}"

@@ -1,13 +1,18 @@
 """The method seam: a second objective goes through the same trainer, record, checkpoints, comparison and export."""
 
+import re
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import ALONE, TINY, tiny_config, tiny_overrides
+from conftest import ALONE, ROOT, TINY, tiny_config, tiny_overrides
+from huggingface_hub import ModelCard
 
 from ladd_dist.checkpoints.export import export
 from ladd_dist.checkpoints.reader import open_newest
+from ladd_dist.checkpoints.student import load_student
 from ladd_dist.config import Config, load
 from ladd_dist.config.method import DpoConfig, FlowMatchingConfig, LaddConfig
 from ladd_dist.data.buckets import Bucket
@@ -16,11 +21,14 @@ from ladd_dist.data.prompts import PromptEntry
 from ladd_dist.diffusion.batch import Batch
 from ladd_dist.diffusion.conditioning import Conditioning
 from ladd_dist.distributed.clock import Clock
+from ladd_dist.drawing.pipeline import Pipeline
 from ladd_dist.errors import LaddError
 from ladd_dist.measuring.compare import compare_runs
 from ladd_dist.methods.flow_matching import FlowMatching
 from ladd_dist.methods.registry import METHODS, build_method, method_of
+from ladd_dist.models.registry import family_of
 from ladd_dist.planning.memory import expected_state
+from ladd_dist.planning.networks import check_networks
 from ladd_dist.report.charts import draw_charts
 from ladd_dist.training.tracking import read_metrics
 from ladd_dist.training.trainer import Trainer
@@ -63,15 +71,36 @@ def test_a_run_that_was_stopped_is_the_same(run: Path, dataset: Path, tmp_path: 
     assert found.accepted and set(found.parameters) == {"student", "ema"}
 
 
-def test_its_checkpoint_is_exported(run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_its_checkpoint_is_exported_as_what_draws_as_its_teacher(
+    run: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = open_newest(run, ALONE)
     assert checkpoint is not None
     assert {key.split("/")[0] for key in checkpoint.shapes} == {"student", "ema"}
     config, example = fine_tuning(run, dataset), PromptEntry(0, "a seven", Bucket(32, 32))
     folder = export(config, checkpoint, tmp_path / "out", "ema", torch.float32, example)
-    assert (folder / "transformer/diffusion_pytorch_model.safetensors").is_file()
     card = (folder / "README.md").read_text()
-    assert "trained by flow matching" in card and "Adversarial" not in card
+    assert "A fine-tuned copy of `teacher`, trained by flow matching" in card and "few-step" not in card
+    called = {"num_inference_steps": 2, "guidance_scale": 1.5, "max_sequence_length": 10}
+    assert ModelCard(card).data.inference == {"parameters": called}
+
+    pipeline = Pipeline(config, ALONE.device)
+    encoded = pipeline.encode([example.prompt], [0], example.bucket)
+    network = load_student(config, checkpoint, "ema", torch.float32)
+    with torch.no_grad():
+        (ours,) = pipeline.decode(pipeline.teacher(network, encoded, 2, 1.5))
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], drawn := {})
+    theirs = torch.from_numpy(np.asarray(drawn["image"]).copy()).permute(2, 0, 1) / 255
+    torch.testing.assert_close(ours, theirs, atol=0.51 / 255, rtol=0)
+
+    for key in ("teacher.path", "student.path"):
+        check_networks(load(TINY, [f"{key}={folder}"]))
+    settings = [family_of(path).schedule(path).settings for path in (folder, config.teacher.path)]
+    assert settings[0] == settings[1]
+    said = runpy.run_path(str(ROOT / "launchers/export.py"))["_drawn"](checkpoint, Path("out.safetensors"))
+    assert said.endswith("to out.safetensors: draw with it as with the teacher")
 
 
 def test_the_gradient_is_that_of_the_velocitys_error(dataset: Path, tmp_path: Path) -> None:

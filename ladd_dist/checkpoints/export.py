@@ -54,8 +54,9 @@ def export(
 ) -> Path:
     """Write the teacher's folder with the student's weights in the place of the transformer's.
 
-    The sampler becomes the student's, whatever the teacher's was, see `Family.write_sampler`. Weights pass through
-    memory one by one; a line says how many of them differ from those that training started with, once rounded.
+    The sampler becomes the student's, whatever the teacher's was, see `Family.write_sampler`, unless what was trained
+    draws as the teacher does. Weights pass through memory one by one; a line says how many of them differ from those
+    that training started with, once rounded.
 
     Args:
         weights: ``ema`` or ``student``.
@@ -77,7 +78,8 @@ def export(
     student = TrainedStudent(config, checkpoint, weights, loras)
     with replacing(folder, "export", overwrite) as temporary:
         copy_pipeline(Path(config.teacher.path), temporary, without="transformer")
-        family_of(config.teacher.path).write_sampler(temporary, config.method)
+        if not config.method.draws_as_teacher:
+            family_of(config.teacher.path).write_sampler(temporary, config.method)
         changed = _write_transformer(temporary / "transformer", student, dtype)
         licence = Licence.of(config.teacher.path)
         card = model_card(config, folder.name, checkpoint.state, weights, changed, example, loras, licence, scores)

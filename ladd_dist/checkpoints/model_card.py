@@ -28,7 +28,7 @@ _CARD = """---
 {keys}---
 # {title}
 
-A few-step student of {teacher}, {trained} with ladd_dist{start},
+{kind} of {teacher}, {trained} with ladd_dist{start},
 {iterations} iterations ({weights} weights).
 {changed}.
 {merged}
@@ -78,11 +78,16 @@ def model_card(
         licence: the teacher's, whose files are to lie beside the card.
         scores: of these weights, if they were evaluated.
     """
-    drawing = Drawing(name, example.prompt, example.bucket.height, example.bucket.width)
+    as_teacher = config.method.draws_as_teacher
+    steps, guidance = (
+        (config.synthesis.steps, config.synthesis.guidance) if as_teacher else (len(config.method.times()), 1.0)
+    )
+    drawing = Drawing(name, example.prompt, example.bucket.height, example.bucket.width, steps, guidance)
     teacher = teacher_name(config.teacher.path)
     return _CARD.format(
-        keys=yaml.safe_dump(_keys(config, teacher, licence), sort_keys=False, allow_unicode=True),
+        keys=yaml.safe_dump(_keys(config, drawing, teacher, licence), sort_keys=False, allow_unicode=True),
         title=" ".join(name.split()),
+        kind="A fine-tuned copy" if as_teacher else "A few-step student",
         teacher=_span(teacher),
         trained=method_of(config).TRAINED,
         start=_start(config),
@@ -97,9 +102,9 @@ def model_card(
     )
 
 
-def _keys(config: Config, teacher: str, licence: Licence) -> dict[str, Any]:
-    """What the hub reads. Students draw without guidance, whatever their family; servers look at ``inference``."""
-    defaults = {"num_inference_steps": len(config.method.times()), "guidance_scale": 1.0}
+def _keys(config: Config, drawing: Drawing, teacher: str, licence: Licence) -> dict[str, Any]:
+    """What the hub reads; servers look at ``inference``."""
+    defaults = {"num_inference_steps": drawing.steps, "guidance_scale": drawing.guidance}
     defaults |= family_of(config.teacher.path).arguments(config.teacher)
     base = {"base_model": teacher} if "/" in teacher else {}
     return {

@@ -18,6 +18,9 @@ class MethodSection(Section):
     trains_adapters: ClassVar[bool] = False
     """Whether it holds a student with adapters against the student without, and so needs ``student.lora``."""
 
+    draws_as_teacher: ClassVar[bool] = False
+    """Whether what it trains is to be drawn as the teacher is, in many steps with guidance: so it is exported."""
+
     trains_on_pairs: ClassVar[bool] = False
     """Whether it needs a dataset of preference pairs, which ``launchers/synthesize.py`` does not draw."""
 
@@ -45,7 +48,7 @@ class MethodSection(Section):
 
     @property
     def few_steps(self) -> bool:
-        """Whether what is trained draws at `student_times`, and so may be previewed, evaluated and exported."""
+        """Whether what is trained may be drawn at `student_times`, previewed, evaluated and exported."""
         return True
 
     @property
@@ -117,6 +120,7 @@ class LaddConfig(MethodSection):
 class FlowMatchingConfig(MethodSection):
     """Flow-matching fine-tuning of the student on the latents, by velocity regression (arXiv 2403.03206, eq. 2)."""
 
+    draws_as_teacher: ClassVar[bool] = True
     name: Literal["flow_matching"] = "flow_matching"
     time_location: Number = 0.0
     """Logit-normal location of the noise level at 4,096 image tokens; shifted to each bucket's own token count."""

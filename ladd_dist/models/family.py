@@ -88,12 +88,15 @@ class Drawing:
     Attributes:
         folder: the export's name, as the call gives it.
         height: in pixels, as ``width``.
+        guidance: 1 is none.
     """
 
     folder: str
     prompt: str
     height: int
     width: int
+    steps: int
+    guidance: float
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ class Family(ABC):
 
     @abstractmethod
     def write_sampler(self, folder: Path, method: MethodSection) -> None:
-        """Have an export draw as students do: ``folder`` is a copy of the teacher's, still with its schedule.
+        """Have an export draw in few steps: ``folder`` is a copy of the teacher's, still with its schedule.
 
         Args:
             method: knows the times of the student's steps.
@@ -237,6 +240,6 @@ class Family(ABC):
         """How an export is called, in Markdown for its model card, with code that makes ``drawing``.
 
         Args:
-            method: knows the times of the student's steps.
+            method: knows the times of the student's steps, or that it draws as the teacher.
             drawing: its name and prompt may hold any characters.
         """

@@ -21,23 +21,32 @@ from ladd_dist.models.sd3.few_step_scheduler import FewStepScheduler
 _TOKENS = 256
 """diffusers' default of ``max_sequence_length``."""
 
+_CALL = """\
+```python
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+pipe = StableDiffusion3Pipeline.from_pretrained({loaded})
+image = pipe(
+    {prompt},
+    num_inference_steps={steps}, guidance_scale={guidance}, max_sequence_length={tokens},
+    height={height}, width={width}, generator=torch.Generator().manual_seed(0),
+).images[0]
+```
+"""
+
+_AS_TEACHER = """\
+It draws as its teacher does, in many steps with guidance, by the teacher's own schedule, which is in this folder. The
+steps and the guidance of this call are those at which the run's configuration has the teacher draw.
+
+{always}{call}"""
+
 _USAGE = """\
 **Always pass `guidance_scale=1.0`.** The student was never trained with guidance; the pipeline's default is 7, and no
 file of this folder can change that. Always pass `num_inference_steps`, too: {counts}. Any other number, such as the
 pipeline's own 28, is an error.
 
-{always}```python
-import torch
-from diffusers import StableDiffusion3Pipeline
-
-pipe = StableDiffusion3Pipeline.from_pretrained({name}, trust_remote_code=True{without})
-image = pipe(
-    {prompt},
-    num_inference_steps={steps}, guidance_scale=1.0, height={height}, width={width}, max_sequence_length={tokens},
-    generator=torch.Generator().manual_seed(0),
-).images[0]
-```
-
+{always}{call}
 `trust_remote_code=True` lets diffusers run `scheduler/{module}.py`, which steps at the times that the student was
 trained at: {times}. Without it loading is refused. To run no code of this folder, load it with `scheduler=None` and
 give the pipeline times in every call:
@@ -66,9 +75,8 @@ pipe.scheduler.step = partial(pipe.scheduler.step, generator=generator)  # and p
 """
 
 _ALWAYS = """\
-**Always pass `max_sequence_length={tokens}`.** It is how many T5 tokens the student was trained with, and SD3
-masks none of them: with the pipeline's default, {default}, it draws other pictures. No file of this folder can change
-that either.
+**Always pass `max_sequence_length={tokens}`.** The network was trained with so many T5 tokens, and SD3 masks
+none of them: with the pipeline's default, {default}, it draws other pictures. No file of this folder can change that.
 
 """
 
@@ -97,13 +105,19 @@ def arguments(teacher: TeacherConfig) -> dict[str, Any]:
 
 def usage(teacher: TeacherConfig, method: MethodSection, drawing: Drawing) -> str:
     """Code that draws, valid for any name and prompt, at the student's number of T5 tokens; times by steps."""
-    counts = method.step_counts
+    trust = [] if method.draws_as_teacher else ["trust_remote_code=True"]
+    absent = [f"{part}=None" for part in absent_parts(teacher.path)]
+    call = _CALL.format(
+        loaded=", ".join([_literal(drawing.folder), *trust, *absent]), prompt=_literal(drawing.prompt),
+        steps=drawing.steps, guidance=drawing.guidance, height=drawing.height, width=drawing.width,
+        tokens=teacher.max_t5_tokens,
+    )  # fmt: skip
     always = _ALWAYS.format(tokens=teacher.max_t5_tokens, default=_TOKENS) if arguments(teacher) else ""
+    if method.draws_as_teacher:
+        return _AS_TEACHER.format(always=always, call=call)
+    counts = method.step_counts
     return _USAGE.format(
-        name=_literal(drawing.folder), without="".join(f", {part}=None" for part in absent_parts(teacher.path)),
-        prompt=_literal(drawing.prompt), steps=counts[0], height=drawing.height, width=drawing.width,
-        tokens=teacher.max_t5_tokens, always=always,
-        counts=" or ".join(map(str, counts)), module=FewStepScheduler.__module__,
+        always=always, call=call, counts=" or ".join(map(str, counts)), module=FewStepScheduler.__module__,
         times=", ".join(f"{method.times(n)} in {n} step{'s' * (n > 1)}" for n in counts), all_times=method.times(),
     )  # fmt: skip
 
