@@ -104,6 +104,7 @@ def test_the_hosts_of_those_at_fault_are_told_apart() -> None:
 
     assert hosts(beat(), silent=31) == ("n8",)
     assert hosts(beat(state="failed", error="ValueError: no")) == ("n8",)
+    assert hosts(beat(state="refused", error="no word of own/7")) == (), "whoever says so is not at fault"
     assert hosts(beat(4), still=901) == ("n8",)
     assert hosts(beat(), still=901) == (), "a collective that hangs is nobody's fault"
 

@@ -10,7 +10,8 @@ _NAMED = 8
 """So many ranks are named one by one; a lost rack of 72 needs no longer line."""
 
 RankState = Literal["runs", "done", "failed", "refused", "left"]
-"""``failed`` and ``refused`` (bad input) ended with an error of their own, ``left`` with another rank's."""
+"""``failed`` and ``refused`` (bad input, or a node's fault that all ranks hear of) ended with an error of their own,
+``left`` with another rank's."""
 
 
 class Beat(NamedTuple):
@@ -97,7 +98,8 @@ def diagnose(
     if failed:
         text = _several([f"{name(r, b)} ended {b.where}: {b.error}" for r, b in failed.items()])
         refused = all(b.state == "refused" for b in failed.values())
-        return Diagnosis(text, by, patient=refused, hosts=_hosts(failed.values()))
+        own = [b for b in failed.values() if b.state == "failed"]  # what is refused is no fault of who says so
+        return Diagnosis(text, by, patient=refused, hosts=_hosts(own))
     gone = [rank for rank in running if seen[rank].silent > dead_after]
     if gone:
         text = _several([f"{name(r, running[r])} is gone: {_silence(seen[r])}" for r in gone])
