@@ -19,7 +19,7 @@ from launch import join, start_ranks
 from recorded import Kill, assert_same_run, kills_of, own_data, segments_of, train, train_until_killed
 
 from ladd_dist.config import Config
-from ladd_dist.data import shared_memory
+from ladd_dist.data import patches
 from ladd_dist.data.mds import Manifest
 from ladd_dist.data.reader import LatentReader
 from ladd_dist.training.tracking import read_metrics
@@ -94,7 +94,7 @@ def test_a_position_that_a_killed_run_left_in_shared_memory_is_not_taken_over(
     """Of a rank that was killed while the others left in order, Streaming's position alone may stay behind."""
     config = tiny_config(tmp_path, dataset)
     first = [batch.ids for batch in next(iter(LatentReader(config, Manifest.read(dataset), ALONE)))]
-    register, left = shared_memory.take_number, []
+    register, left = patches.take_number, []
 
     def register_where_it_stayed(*args: object) -> tuple[int, object]:
         prefix, memory = register(*args)
@@ -104,7 +104,7 @@ def test_a_position_that_a_killed_run_left_in_shared_memory_is_not_taken_over(
         left[0].buf[: len(text)] = text
         return prefix, memory
 
-    monkeypatch.setattr(shared_memory, "take_number", register_where_it_stayed)
+    monkeypatch.setattr(patches, "take_number", register_where_it_stayed)
     reader = LatentReader(config, Manifest.read(dataset), ALONE)
     assert [batch.ids for batch in next(iter(reader))] == first
     assert reader.state_dict() == {"epoch": 0, "samples": 8}
